@@ -1,0 +1,1 @@
+//! The shard format, byte by byte.

@@ -1,0 +1,12 @@
+//! The data plane of `detco`: bytes on disk to a slab of pixels, without libtorch.
+
+pub mod decode;
+pub mod format;
+pub mod order;
+pub mod pack;
+pub mod pipe;
+pub mod pipeline;
+pub mod slab;
+pub mod stats;
+pub mod stream;
+pub mod views;

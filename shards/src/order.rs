@@ -1,0 +1,1 @@
+//! Which sample comes when: (seed, epoch, cursor) to sample ids, integers only.

@@ -1,0 +1,1 @@
+//! Images, class folders, ImageNet's tar of tars to shards.

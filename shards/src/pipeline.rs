@@ -1,0 +1,1 @@
+//! The wiring: order, stream, decode, views, slab.

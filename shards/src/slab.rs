@@ -1,0 +1,1 @@
+//! Recycled host buffers that hold a batch of pixels.

@@ -1,0 +1,1 @@
+//! Opened shards: sample ids to slices of the map.

@@ -1,0 +1,1 @@
+//! Draw, then render: crops, colour, blur, jigsaw patches.

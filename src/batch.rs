@@ -1,0 +1,1 @@
+//! Slab to tensors: the only place where bytes become tensors.

@@ -1,0 +1,1 @@
+//! Everything needed to go on, one atomic directory.

@@ -1,0 +1,1 @@
+//! The world: ranks and their collectives.

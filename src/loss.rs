@@ -1,0 +1,1 @@
+//! InfoNCE over levels and scopes.

@@ -1,0 +1,2 @@
+//! `detco`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Backbone, heads, encoders, queues: pure.

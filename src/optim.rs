@@ -1,0 +1,1 @@
+//! SGD whose state can be saved.

@@ -1,0 +1,2 @@
+//! `detco-train`: the commands that need libtorch; `detco` hands over to it.
+fn main() {}
