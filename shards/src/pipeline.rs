@@ -341,7 +341,8 @@ impl Loader {
         for worker in 0..workers {
             let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
             let (options, stats) = (options.clone(), Arc::clone(&stats));
-            let body = move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
+            let body =
+                move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
             pool.start(format!("detco-worker-{worker}"), body).map_err(PipelineError::Thread)?;
         }
         let dispatcher = Dispatcher {
@@ -502,8 +503,7 @@ impl Dispatcher {
                 continue;
             }
             let slots = order.slots(cursor.step, rank, world);
-            let samples: Vec<u64> =
-                slots.clone().map(|slot| order.sample(cursor, slot)).collect();
+            let samples: Vec<u64> = slots.clone().map(|slot| order.sample(cursor, slot)).collect();
             let faults = Mutex::new(Vec::new());
             let work = Work { cursor, number, first_slot: slots.start, samples, faults };
             if !self.dispatch(Arc::new(work)) {
