@@ -124,6 +124,17 @@ impl ShardSet {
         }
     }
 
+    /// The class number of a sample, without touching its image. `None` for one without a class.
+    ///
+    /// # Errors
+    ///
+    /// As [`ShardSet::sample`].
+    pub fn class(&self, id: u64) -> Result<Option<u32>, ShardError> {
+        let missing = ShardError::NoSuchSample { id, samples: self.samples };
+        let (_, shard, _, entry) = self.find(id).ok_or(missing)?;
+        entry.class.map(|span| shard.class(&entry, span)).transpose()
+    }
+
     /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
     /// that cannot be read; the last shard's for an unknown id.
     pub fn shard_of(&self, id: u64) -> usize {
