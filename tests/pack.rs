@@ -1,0 +1,157 @@
+//! `detco pack` as a process: killed, out of room, under other eyes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Files below a folder by relative path; hidden ones (temp files, state) only when asked for.
+fn tree(folder: &Path, hidden: bool) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).expect("lists") {
+            let path = entry.expect("lists").path();
+            let name = path.strip_prefix(folder).expect("below").display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else if hidden || !name.starts_with('.') {
+                files.insert(name, std::fs::read(&path).expect("reads"));
+            }
+        }
+    }
+    files
+}
+
+fn images(folder: &Path, count: u32) {
+    for number in 0..count {
+        let class = folder.join(["ant", "bee", "cow"][number as usize % 3]);
+        std::fs::create_dir_all(&class).expect("creates");
+        let picture = image::RgbImage::from_fn(60 + number % 40, 48, |x, y| {
+            let wave = |k: u32| (127.0 + 120.0 * (f64::from(x * k + y + number) / 7.0).sin()) as u8;
+            image::Rgb([wave(1), wave(2), wave(3)])
+        });
+        picture.save(class.join(format!("{number:04}.jpg"))).expect("saves");
+    }
+}
+
+fn detco(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_detco"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    detco(arguments).output().expect("starts")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+#[test]
+fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
+    let root = tempfile::tempdir().expect("a folder");
+    let source = root.path().join("images");
+    images(&source, 300);
+    let whole = root.path().join("whole");
+    let options = ["--shard-size", "7", "--resize-short", "40", "--workers", "2"];
+    let pack = |out: &Path, more: &[&str]| {
+        let mut arguments = vec!["pack", text(&source), text(out)];
+        arguments.extend(options);
+        arguments.extend(more);
+        detco(&arguments)
+    };
+    let start = Instant::now();
+    let finished = pack(&whole, &[]).output().expect("starts");
+    let took = start.elapsed();
+    assert!(finished.status.success(), "{}", String::from_utf8_lossy(&finished.stderr));
+    let expected = tree(&whole, true);
+
+    let out = root.path().join("out");
+    // Moments from the start to past the end, unevenly, so that each kill finds another state.
+    let mut kills = 0;
+    for attempt in 0..12u32 {
+        let mut child = pack(&out, &["--resume"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let share = f64::from(attempt * 37 % 100) / 100.0;
+        std::thread::sleep(Duration::from_secs_f64(took.as_secs_f64() * 0.5 * share));
+        child.kill().expect("SIGKILL");
+        kills += u32::from(!child.wait().expect("ends").success());
+        // Whatever has a shard's name is whole, to the byte.
+        let found = if out.exists() { tree(&out, false) } else { BTreeMap::new() };
+        for (name, bytes) in found {
+            assert!(expected.get(&name) == Some(&bytes), "{name} after kill {attempt}");
+        }
+    }
+    assert!(kills > 0, "no kill came in time");
+    let resumed = pack(&out, &["--resume"]).output().expect("starts");
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert!(tree(&out, true) == expected, "other bytes after {kills} kills");
+    let verified = output(&["verify", text(&out)]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_can_be_resumed() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (source, out) = (root.path().join("images"), root.path().join("out"));
+    images(&source, 60);
+    // A limit on the size of a file stands for the disk: the write is refused in the same place.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 8; exec '{}' pack '{}' '{}'",
+        env!("CARGO_BIN_EXE_detco"),
+        source.display(),
+        out.display()
+    );
+    let full = Command::new("sh").arg("-c").arg(script).output().expect("starts");
+    let error = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert_eq!(full.status.code(), Some(1), "{error}");
+    assert!(error.contains("no space left") && error.contains("--resume"), "{error}");
+    assert!(tree(&out, false).is_empty(), "nothing looks like a shard");
+    let resumed = output(&["pack", text(&source), text(&out), "--resume"]);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert!(output(&["verify", text(&out)]).status.success());
+}
+
+#[test]
+fn it_is_quiet_and_says_what_is_wrong() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (source, out) = (root.path().join("images"), root.path().join("out"));
+    images(&source, 9);
+    let packed = output(&["pack", text(&source), text(&out), "--shard-size", "4"]);
+    assert!(packed.status.success());
+    let line = String::from_utf8(packed.stdout).expect("UTF-8");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains("9 samples in 3 shards") && line.contains("3 classes"), "{line}");
+    assert!(packed.stderr.is_empty());
+
+    let again = output(&["pack", text(&source), text(&out)]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("pack into another folder"));
+    let wrong = output(&["pack", text(&source), text(&out), "--shard-size", "many"]);
+    assert_eq!(wrong.status.code(), Some(2));
+
+    let inspected = output(&["inspect", text(&out), "--json"]);
+    assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("JSON");
+    assert_eq!(json["samples"], 9);
+    assert_eq!(json["classes"][1]["name"], "bee");
+    assert_eq!(json["classes"][1]["samples"], 3);
+    assert_eq!(json["formats"]["JPEG"], 9);
+    let table = output(&["inspect", text(&out)]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("classes        3, of 3 to 3 samples"));
+
+    let tar = out.join("000001.tar");
+    let mut bytes = std::fs::read(&tar).expect("reads");
+    bytes[700] ^= 1;
+    std::fs::write(&tar, bytes).expect("writes");
+    let faulty = output(&["verify", text(&out), "--json"]);
+    assert_eq!(faulty.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&faulty.stdout).expect("JSON");
+    let fault = &json["faults"][0];
+    assert!(fault["file"].as_str().is_some_and(|file| file.ends_with("000001.tar")), "{json}");
+}
