@@ -67,12 +67,15 @@ pub(crate) fn write_set(folder: &Path, seed: u64, train: usize, test: usize) -> 
             let to = folder.join(part_name).join(class.name);
             std::fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
             let numbers = 0..count;
-            jobs.extend(numbers.map(|number| (part, label, number, to.join(format!("{number:04}.jpg")))));
+            jobs.extend(
+                numbers.map(|number| (part, label, number, to.join(format!("{number:04}.jpg")))),
+            );
         }
     }
     let next = AtomicUsize::new(0);
     let draw = || -> Result<()> {
-        while let Some((part, label, number, path)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some((part, label, number, path)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
+        {
             let picture = draw(seed, *part, *label, *number);
             picture.write(path).with_context(|| format!("writing {}", path.display()))?;
         }
@@ -300,9 +303,9 @@ impl Shape {
 /// Signed distance to a regular polygon whose sides lie `inner` from the centre.
 fn polygon(p: Point, sides: u32, inner: f32) -> f32 {
     let sector = TAU / sides as f32;
-    (0..sides).map(|side| side as f32 * sector).fold(f32::MIN, |most, angle| {
-        most.max(p.x * angle.sin() + p.y * angle.cos() - inner)
-    })
+    (0..sides)
+        .map(|side| side as f32 * sector)
+        .fold(f32::MIN, |most, angle| most.max(p.x * angle.sin() + p.y * angle.cos() - inner))
 }
 
 impl Texture {
