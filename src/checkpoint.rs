@@ -1,1 +1,486 @@
 //! Everything needed to go on, one atomic directory.
+//!
+//! ```text
+//! RUN/config.toml                       the resolved configuration
+//! RUN/checkpoints/step-000001200/       one checkpoint, whole or absent
+//!   state.json                          cursor, step, fingerprint of the data, config, checksums
+//!   model.safetensors                   both encoders, BN statistics, queues and their pointer
+//!   optim.safetensors                   SGD's momentum
+//! RUN/checkpoints/latest                link to the newest
+//! ```
+//!
+//! A checkpoint is written as `.step-….part`, each file flushed to disk, then renamed, then the
+//! parent flushed: a kill at any moment leaves the checkpoint before it. Random numbers need no
+//! state: every draw is a function of the seed and its place in the run (wall 4).
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use thiserror::Error;
+
+use crate::config::{Config, ConfigError};
+use detco_shards::order::Cursor;
+
+/// Version of `state.json`; a reader refuses any other.
+pub const FORMAT: u32 = 1;
+
+/// File names inside a checkpoint, in the order they are written.
+const MODEL: &str = "model.safetensors";
+const OPTIM: &str = "optim.safetensors";
+const STATE: &str = "state.json";
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The system refused.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The run has none, or not this one.
+    #[error("{run} holds no checkpoint{which}{known}")]
+    Missing {
+        /// The run's folder.
+        run: PathBuf,
+        /// The one asked for, if any.
+        which: String,
+        /// Those that are there.
+        known: String,
+    },
+    /// `state.json` is not what this program writes.
+    #[error("{path}: {reason}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of the checkpoint is not the one that was written.
+    #[error("{path}: {what} is {found}, expected {expected}: the checkpoint is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which property differs.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What `state.json` says.
+        expected: String,
+    },
+    /// Tensors that cannot be stored or read.
+    #[error("{path}: {reason}")]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The config inside does not pass this program's checks.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A file of a checkpoint, as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRecord {
+    name: String,
+    bytes: u64,
+    crc32c: u32,
+}
+
+/// Where a run stands: what `state.json` holds beside the checksums.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// The resolved configuration.
+    pub config: Config,
+    /// The next batch to read.
+    pub cursor: Cursor,
+    /// Updates done since the start of the run.
+    pub step: u64,
+    /// [`detco_shards::stream::ShardSet::fingerprint`] of the data.
+    pub fingerprint: u64,
+    /// Samples of the data set.
+    pub samples: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateFile {
+    format: u32,
+    detco: String,
+    step: u64,
+    epoch: u32,
+    step_in_epoch: u64,
+    data_fingerprint: String,
+    data_samples: u64,
+    files: Vec<FileRecord>,
+    /// TOML: the same text as `config.toml`, so that a checkpoint stands alone.
+    config: String,
+}
+
+/// A checkpoint that was found and whose `state.json` was read.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Where the run stood.
+    pub state: State,
+    files: Vec<FileRecord>,
+}
+
+impl Saved {
+    /// Both encoders, BN statistics, queues: `query.backbone.conv1.weight`, `queue.global.5`, ...
+    pub fn model_tensors(&self) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+        self.tensors(MODEL)
+    }
+
+    /// SGD's momentum under the parameters' names.
+    pub fn optim_tensors(&self) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+        self.tensors(OPTIM)
+    }
+
+    fn tensors(&self, name: &str) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+        let path = self.folder.join(name);
+        let record = self.files.iter().find(|file| file.name == name).ok_or_else(|| {
+            let reason = format!("names no file {name}");
+            CheckpointError::State { path: self.folder.join(STATE), reason }
+        })?;
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        let damaged = |what, found: String, expected: String| {
+            Err(CheckpointError::Damaged { path: path.clone(), what, found, expected })
+        };
+        if bytes.len() as u64 != record.bytes {
+            return damaged("size in bytes", bytes.len().to_string(), record.bytes.to_string());
+        }
+        let crc = crc32c::crc32c(&bytes);
+        if crc != record.crc32c {
+            return damaged("CRC32C", format!("{crc:08x}"), format!("{:08x}", record.crc32c));
+        }
+        parse_tensors(&bytes)
+            .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })
+    }
+}
+
+/// Opens a run's checkpoint: `which` is `None` or `latest` for the newest, a name (`step-000001200`)
+/// or a step number.
+pub fn open(run: &Path, which: Option<&str>) -> Result<Saved, CheckpointError> {
+    let all = list(run)?;
+    let wanted = match which {
+        None | Some("latest") => None,
+        Some(name) => Some(name.parse::<u64>().map(name_of).unwrap_or(name.to_string())),
+    };
+    let name = match &wanted {
+        None => all.last(),
+        Some(wanted) => all.iter().find(|name| *name == wanted),
+    };
+    let name = name.ok_or_else(|| CheckpointError::Missing {
+        run: run.to_path_buf(),
+        which: wanted.map(|wanted| format!(" {wanted:?}")).unwrap_or_default(),
+        known: match all.as_slice() {
+            [] => String::new(),
+            names => format!("; there is {}", names.join(", ")),
+        },
+    })?;
+    read(&run.join("checkpoints").join(name))
+}
+
+/// Names of a run's checkpoints, oldest first. Unfinished ones are not among them.
+pub fn list(run: &Path) -> Result<Vec<String>, CheckpointError> {
+    let folder = run.join("checkpoints");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("list", &folder)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io_error("list", &folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // The names sort as their steps do; the state file is inside before the rename.
+        let step = name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
+        names.extend(step.map(|step| (step, name)));
+    }
+    names.sort();
+    Ok(names.into_iter().map(|(_, name)| name).collect())
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:09}")
+}
+
+fn read(folder: &Path) -> Result<Saved, CheckpointError> {
+    let path = folder.join(STATE);
+    let fault = |reason: String| CheckpointError::State { path: path.clone(), reason };
+    let text = fs::read(&path).map_err(io_error("read", &path))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    if format != Some(u64::from(FORMAT)) {
+        let found = format.map_or("absent".to_string(), |format| format.to_string());
+        return Err(fault(format!("format is {found}, this program reads {FORMAT}")));
+    }
+    let file: StateFile =
+        serde_json::from_value(value).map_err(|error| fault(error.to_string()))?;
+    let fingerprint = u64::from_str_radix(&file.data_fingerprint, 16)
+        .map_err(|_| fault("data_fingerprint is no hexadecimal number".into()))?;
+    let state = State {
+        config: Config::from_toml(&file.config, &path.display().to_string())?,
+        cursor: Cursor { epoch: file.epoch, step: file.step_in_epoch },
+        step: file.step,
+        fingerprint,
+        samples: file.data_samples,
+    };
+    Ok(Saved { folder: folder.to_path_buf(), state, files: file.files })
+}
+
+/// Writes a checkpoint of `run`, points `latest` at it and removes all but the newest `keep`.
+/// Returns its folder. A checkpoint of the same step stays as it is: it holds the same state.
+pub fn save(
+    run: &Path,
+    state: &State,
+    model: &[(String, Tensor)],
+    optim: &[(String, Tensor)],
+) -> Result<PathBuf, CheckpointError> {
+    let parent = run.join("checkpoints");
+    fs::create_dir_all(&parent).map_err(io_error("create", &parent))?;
+    let name = name_of(state.step);
+    let folder = parent.join(&name);
+    if !folder.exists() {
+        let part = parent.join(format!(".{name}.part"));
+        if part.exists() {
+            fs::remove_dir_all(&part).map_err(io_error("remove", &part))?;
+        }
+        fs::create_dir(&part).map_err(io_error("create", &part))?;
+        let files = vec![write_tensors(&part, MODEL, model)?, write_tensors(&part, OPTIM, optim)?];
+        let file = StateFile {
+            format: FORMAT,
+            detco: env!("CARGO_PKG_VERSION").to_string(),
+            step: state.step,
+            epoch: state.cursor.epoch,
+            step_in_epoch: state.cursor.step,
+            data_fingerprint: format!("{:016x}", state.fingerprint),
+            data_samples: state.samples,
+            files,
+            config: state.config.to_toml(),
+        };
+        let path = part.join(STATE);
+        let text = serde_json::to_vec_pretty(&file).map_err(|error| CheckpointError::State {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        write_file(&path, &text)?;
+        sync_folder(&part)?;
+        fs::rename(&part, &folder).map_err(io_error("rename", &part))?;
+        sync_folder(&parent)?;
+    }
+    point_latest(&parent, &name)?;
+    prune(run, state.config.checkpoint.keep)?;
+    Ok(folder)
+}
+
+/// A link is made beside and renamed over the old one, so that `latest` always resolves.
+fn point_latest(parent: &Path, name: &str) -> Result<(), CheckpointError> {
+    let part = parent.join(".latest.part");
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove", &part)(error));
+        }
+        _ => {}
+    }
+    std::os::unix::fs::symlink(name, &part).map_err(io_error("link", &part))?;
+    let latest = parent.join("latest");
+    fs::rename(&part, &latest).map_err(io_error("rename", &part))?;
+    sync_folder(parent)
+}
+
+/// Removes all but the newest `keep`: renamed first, so that a kill leaves no half checkpoint.
+fn prune(run: &Path, keep: usize) -> Result<(), CheckpointError> {
+    let parent = run.join("checkpoints");
+    let names = list(run)?;
+    let (old, _) = names.split_at(names.len().saturating_sub(keep.max(1)));
+    for name in old {
+        let part = parent.join(format!(".{name}.part"));
+        let folder = parent.join(name);
+        fs::rename(&folder, &part).map_err(io_error("rename", &folder))?;
+        fs::remove_dir_all(&part).map_err(io_error("remove", &part))?;
+    }
+    Ok(())
+}
+
+fn write_tensors(
+    folder: &Path,
+    name: &str,
+    tensors: &[(String, Tensor)],
+) -> Result<FileRecord, CheckpointError> {
+    let path = folder.join(name);
+    let bytes = tensor_bytes(tensors)
+        .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })?;
+    write_file(&path, &bytes)?;
+    let crc32c = crc32c::crc32c(&bytes);
+    Ok(FileRecord { name: name.to_string(), bytes: bytes.len() as u64, crc32c })
+}
+
+fn tensor_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>, String> {
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.kind() {
+            Kind::Float => Dtype::F32,
+            Kind::Double => Dtype::F64,
+            Kind::Int64 => Dtype::I64,
+            other => return Err(format!("{name}: cannot store the type {other:?}")),
+        };
+        let flat = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let numel = flat.numel();
+        let mut bytes = vec![0; numel * flat.kind().elt_size_in_bytes()];
+        flat.f_copy_data_u8(&mut bytes, numel).map_err(|error| format!("{name}: {error}"))?;
+        let shape = flat.size().iter().map(|edge| *edge as usize).collect();
+        stored.push((name, dtype, shape, bytes));
+    }
+    let mut views = Vec::with_capacity(stored.len());
+    for (name, dtype, shape, bytes) in &stored {
+        let shape: &Vec<usize> = shape;
+        let view = TensorView::new(*dtype, shape.clone(), bytes)
+            .map_err(|error| format!("{name}: {error}"))?;
+        views.push((name.as_str(), view));
+    }
+    safetensors::serialize(views, None).map_err(|error| error.to_string())
+}
+
+fn parse_tensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+    let file = safetensors::SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let mut tensors = Vec::with_capacity(file.len());
+    for (name, view) in file.iter() {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            Dtype::I64 => Kind::Int64,
+            other => return Err(format!("{name}: unexpected type {other:?}")),
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|edge| *edge as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)
+            .map_err(|error| format!("{name}: {error}"))?;
+        tensors.push((name.to_string(), tensor));
+    }
+    Ok(tensors)
+}
+
+/// Writes and flushes a new file.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut file = File::create(path).map_err(io_error("create", path))?;
+    file.write_all(bytes).map_err(io_error("write", path))?;
+    file.sync_all().map_err(io_error("flush", path))
+}
+
+/// Flushes a folder's entries.
+fn sync_folder(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error("flush", path))
+}
+
+/// Writes a file of the run whole: sibling, flush, rename, flush the folder.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    write_file(&part, bytes)?;
+    fs::rename(&part, path).map_err(io_error("rename", &part))?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => Ok(()),
+    }
+}
+
+/// An [`io::Error`] with what was tried on which path.
+pub fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    move |source| CheckpointError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(step: u64) -> State {
+        let mut config = Config::load("detco-small", &[]).unwrap();
+        config.checkpoint.keep = 2;
+        let cursor = Cursor { epoch: 3, step: 7 };
+        State { config, cursor, step, fingerprint: u64::MAX - 1, samples: 999 }
+    }
+
+    fn tensors() -> Vec<(String, Tensor)> {
+        let weight = Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).reshape([2, 3]);
+        let pointer = Tensor::from_slice(&[i64::MAX]);
+        vec![("a.weight".into(), weight.tr()), ("pointer".into(), pointer)]
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_whole() {
+        let run = tempfile::tempdir().unwrap();
+        save(run.path(), &state(12), &tensors(), &[]).unwrap();
+        let saved = open(run.path(), None).unwrap();
+        assert_eq!(saved.state, state(12));
+        let back = saved.model_tensors().unwrap();
+        assert_eq!(back.len(), 2);
+        for (name, tensor) in tensors() {
+            let (_, found) = back.iter().find(|(other, _)| *other == name).unwrap();
+            assert_eq!(found.size(), tensor.size());
+            assert!(found.equal(&tensor), "{name}");
+        }
+        assert!(saved.optim_tensors().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_latest_resolves() {
+        let run = tempfile::tempdir().unwrap();
+        for step in [5, 50, 500] {
+            save(run.path(), &state(step), &tensors(), &[]).unwrap();
+        }
+        assert_eq!(list(run.path()).unwrap(), ["step-000000050", "step-000000500"]);
+        let latest = fs::canonicalize(run.path().join("checkpoints/latest")).unwrap();
+        assert!(latest.ends_with("step-000000500"), "{}", latest.display());
+        assert_eq!(open(run.path(), Some("50")).unwrap().state.step, 50);
+        assert_eq!(open(run.path(), Some("latest")).unwrap().state.step, 500);
+        let error = open(run.path(), Some("5")).unwrap_err().to_string();
+        assert!(error.contains("step-000000005") && error.contains("step-000000500"), "{error}");
+    }
+
+    #[test]
+    fn an_unfinished_checkpoint_is_not_seen_and_is_replaced() {
+        let run = tempfile::tempdir().unwrap();
+        let part = run.path().join("checkpoints/.step-000000009.part");
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join(MODEL), b"half").unwrap();
+        assert!(matches!(open(run.path(), None), Err(CheckpointError::Missing { .. })));
+        save(run.path(), &state(9), &tensors(), &[]).unwrap();
+        assert_eq!(open(run.path(), None).unwrap().model_tensors().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = save(run.path(), &state(1), &tensors(), &[]).unwrap();
+        let path = folder.join(MODEL);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let error = open(run.path(), None).unwrap().model_tensors().unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("CRC32C"), "{error}");
+        fs::write(&path, &bytes[..10]).unwrap();
+        let error = open(run.path(), None).unwrap().model_tensors().unwrap_err().to_string();
+        assert!(error.contains("size in bytes is 10"), "{error}");
+        let path = folder.join(STATE);
+        let text = fs::read_to_string(&path).unwrap().replace("\"format\": 1", "\"format\": 2");
+        fs::write(&path, text).unwrap();
+        let error = open(run.path(), None).unwrap_err().to_string();
+        assert!(error.contains("format is 2, this program reads 1"), "{error}");
+    }
+}

@@ -1,1 +1,727 @@
-//! One TOML file to one validated configuration.
+//! One TOML file to one validated [`Config`]: built-in recipes by name, a file on top, `--set` on
+//! top of that. Unknown keys are errors that name the nearest valid one.
+//!
+//! Never touches tensors, shards or the network: reading a config costs nothing and can be tested
+//! without data. It is also the only place that reads the environment.
+
+use std::path::{Path, PathBuf};
+
+use detco_shards::views::{Recipe, RecipeError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The recipes that ship with the program: name, one line, TOML.
+pub const RECIPES: &[(&str, &str, &str)] = &[
+    (
+        "detco-r50",
+        "DetCo, ResNet-50, ImageNet: the paper (200 epochs, batch 256)",
+        include_str!("recipes/detco-r50.toml"),
+    ),
+    (
+        "moco-v2-r50",
+        "MoCo v2, ResNet-50, ImageNet (200 epochs, batch 256)",
+        include_str!("recipes/moco-v2-r50.toml"),
+    ),
+    (
+        "moco-v1-r50",
+        "MoCo v1, ResNet-50, ImageNet (200 epochs, batch 256)",
+        include_str!("recipes/moco-v1-r50.toml"),
+    ),
+    (
+        "detco-cifar",
+        "DetCo, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/detco-cifar.toml"),
+    ),
+    (
+        "moco-v2-cifar",
+        "MoCo v2, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/moco-v2-cifar.toml"),
+    ),
+    (
+        "detco-small",
+        "DetCo, narrow ResNet-18, 64-pixel crops: minutes on a laptop",
+        include_str!("recipes/detco-small.toml"),
+    ),
+    (
+        "moco-v2-small",
+        "MoCo v2, narrow ResNet-18, 64-pixel crops: minutes on a laptop",
+        include_str!("recipes/moco-v2-small.toml"),
+    ),
+];
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the config {path}: {source}")]
+    Read {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Neither a recipe nor a file.
+    #[error("{name:?} is neither a built-in recipe nor a file{hint}\nbuilt-in recipes: {known}")]
+    UnknownRecipe {
+        /// What was asked for.
+        name: String,
+        /// The nearest built-in name, if one is near.
+        hint: String,
+        /// All built-in names.
+        known: String,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{origin}: {message}{hint}")]
+    Parse {
+        /// The file or recipe the text came from.
+        origin: String,
+        /// What the parser said, with line and column.
+        message: String,
+        /// The nearest valid key, if a key was unknown.
+        hint: String,
+    },
+    /// `--set` without `=`, or through a value that is no table.
+    #[error("--set {text:?}: {reason}")]
+    Set {
+        /// The argument.
+        text: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Views that cannot be drawn.
+    #[error("views.{0}")]
+    Views(#[from] RecipeError),
+    /// A legal value that makes no sense here.
+    #[error("{key} = {value}: {reason}")]
+    Value {
+        /// Dotted key.
+        key: &'static str,
+        /// The value as given.
+        value: String,
+        /// What was expected.
+        reason: String,
+    },
+}
+
+/// Everything a run is: the resolved configuration, written into the run's folder as `config.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A built-in recipe that this file builds upon; its values hold where this file is silent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Seed of order, views, initial weights, queues and shuffles.
+    pub seed: u64,
+    /// Where samples come from, and what happens to bad ones.
+    pub data: Data,
+    /// Backbone and heads.
+    pub model: Model,
+    /// Temperature, level weights, queues, key encoder.
+    pub loss: Loss,
+    /// SGD and its schedule.
+    pub optim: Optim,
+    /// Length, batch, device, numerics.
+    pub train: Train,
+    /// When to save, how many to keep.
+    pub checkpoint: Checkpoint,
+    /// What to watch while training.
+    pub monitor: Monitor,
+    /// What may be drawn for each view.
+    pub views: Recipe,
+}
+
+/// Where samples come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Shards: folders, globs, brace lists or single tars.
+    pub shards: Vec<String>,
+    /// Decode and view threads; 0 means one a core.
+    pub workers: usize,
+    /// Batches that may be finished or in work ahead of the trainer (bounds host memory).
+    pub batches_ahead: usize,
+    /// What happens when a sample cannot be decoded.
+    pub on_bad_sample: OnBadSample,
+    /// `skip` stops the run when more than this share of the samples seen was bad.
+    pub bad_share_max: f64,
+    /// `skip` stops the run after this many bad samples in a row.
+    pub bad_run_max: u32,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Data {
+            shards: Vec::new(),
+            workers: 0,
+            batches_ahead: 3,
+            on_bad_sample: OnBadSample::Fail,
+            bad_share_max: 0.001,
+            bad_run_max: 100,
+        }
+    }
+}
+
+pub use detco_shards::pipeline::OnBadSample;
+
+/// Which ResNet (He et al., 2016; torchvision's v1.5: the stride sits in the 3×3 convolution).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backbone {
+    /// Basic blocks 2-2-2-2.
+    Resnet18,
+    /// Basic blocks 3-4-6-3.
+    Resnet34,
+    /// Bottlenecks 3-4-6-3.
+    Resnet50,
+    /// Bottlenecks 3-4-23-3.
+    Resnet101,
+}
+
+/// What stands before Res2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stem {
+    /// 7×7 convolution of stride 2, then 3×3 max pooling of stride 2: torchvision's.
+    Imagenet,
+    /// 3×3 convolution of stride 1, no pooling: the usual one for 32-pixel images.
+    Cifar,
+}
+
+/// Shape of a global head, from c channels to the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// One linear layer (MoCo v1).
+    Linear,
+    /// Linear c → c, ReLU, linear c → d (MoCo v2, DetCo).
+    Mlp,
+}
+
+/// Shape of a local head, from the nine patches' features to the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalHead {
+    /// Concatenate, 9c → c → d: 50.6 M parameters on ResNet-50. The default.
+    #[serde(rename = "9c-c")]
+    Narrow,
+    /// Concatenate, 9c → 9c → d: 455.7 M parameters on ResNet-50.
+    #[serde(rename = "9c-9c")]
+    Wide,
+    /// PIRL: each patch c → c → d, concatenate, linear 9d → d.
+    #[serde(rename = "pirl")]
+    Pirl,
+}
+
+/// Backbone and heads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Which ResNet.
+    pub backbone: Backbone,
+    /// What stands before Res2.
+    pub stem: Stem,
+    /// Channels of Res2's base width; 64 is the standard network.
+    pub width: i64,
+    /// Stages with a head, from 2..=5: DetCo \[2, 3, 4, 5\], MoCo \[5\].
+    pub levels: Vec<u8>,
+    /// Whether there are jigsaw patches, local heads and the l↔l and g↔l losses.
+    pub local: bool,
+    /// Shape of the global heads.
+    pub head: Head,
+    /// Shape of the local heads.
+    pub local_head: LocalHead,
+    /// Embedding size d.
+    pub dim: i64,
+    /// BN groups of a batch: statistics are computed for each contiguous n/`bn_splits` samples
+    /// apart, and keys are shuffled across groups, which is what shuffle-BN over as many GPUs does.
+    pub bn_splits: i64,
+    /// Start the query encoder's backbone from this file (see `detco train --init`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            backbone: Backbone::Resnet50,
+            stem: Stem::Imagenet,
+            width: 64,
+            levels: vec![2, 3, 4, 5],
+            local: true,
+            head: Head::Mlp,
+            local_head: LocalHead::Narrow,
+            dim: 128,
+            bn_splits: 8,
+            init: None,
+        }
+    }
+}
+
+/// Temperature, level weights, queues, key encoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Loss {
+    /// Logits are divided by this (MoCo v2: 0.2; v1: 0.07).
+    pub temperature: f64,
+    /// One weight for each of `model.levels` (DetCo: 0.1, 0.4, 0.7, 1.0 for Res2..Res5).
+    pub level_weights: Vec<f64>,
+    /// Negative keys in each queue, k; the global batch must divide it.
+    pub queue: i64,
+    /// Momentum of the key encoder, m: `key = m * key + (1 - m) * query`.
+    pub ema: f64,
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Loss {
+            temperature: 0.2,
+            level_weights: vec![0.1, 0.4, 0.7, 1.0],
+            queue: 65_536,
+            ema: 0.999,
+        }
+    }
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`.
+    Cosine,
+    /// Times 0.1 at each of `optim.milestones`.
+    Steps,
+}
+
+/// When the learning rate is updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SchedulePer {
+    /// Once an epoch, as MoCo and OpenSelfSup do.
+    Epoch,
+    /// Every step, with a fractional epoch.
+    Step,
+}
+
+/// SGD and its schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    /// Learning rate for a global batch of `lr_batch`; scaled linearly with `train.batch`.
+    pub lr: f64,
+    /// The batch that `lr` was stated for.
+    pub lr_batch: i64,
+    /// SGD momentum, no Nesterov.
+    pub momentum: f64,
+    /// Weight decay on all parameters, BN and biases included, as MoCo's.
+    pub weight_decay: f64,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// When it is updated.
+    pub schedule_per: SchedulePer,
+    /// Epochs at which `steps` multiplies by 0.1.
+    pub milestones: Vec<u32>,
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Optim {
+            lr: 0.03,
+            lr_batch: 256,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            schedule: Schedule::Cosine,
+            schedule_per: SchedulePer::Epoch,
+            milestones: vec![120, 160],
+        }
+    }
+}
+
+/// Where the tensors live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// A GPU where libtorch finds one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU; an error without one.
+    Cuda,
+}
+
+/// Length, batch, device, numerics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the data.
+    pub epochs: u32,
+    /// Stop after this many steps, wherever the epoch is; 0 means never.
+    pub steps_max: u64,
+    /// Samples of one update over all ranks.
+    pub batch: i64,
+    /// Micro-batches an update is computed in; must leave BN groups whole.
+    pub accumulate: i64,
+    /// Where the tensors live.
+    pub device: Device,
+    /// libtorch's intra-op threads; 0 leaves its default. Bit-identical resume needs the same number.
+    pub threads: i32,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train {
+            epochs: 200,
+            steps_max: 0,
+            batch: 256,
+            accumulate: 1,
+            device: Device::Auto,
+            threads: 0,
+        }
+    }
+}
+
+/// When to save, how many to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Save every this many epochs (and at the end); 0 means only at the end.
+    pub every_epochs: u32,
+    /// Save every this many steps as well; 0 means never.
+    pub every_steps: u64,
+    /// Keep this many of the newest.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint { every_epochs: 1, every_steps: 0, keep: 2 }
+    }
+}
+
+/// What to watch while training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Monitor {
+    /// Write metrics every this many steps.
+    pub every_steps: u64,
+    /// Run kNN every this many epochs; 0 means never.
+    pub knn_every_epochs: u32,
+    /// Shards whose labelled samples are the kNN's memory; empty means the training shards.
+    pub knn_train: Vec<String>,
+    /// Shards whose labelled samples are classified; empty switches the monitor off.
+    pub knn_test: Vec<String>,
+    /// At most this many samples of each set, evenly spaced; 0 means all.
+    pub knn_samples_max: u64,
+    /// Stop when the standard deviation of a level's query embeddings stays below this share of
+    /// 1/sqrt(d), its value for directions spread evenly; 0 switches the check off.
+    pub collapse_share: f64,
+    /// How many steps in a row that must hold: an untrained network starts out narrow.
+    pub collapse_steps: u64,
+}
+
+impl Default for Monitor {
+    fn default() -> Self {
+        Monitor {
+            every_steps: 10,
+            knn_every_epochs: 0,
+            knn_train: Vec::new(),
+            knn_test: Vec::new(),
+            knn_samples_max: 0,
+            collapse_share: 0.01,
+            collapse_steps: 200,
+        }
+    }
+}
+
+impl Config {
+    /// Resolves a recipe name or TOML file plus `--set` overrides, and validates the result.
+    pub fn load(recipe: &str, overrides: &[String]) -> Result<Config, ConfigError> {
+        let (mut table, origin) = read(recipe)?;
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        let config = from_table(table, &origin)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the resolved config of a run back.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Config, ConfigError> {
+        let config = from_table(parse(text, origin)?, origin)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// This configuration with `--set` overrides on top, validated.
+    pub fn with_overrides(&self, overrides: &[String]) -> Result<Config, ConfigError> {
+        let mut table = parse(&self.to_toml(), "config")?;
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        let config = from_table(table, "--set")?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The resolved configuration as TOML, every key written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every field of Config has a TOML form")
+    }
+
+    /// Learning rate before the schedule: linear in the global batch (Goyal et al., 2017).
+    pub fn base_lr(&self) -> f64 {
+        self.optim.lr * self.train.batch as f64 / self.optim.lr_batch as f64
+    }
+
+    /// Checks what types cannot: ranges, divisibility, matching lengths.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let m = &self.model;
+        let batch = self.train.batch;
+        check("train.batch", batch, batch >= 1, "at least 1")?;
+        check("train.epochs", self.train.epochs, self.train.epochs >= 1, "at least 1")?;
+        check("train.threads", self.train.threads, self.train.threads >= 0, "0 or more")?;
+        check("model.width", m.width, (1..=512).contains(&m.width), "1 to 512")?;
+        check("model.dim", m.dim, (2..=8192).contains(&m.dim), "2 to 8192")?;
+        let ascending = m.levels.windows(2).all(|pair| pair[0] < pair[1]);
+        let legal = !m.levels.is_empty() && m.levels.iter().all(|level| (2..=5).contains(level));
+        check(
+            "model.levels",
+            format!("{:?}", m.levels),
+            ascending && legal,
+            "ascending, from 2 to 5",
+        )?;
+        let weights = &self.loss.level_weights;
+        let same = weights.len() == m.levels.len();
+        let text = format!("{weights:?}");
+        check("loss.level_weights", &text, same, "one weight for each of model.levels")?;
+        let finite = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
+        check("loss.level_weights", &text, finite, "finite, not negative")?;
+        check("model.bn_splits", m.bn_splits, m.bn_splits >= 1, "at least 1")?;
+        let whole = m.bn_splits >= 1 && batch % m.bn_splits == 0;
+        check(
+            "model.bn_splits",
+            m.bn_splits,
+            whole,
+            format!("a divisor of train.batch = {batch}"),
+        )?;
+        // A group of one sample has no variance at Res5 of a 32-pixel image.
+        let pairs = m.bn_splits >= 1 && batch / m.bn_splits >= 2;
+        check("model.bn_splits", m.bn_splits, pairs, "at least 2 samples in a BN group")?;
+        let a = self.train.accumulate;
+        let reason =
+            format!("a divisor of model.bn_splits = {}: BN groups stay whole", m.bn_splits);
+        check("train.accumulate", a, a >= 1 && m.bn_splits % a == 0, reason)?;
+        let queue = self.loss.queue;
+        let reason = format!("a positive multiple of train.batch = {batch}");
+        check("loss.queue", queue, queue >= 1 && queue % batch == 0, reason)?;
+        let t = self.loss.temperature;
+        check("loss.temperature", t, t.is_finite() && t > 0.0, "above 0")?;
+        check("loss.ema", self.loss.ema, (0.0..=1.0).contains(&self.loss.ema), "0 to 1")?;
+        let lr = self.optim.lr;
+        check("optim.lr", lr, lr.is_finite() && lr >= 0.0, "0 or more")?;
+        check("optim.lr_batch", self.optim.lr_batch, self.optim.lr_batch >= 1, "at least 1")?;
+        let momentum = self.optim.momentum;
+        check("optim.momentum", momentum, (0.0..1.0).contains(&momentum), "0 to below 1")?;
+        let decay = self.optim.weight_decay;
+        check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "0 or more")?;
+        check(
+            "data.batches_ahead",
+            self.data.batches_ahead,
+            self.data.batches_ahead >= 1,
+            "at least 1",
+        )?;
+        let share = self.data.bad_share_max;
+        check("data.bad_share_max", share, (0.0..=1.0).contains(&share), "0 to 1")?;
+        check("checkpoint.keep", self.checkpoint.keep, self.checkpoint.keep >= 1, "at least 1")?;
+        let every = self.monitor.every_steps;
+        check("monitor.every_steps", every, every >= 1, "at least 1")?;
+        let collapse = self.monitor.collapse_share;
+        check("monitor.collapse_share", collapse, (0.0..1.0).contains(&collapse), "0 to below 1")?;
+        let has = self.views.local.is_some();
+        check(
+            "views.local",
+            has,
+            has || !m.local,
+            "a [views.local] table, since model.local is true",
+        )?;
+        Ok(self.views.validate()?)
+    }
+}
+
+fn check(
+    key: &'static str,
+    value: impl ToString,
+    holds: bool,
+    reason: impl Into<String>,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    let reason = format!("expected {}", reason.into());
+    Err(ConfigError::Value { key, value: value.to_string(), reason })
+}
+
+/// A recipe's or file's table with its `base` chain merged in, and a name for error messages.
+fn read(recipe: &str) -> Result<(toml::Table, String), ConfigError> {
+    if let Some((name, _, text)) = RECIPES.iter().find(|(name, ..)| *name == recipe) {
+        return Ok((resolve_base(parse(text, name)?, name)?, format!("recipe {name}")));
+    }
+    let path = Path::new(recipe);
+    if !path.is_file() {
+        return Err(unknown_recipe(recipe));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+    Ok((resolve_base(parse(&text, recipe)?, recipe)?, recipe.to_string()))
+}
+
+/// Puts the table on top of its base; a base is a built-in recipe, so a chain cannot loop through files.
+fn resolve_base(mut table: toml::Table, origin: &str) -> Result<toml::Table, ConfigError> {
+    let Some(base) = table.remove("base") else { return Ok(table) };
+    let name = base.as_str().unwrap_or_default();
+    let (_, _, text) =
+        RECIPES.iter().find(|(known, ..)| *known == name).ok_or_else(|| unknown_recipe(name))?;
+    if name == origin {
+        return Err(unknown_recipe(name));
+    }
+    let mut merged = resolve_base(parse(text, name)?, name)?;
+    merge(&mut merged, table);
+    Ok(merged)
+}
+
+fn merge(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+fn parse(text: &str, origin: &str) -> Result<toml::Table, ConfigError> {
+    text.parse::<toml::Table>().map_err(|error| ConfigError::Parse {
+        origin: origin.to_string(),
+        message: error.to_string(),
+        hint: String::new(),
+    })
+}
+
+fn from_table(table: toml::Table, origin: &str) -> Result<Config, ConfigError> {
+    Config::deserialize(toml::Value::Table(table)).map_err(|error| {
+        let message = error.to_string().trim_end().to_string();
+        let hint = nearest_key(&message).unwrap_or_default();
+        ConfigError::Parse { origin: origin.to_string(), message, hint }
+    })
+}
+
+/// `train.batch=64` into the table; the value is TOML, or a string if it is not.
+fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError> {
+    let fault = |reason| ConfigError::Set { text: text.to_string(), reason };
+    let (path, value) = text.split_once('=').ok_or_else(|| fault("expected key=value"))?;
+    let value = value.trim();
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut one| one.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_string()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().filter(|key| !key.is_empty()).ok_or_else(|| fault("the key is empty"))?;
+    let mut at = table;
+    for key in keys {
+        let below = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = below
+            .as_table_mut()
+            .ok_or_else(|| fault("the key goes through a value that is no table"))?;
+    }
+    at.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// serde names the unknown field and all valid ones in backticks; picks the nearest.
+fn nearest_key(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("unknown field ")?;
+    let mut names = rest.split('`').skip(1).step_by(2);
+    let unknown = names.next()?;
+    nearest(unknown, names).map(|name| format!("\nhint: did you mean `{name}`?"))
+}
+
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|name| (strsim::jaro_winkler(word, name), name))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+fn unknown_recipe(name: &str) -> ConfigError {
+    let names: Vec<&str> = RECIPES.iter().map(|(name, ..)| *name).collect();
+    let hint = nearest(name, names.iter().copied());
+    ConfigError::UnknownRecipe {
+        name: name.to_string(),
+        hint: hint.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default(),
+        known: names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_is_valid_and_survives_a_round_trip() {
+        for (name, ..) in RECIPES {
+            let mut config = Config::load(name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+            config.base = None;
+            assert_eq!(Config::from_toml(&config.to_toml(), name).unwrap(), config, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_paper_is_the_default() {
+        let mut recipe = Config::load("detco-r50", &[]).unwrap();
+        recipe.base = None;
+        assert_eq!(recipe, Config::default());
+    }
+
+    #[test]
+    fn overrides_reach_every_type() {
+        let sets = ["train.batch=64", "loss.temperature=0.07", "model.levels=[5]"];
+        let more = ["loss.level_weights=[1]", "data.shards=[\"a\", \"b\"]", "model.stem=cifar"];
+        let sets: Vec<String> = sets.iter().chain(&more).map(|s| s.to_string()).collect();
+        let config = Config::load("detco-r50", &sets).unwrap();
+        assert_eq!((config.train.batch, config.model.levels), (64, vec![5]));
+        assert_eq!((config.loss.temperature, config.model.stem), (0.07, Stem::Cifar));
+        assert_eq!(config.data.shards, ["a", "b"]);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let error = Config::load("detco-r50", &["optim.weigth_decay=1".into()]).unwrap_err();
+        assert!(error.to_string().contains("did you mean `weight_decay`"), "{error}");
+        let error = Config::load("detco-r5", &[]).unwrap_err();
+        assert!(error.to_string().contains("did you mean \"detco-r50\""), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_by_name() {
+        for (text, key) in [
+            ("train.batch=0", "train.batch"),
+            ("loss.queue=1000", "loss.queue"),
+            ("model.bn_splits=7", "model.bn_splits"),
+            ("train.accumulate=3", "train.accumulate"),
+            ("model.levels=[5,2]", "model.levels"),
+            ("loss.level_weights=[1.0]", "loss.level_weights"),
+            ("loss.temperature=0", "loss.temperature"),
+            ("loss.ema=1.5", "loss.ema"),
+            ("optim.lr=nan", "optim.lr"),
+        ] {
+            let error = Config::load("detco-r50", &[text.into()]).unwrap_err();
+            assert!(
+                matches!(&error, ConfigError::Value { key: k, .. } if *k == key),
+                "{text}: {error}"
+            );
+        }
+        let error = Config::load("detco-r50", &["train.batch".into()]).unwrap_err();
+        assert!(matches!(error, ConfigError::Set { .. }), "{error}");
+    }
+}

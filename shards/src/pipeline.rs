@@ -1,1 +1,649 @@
 //! The wiring: order, stream, decode, views, slab.
+//!
+//! ```text
+//!               tasks (bounded)                 filled (bounded by the slabs)
+//! dispatcher ────────────────────▶ workers ────────────────────────────────▶ Loader::next
+//!     ▲  order, read-ahead            decode, draw, render into the slot          │ in step order
+//!     └──────────────────────────────── free slabs ◀──────────────────────────────┘
+//! ```
+//!
+//! One worker or sixteen give the same bytes: a view is drawn from the sample's identity, a slot
+//! belongs to one sample, and batches leave in the order of their steps. Dropping the [`Loader`]
+//! closes its channels, and the threads end.
+//!
+//! Host memory is `slabs × Layout::bytes()` + `workers × scratch` (a decoded frame and the
+//! renderer's buffers) + [`TASKS_MAX`] tasks; the shards are page cache.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::decode::{DecodeError, Decoder, Image};
+use crate::format::ShardError;
+use crate::order::{Cursor, Order};
+use crate::pipe::Pool;
+use crate::slab::{Layout, Slab, Slot};
+use crate::stats::{Snapshot, Stage, Stats, WorkerStats};
+use crate::stream::ShardSet;
+use crate::views::{Recipe, Rect, Renderer, ViewPlan};
+
+/// Samples handed out ahead of the workers, which is also how far read-ahead looks: some 25 MB of
+/// ImageNet, so the disk works while the workers do, and a slow sample never empties the channel.
+pub const TASKS_MAX: usize = 256;
+
+/// Tries at a substitute before a slot counts as impossible: with half of the data bad, one slot in
+/// 65,536 gets here.
+const SUBSTITUTES_MAX: u32 = 16;
+
+/// What happens when a sample cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadSample {
+    /// The run ends and names the sample.
+    Fail,
+    /// The sample is counted, logged and replaced by another, within a budget.
+    Skip,
+}
+
+/// What to render of each sample.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Views {
+    /// DetCo's views: two global crops, and two patch sets if the recipe has local views.
+    Train(Recipe),
+    /// Evaluation: the centred square of `share` of the short edge, resized to `size` pixels.
+    Center {
+        /// Edge of the result in pixels.
+        size: u32,
+        /// Share of the short edge, above 0, at most 1 (224/256 is the usual one).
+        share: f32,
+    },
+}
+
+impl Views {
+    fn layout(&self, n: usize) -> Layout {
+        match self {
+            Views::Train(recipe) => Layout {
+                n,
+                global_bytes: recipe.global_bytes(),
+                globals: 2,
+                local_bytes: if recipe.local.is_some() { recipe.local_bytes() } else { 0 },
+                locals: if recipe.local.is_some() { 2 } else { 0 },
+            },
+            Views::Center { size, .. } => {
+                let global_bytes = *size as usize * *size as usize * 3;
+                Layout { n, global_bytes, globals: 1, local_bytes: 0, locals: 0 }
+            }
+        }
+    }
+}
+
+/// How a loader reads.
+#[derive(Clone, Debug)]
+pub struct LoaderOptions {
+    /// What to render.
+    pub views: Views,
+    /// Seed of the views.
+    pub seed: u64,
+    /// Which samples, in which order, in which batches.
+    pub order: Order,
+    /// Where to begin.
+    pub start: Cursor,
+    /// The epoch to end before.
+    pub epochs: u32,
+    /// This rank and the number of ranks; it reads its slice of each global batch.
+    pub rank: (u32, u32),
+    /// Decode and view threads; 0 means one a core.
+    pub workers: usize,
+    /// Batches that may be finished or in work ahead of the consumer, at least 1.
+    pub batches_ahead: usize,
+    /// What happens when a sample cannot be decoded.
+    pub on_bad_sample: OnBadSample,
+    /// `Skip` ends the run when an epoch has more bad samples than this share of the data set.
+    pub bad_share_max: f64,
+    /// `Skip` ends the run after this many bad samples in a row, in the order of the run.
+    pub bad_run_max: u32,
+}
+
+impl LoaderOptions {
+    /// Training: shuffled order, from the start, one rank, bad samples end the run.
+    pub fn train(recipe: Recipe, order: Order, seed: u64, epochs: u32) -> LoaderOptions {
+        LoaderOptions {
+            views: Views::Train(recipe),
+            seed,
+            order,
+            start: Cursor::default(),
+            epochs,
+            rank: (0, 1),
+            workers: 0,
+            batches_ahead: 3,
+            on_bad_sample: OnBadSample::Fail,
+            bad_share_max: 0.001,
+            bad_run_max: 100,
+        }
+    }
+
+    /// Evaluation: every sample once, in the order of the shards.
+    pub fn evaluate(size: u32, share: f32, order: Order) -> LoaderOptions {
+        let views = Views::Center { size, share };
+        LoaderOptions { views, ..LoaderOptions::train(Recipe::default(), order, 0, 1) }
+    }
+}
+
+/// Why a sample could not be used.
+#[derive(Debug, Error)]
+pub enum SampleError {
+    /// Its bytes could not be found.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// Its bytes are no image that we decode.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A bug of ours, or of the decoder, that these bytes trigger.
+    #[error("the decoder panicked: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// A sample that could not be used, and what took its place.
+#[derive(Debug)]
+pub struct BadSample {
+    /// The sample.
+    pub sample: u64,
+    /// Its shard.
+    pub shard: PathBuf,
+    /// Its sample id (webdataset's `__key__`), empty if the shard would not say.
+    pub key: String,
+    /// Where its image begins in the shard, in bytes.
+    pub offset: u64,
+    /// What is wrong.
+    pub error: SampleError,
+    /// The sample that was read instead; none under [`OnBadSample::Fail`].
+    pub substitute: Option<u64>,
+    slot: usize,
+}
+
+/// Why a loader ended early.
+#[derive(Debug, Error)]
+pub enum PipelineError {
+    /// A sample cannot be used and the policy is to fail.
+    #[error("{shard}: sample {key:?} at byte {offset}: {error}\nhint: data.on_bad_sample = \"skip\" goes on without it", shard = .0.shard.display(), key = .0.key, offset = .0.offset, error = .0.error)]
+    Bad(Box<BadSample>),
+    /// More samples are bad than the budget allows.
+    #[error(
+        "{bad} of {samples} samples are bad in epoch {epoch}: more than the budget of {budget} \
+         (data.bad_share_max); the last one: {last}"
+    )]
+    TooManyBad {
+        /// Bad samples of the epoch so far.
+        bad: u64,
+        /// Samples of the data set.
+        samples: u64,
+        /// The epoch.
+        epoch: u32,
+        /// What was allowed.
+        budget: u64,
+        /// The newest of them.
+        last: String,
+    },
+    /// A run of bad samples: a broken shard rather than a broken image.
+    #[error("{run} bad samples in a row (data.bad_run_max): the last one: {last}")]
+    BadRun {
+        /// Length of the run.
+        run: u32,
+        /// The newest of them.
+        last: String,
+    },
+    /// No substitute was found for a bad sample.
+    #[error("{tries} substitutes for a bad sample were bad as well: the last one: {last}")]
+    NoSubstitute {
+        /// Samples tried.
+        tries: u32,
+        /// The newest of them.
+        last: String,
+    },
+    /// The system refused a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The workers are gone before the end.
+    #[error("the workers ended before epoch {epoch}, step {step} was finished")]
+    Ended {
+        /// Epoch that was waited for.
+        epoch: u32,
+        /// Step that was waited for.
+        step: u64,
+    },
+}
+
+/// A batch of pixels on its way to the trainer. Dropping it frees its slab for the next batch.
+#[derive(Debug)]
+pub struct Filled {
+    /// Where it stands in the run.
+    pub cursor: Cursor,
+    /// The samples it holds, substitutes included, in slot order.
+    pub samples: Vec<u64>,
+    /// Samples that could not be used, in slot order.
+    pub bad: Vec<BadSample>,
+    slab: Option<Slab>,
+    free: Sender<Slab>,
+}
+
+impl Filled {
+    /// Samples in the batch, n.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether the batch holds nothing (a rank beyond the batch).
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// Global view 0 (query) or 1 (key), `[n, h, w, 3]`; evaluation has view 0 only.
+    pub fn global(&self, view: usize) -> &[u8] {
+        self.slab.as_ref().map_or(&[], |slab| slab.global(view, self.samples.len()))
+    }
+
+    /// Patch set 0 (query) or 1 (key), `[n, 9, p, p, 3]`.
+    pub fn local(&self, view: usize) -> &[u8] {
+        self.slab.as_ref().map_or(&[], |slab| slab.local(view, self.samples.len()))
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if let Some(slab) = self.slab.take() {
+            // The loader may be gone: then the slab is freed here.
+            let _ = self.free.send(slab);
+        }
+    }
+}
+
+/// One batch in work: what all its slots share.
+#[derive(Debug)]
+struct Work {
+    cursor: Cursor,
+    /// Place in the loader's sequence of batches.
+    number: u64,
+    /// Slot 0 in the global batch.
+    first_slot: u64,
+    samples: Vec<u64>,
+    /// Taken for bad samples only.
+    faults: Mutex<Vec<Fault>>,
+}
+
+#[derive(Debug)]
+enum Fault {
+    /// Bad, and replaced unless the policy is to fail.
+    Bad(BadSample),
+    /// Bad, and so was everything tried instead.
+    NoSubstitute(BadSample),
+}
+
+#[derive(Debug)]
+struct Task {
+    work: Arc<Work>,
+    slot: Slot,
+}
+
+#[derive(Debug)]
+struct Finished {
+    work: Arc<Work>,
+    slab: Option<Slab>,
+}
+
+/// Batches of views in the order of the run.
+#[derive(Debug)]
+pub struct Loader {
+    set: Arc<ShardSet>,
+    options: LoaderOptions,
+    stats: Arc<Stats>,
+    next: u64,
+    at: Cursor,
+    bad_in_epoch: u64,
+    bad_run: u32,
+    failed: bool,
+    waiting: BTreeMap<u64, Finished>,
+    // The order of the fields is the order of dropping: channels close before the pool joins.
+    finished: Receiver<Finished>,
+    free: Sender<Slab>,
+    _stop: Sender<()>,
+    _pool: Pool,
+}
+
+impl Loader {
+    /// Starts the threads; the first batch is in work when this returns.
+    pub fn start(set: Arc<ShardSet>, options: LoaderOptions) -> Result<Loader, PipelineError> {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let workers = if options.workers == 0 { cores } else { options.workers };
+        let (rank, world) = options.rank;
+        let n = options.order.slots(0, rank, world).count();
+        let layout = options.views.layout(n.max(1));
+        // One more than may be ahead: the one that the consumer reads.
+        let slabs = options.batches_ahead.max(1) + 1;
+        let (free, free_slabs) = bounded(slabs);
+        for _ in 0..slabs {
+            let sent = free.send(Slab::new(layout));
+            assert!(sent.is_ok(), "the receiver lives in this function");
+        }
+        let (task_sender, tasks) = bounded::<Task>(TASKS_MAX);
+        let (finish, finished) = bounded::<Finished>(slabs);
+        let (stop, stopped) = bounded::<()>(0);
+        let stats = Arc::new(Stats::new(workers));
+        let mut pool = Pool::new();
+        for worker in 0..workers {
+            let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
+            let (options, stats) = (options.clone(), Arc::clone(&stats));
+            let body =
+                move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
+            pool.start(format!("detco-worker-{worker}"), body).map_err(PipelineError::Thread)?;
+        }
+        let dispatcher = Dispatcher {
+            set: Arc::clone(&set),
+            options: options.clone(),
+            free_slabs,
+            stopped,
+            tasks: task_sender,
+            finish,
+            stats: Arc::clone(&stats),
+        };
+        let body = move || dispatcher.run();
+        pool.start("detco-dispatcher".into(), body).map_err(PipelineError::Thread)?;
+        Ok(Loader {
+            set,
+            at: options.start,
+            options,
+            stats,
+            next: 0,
+            bad_in_epoch: 0,
+            bad_run: 0,
+            failed: false,
+            waiting: BTreeMap::new(),
+            finished,
+            free,
+            _stop: stop,
+            _pool: pool,
+        })
+    }
+
+    /// The data set being read.
+    pub fn set(&self) -> &Arc<ShardSet> {
+        &self.set
+    }
+
+    /// The counters at this moment.
+    pub fn stats(&self) -> Snapshot {
+        self.stats.snapshot()
+    }
+
+    /// The class of each sample of a batch, in slot order; `None` where the shard has none.
+    pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
+        batch.samples.iter().map(|id| self.set.sample(*id).map(|sample| sample.class)).collect()
+    }
+
+    fn receive(&mut self) -> Option<Finished> {
+        while !self.waiting.contains_key(&self.next) {
+            let start = Instant::now();
+            let finished = self.finished.recv();
+            self.stats.consumer_waited(start.elapsed());
+            let finished = finished.ok()?;
+            self.waiting.insert(finished.work.number, finished);
+        }
+        self.waiting.remove(&self.next)
+    }
+
+    /// Applies the policy to a batch's faults, in slot order, so that the verdict does not depend
+    /// on which worker was first.
+    fn judge(&mut self, work: &Work) -> Result<(Vec<u64>, Vec<BadSample>), PipelineError> {
+        let mut samples = work.samples.clone();
+        let mut bad = Vec::new();
+        let faults = &mut *work.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.sort_by_key(|fault| match fault {
+            Fault::Bad(sample) | Fault::NoSubstitute(sample) => sample.slot,
+        });
+        let mut after = 0; // the slot after the last bad one
+        for fault in faults.drain(..) {
+            let sample = match fault {
+                Fault::NoSubstitute(sample) => {
+                    let last = describe(&sample);
+                    return Err(PipelineError::NoSubstitute { tries: SUBSTITUTES_MAX, last });
+                }
+                Fault::Bad(sample) => sample,
+            };
+            let Some(substitute) = sample.substitute else {
+                return Err(PipelineError::Bad(Box::new(sample)));
+            };
+            samples[sample.slot] = substitute;
+            self.bad_in_epoch += 1;
+            let adjacent = sample.slot <= after;
+            self.bad_run = if adjacent { self.bad_run + 1 } else { 1 };
+            after = sample.slot + 1;
+            let total = self.options.order.samples();
+            let budget = (total as f64 * self.options.bad_share_max) as u64;
+            let last = describe(&sample);
+            if self.bad_in_epoch > budget {
+                let (bad, epoch) = (self.bad_in_epoch, work.cursor.epoch);
+                return Err(PipelineError::TooManyBad { bad, samples: total, epoch, budget, last });
+            }
+            if self.bad_run >= self.options.bad_run_max.max(1) {
+                return Err(PipelineError::BadRun { run: self.bad_run, last });
+            }
+            bad.push(sample);
+        }
+        if after < samples.len() {
+            self.bad_run = 0;
+        }
+        Ok((samples, bad))
+    }
+}
+
+fn describe(bad: &BadSample) -> String {
+    format!("{}: sample {:?} at byte {}: {}", bad.shard.display(), bad.key, bad.offset, bad.error)
+}
+
+impl Iterator for Loader {
+    type Item = Result<Filled, PipelineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        if self.options.order.is_empty(self.at.step) {
+            self.at = Cursor { epoch: self.at.epoch + 1, step: 0 };
+            self.bad_in_epoch = 0;
+        }
+        if self.at.epoch >= self.options.epochs {
+            return None;
+        }
+        let Some(finished) = self.receive() else {
+            self.failed = true;
+            return Some(Err(PipelineError::Ended { epoch: self.at.epoch, step: self.at.step }));
+        };
+        let (samples, bad) = match self.judge(&finished.work) {
+            Ok(judged) => judged,
+            Err(error) => {
+                self.failed = true;
+                return Some(Err(error));
+            }
+        };
+        self.next += 1;
+        self.at.step += 1;
+        let (cursor, free) = (finished.work.cursor, self.free.clone());
+        Some(Ok(Filled { cursor, samples, bad, slab: finished.slab, free }))
+    }
+}
+
+/// Turns the order into tasks, as far ahead as free slabs and [`TASKS_MAX`] allow.
+struct Dispatcher {
+    set: Arc<ShardSet>,
+    options: LoaderOptions,
+    free_slabs: Receiver<Slab>,
+    stopped: Receiver<()>,
+    tasks: Sender<Task>,
+    finish: Sender<Finished>,
+    stats: Arc<Stats>,
+}
+
+impl Dispatcher {
+    fn run(self) {
+        let order = self.options.order;
+        let (rank, world) = self.options.rank;
+        let mut cursor = self.options.start;
+        let mut number = 0;
+        while cursor.epoch < self.options.epochs {
+            if order.is_empty(cursor.step) {
+                cursor = Cursor { epoch: cursor.epoch + 1, step: 0 };
+                continue;
+            }
+            let slots = order.slots(cursor.step, rank, world);
+            let samples: Vec<u64> = slots.clone().map(|slot| order.sample(cursor, slot)).collect();
+            let faults = Mutex::new(Vec::new());
+            let work = Work { cursor, number, first_slot: slots.start, samples, faults };
+            if !self.dispatch(Arc::new(work)) {
+                return;
+            }
+            cursor.step += 1;
+            number += 1;
+        }
+    }
+
+    /// Hands a batch out; false when the loader is gone.
+    fn dispatch(&self, work: Arc<Work>) -> bool {
+        if work.samples.is_empty() {
+            return self.finish.send(Finished { work, slab: None }).is_ok();
+        }
+        let start = Instant::now();
+        let slab = select! {
+            recv(self.free_slabs) -> slab => slab.ok(),
+            recv(self.stopped) -> _ => None,
+        };
+        self.stats.dispatcher_waited(start.elapsed());
+        let Some(slab) = slab else { return false };
+        for slot in slab.into_slots(work.samples.len()) {
+            self.set.will_need(work.samples[slot.index()]);
+            if self.tasks.send(Task { work: Arc::clone(&work), slot }).is_err() {
+                return false;
+            }
+        }
+        // Checked once a batch as well: with many free slabs the select above may not look.
+        !matches!(self.stopped.try_recv(), Err(TryRecvError::Disconnected))
+    }
+}
+
+/// One thread's decoder, renderer and scratch, made before the first sample.
+struct Worker<'a> {
+    set: &'a ShardSet,
+    options: &'a LoaderOptions,
+    stats: &'a WorkerStats,
+    decoder: Decoder,
+    renderer: Renderer,
+    image: Image,
+}
+
+impl<'a> Worker<'a> {
+    fn new(set: &'a ShardSet, options: &'a LoaderOptions, stats: &'a WorkerStats) -> Worker<'a> {
+        let (decoder, renderer) = (Decoder::new(), Renderer::new());
+        Worker { set, options, stats, decoder, renderer, image: Image::new() }
+    }
+
+    fn run(&mut self, tasks: &Receiver<Task>, finish: &Sender<Finished>) {
+        loop {
+            let start = Instant::now();
+            let Ok(Task { work, mut slot }) = tasks.recv() else { return };
+            self.stats.time(Stage::Get, start.elapsed());
+            self.fill(&work, &mut slot);
+            let Some(slab) = slot.done() else { continue };
+            let start = Instant::now();
+            if finish.send(Finished { work, slab: Some(slab) }).is_err() {
+                return;
+            }
+            self.stats.time(Stage::Put, start.elapsed());
+        }
+    }
+
+    /// Renders a slot's sample, or its substitute.
+    fn fill(&mut self, work: &Work, slot: &mut Slot) {
+        let sample = work.samples[slot.index()];
+        let Err(error) = self.sample(sample, work.cursor, slot) else { return };
+        let mut bad = self.bad(sample, slot.index(), error);
+        if self.options.on_bad_sample == OnBadSample::Fail {
+            return push(work, Fault::Bad(bad));
+        }
+        for attempt in 0..SUBSTITUTES_MAX {
+            let number = work.first_slot + slot.index() as u64;
+            let substitute = self.options.order.substitute(work.cursor, number, attempt);
+            if self.sample(substitute, work.cursor, slot).is_ok() {
+                bad.substitute = Some(substitute);
+                return push(work, Fault::Bad(bad));
+            }
+        }
+        push(work, Fault::NoSubstitute(bad));
+    }
+
+    fn bad(&self, sample: u64, slot: usize, error: SampleError) -> BadSample {
+        let (shard, key, offset) = self.set.place(sample).unwrap_or((Path::new(""), "", 0));
+        let (shard, key) = (shard.to_path_buf(), key.to_string());
+        BadSample { sample, shard, key, offset, error, substitute: None, slot }
+    }
+
+    fn sample(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
+        let caught = catch_unwind(AssertUnwindSafe(|| self.render(id, cursor, slot)));
+        caught.unwrap_or_else(|panic| {
+            // What the panic left half-done is thrown away.
+            (self.decoder, self.renderer) = (Decoder::new(), Renderer::new());
+            self.image = Image::new();
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(SampleError::Panicked { message: text.unwrap_or("no message").to_string() })
+        })
+    }
+
+    fn render(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
+        let start = Instant::now();
+        let sample = self.set.sample(id)?;
+        let read = Instant::now();
+        self.stats.time(Stage::Read, read - start);
+        self.decoder.decode(sample.jpeg, &mut self.image)?;
+        let decoded = Instant::now();
+        self.stats.time(Stage::Decode, decoded - read);
+        let (width, height) = (self.image.width, self.image.height);
+        match &self.options.views {
+            Views::Train(recipe) => {
+                let plan = recipe.draw(width, height, self.options.seed, cursor.epoch, id);
+                for (view, plan) in plan.global.iter().enumerate() {
+                    self.renderer.global(&self.image, plan, slot.global(view));
+                }
+                for (view, plan) in plan.local.iter().flatten().enumerate() {
+                    self.renderer.local(&self.image, plan, slot.local(view));
+                }
+            }
+            Views::Center { size, share } => {
+                let plan = center(width, height, *size, *share);
+                self.renderer.global(&self.image, &plan, slot.global(0));
+            }
+        }
+        self.stats.time(Stage::Views, decoded.elapsed());
+        self.stats.sample(sample.jpeg.len());
+        Ok(())
+    }
+}
+
+fn push(work: &Work, fault: Fault) {
+    work.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+}
+
+/// The centred square of `share` of the short edge.
+fn center(width: u32, height: u32, size: u32, share: f32) -> ViewPlan {
+    let short = width.min(height);
+    let side = ((short as f32 * share).round() as u32).clamp(1, short.max(1));
+    let (left, top) = ((width - side) / 2, (height - side) / 2);
+    let crop = Rect { left, top, width: side, height: side };
+    ViewPlan { size, crop, ops: Vec::new(), flip: false }
+}

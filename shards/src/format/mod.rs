@@ -1,1 +1,289 @@
-//! The shard format, byte by byte.
+//! The shard format, byte by byte: tar members, the index beside them, the manifest over them.
+//!
+//! A shard is a WebDataset tar. Everything here treats its bytes as foreign: sizes and offsets are
+//! checked once, at the door, with arithmetic that cannot wrap, and whatever is wrong comes back as
+//! a [`ShardError`] that says in which file, where and by how much. Nothing here decodes an image.
+//!
+//! `shards/README.md` describes the format for people who write their own reader.
+
+pub mod index;
+pub mod manifest;
+pub mod map;
+pub mod tar;
+pub mod verify;
+pub mod writer;
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use self::index::IndexFault;
+pub use self::manifest::ManifestFault;
+pub use self::tar::{TarError, TarFault};
+
+/// What can be wrong with shards, their indexes and manifests.
+#[derive(Debug, Error)]
+pub enum ShardError {
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, to be read after "cannot".
+        action: &'static str,
+        /// Why it was refused.
+        source: std::io::Error,
+    },
+    /// The shard is no well-formed tar.
+    #[error("{}: offset {}: {}", shard.display(), error.offset, error.fault)]
+    Tar {
+        /// The shard.
+        shard: PathBuf,
+        /// Where and what.
+        error: TarError,
+    },
+    /// The index cannot be read.
+    #[error("{}: line {line}: {fault}", index.display())]
+    Index {
+        /// The index file.
+        index: PathBuf,
+        /// Line, counted from 1.
+        line: u64,
+        /// What is wrong with the line.
+        fault: IndexFault,
+    },
+    /// The index does not describe the shard beside it.
+    #[error("{}: stale index, it does not describe {}: {fault}; delete it or write it anew",
+        index.display(), shard.display())]
+    StaleIndex {
+        /// The index file.
+        index: PathBuf,
+        /// The shard it should describe.
+        shard: PathBuf,
+        /// How the two differ.
+        fault: StaleFault,
+    },
+    /// The manifest cannot be read, or does not add up.
+    #[error("{}: {fault}", manifest.display())]
+    Manifest {
+        /// The manifest file.
+        manifest: PathBuf,
+        /// What is wrong.
+        fault: ManifestFault,
+    },
+    /// A sample cannot be used.
+    #[error("{}: sample `{key}` at offset {offset}: {fault}", shard.display())]
+    Sample {
+        /// The shard.
+        shard: PathBuf,
+        /// The sample's key.
+        key: String,
+        /// Offset of the first byte of the member in question.
+        offset: u64,
+        /// What is wrong.
+        fault: SampleFault,
+    },
+    /// What the user named leads to no usable set of shards.
+    #[error("data `{spec}`: {fault}")]
+    Spec {
+        /// As the user wrote it.
+        spec: String,
+        /// What is wrong.
+        fault: SpecFault,
+    },
+    /// A sample id outside the set.
+    #[error("sample {id} does not exist: the shards hold {samples}")]
+    NoSuchSample {
+        /// The id asked for.
+        id: u64,
+        /// Samples in the set.
+        samples: u64,
+    },
+    /// A sealed file is in the way: it is never overwritten.
+    #[error("{} already exists and is never overwritten", path.display())]
+    Sealed {
+        /// The file in the way.
+        path: PathBuf,
+    },
+    /// A member that the tar format cannot hold.
+    #[error(
+        "member `{name}` of {bytes} bytes does not fit a ustar header (at most {} bytes)",
+        tar::SIZE_MAX
+    )]
+    MemberTooLarge {
+        /// Name of the member.
+        name: String,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// A name that a shard cannot hold.
+    #[error("member name `{name}` is empty or holds white space or control characters")]
+    MemberName {
+        /// The name.
+        name: String,
+    },
+}
+
+impl ShardError {
+    pub(crate) fn io(
+        path: &Path,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> ShardError + use<> {
+        let path = path.to_path_buf();
+        move |source| ShardError::Io { path, action, source }
+    }
+
+    pub(crate) fn tar(shard: &Path, error: TarError) -> ShardError {
+        ShardError::Tar { shard: shard.to_path_buf(), error }
+    }
+}
+
+/// How an index and its shard differ.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StaleFault {
+    /// A member lies outside the shard.
+    #[error("line {line} names bytes {offset} to {end}, the shard has {bytes}")]
+    Outside {
+        /// Line of the index, counted from 1.
+        line: u64,
+        /// First byte of the member.
+        offset: u64,
+        /// One past its last byte.
+        end: u64,
+        /// Size of the shard.
+        bytes: u64,
+    },
+    /// No header where a member's header must be.
+    #[error("no header of a member before offset {offset}: {fault}")]
+    Header {
+        /// First byte of the member according to the index.
+        offset: u64,
+        /// What stands there instead.
+        fault: TarFault,
+    },
+    /// Sizes differ.
+    #[error(
+        "the member at offset {offset} has {indexed} bytes by the index, {actual} by the shard"
+    )]
+    Size {
+        /// First byte of the member.
+        offset: u64,
+        /// Size in the index.
+        indexed: u64,
+        /// Size in the shard.
+        actual: u64,
+    },
+    /// A member of the shard is missing in the index.
+    #[error("member `{name}` at offset {offset} is not in the index")]
+    Unindexed {
+        /// Name of the member.
+        name: String,
+        /// First byte of the member.
+        offset: u64,
+    },
+    /// The texts differ although nothing above did.
+    #[error("line {line} differs from what the shard holds")]
+    Line {
+        /// Line of the index, counted from 1.
+        line: u64,
+    },
+}
+
+/// Why a sample cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SampleFault {
+    /// No member holds an image.
+    #[error("no image: none of its members is a .jpg, .jpeg or .png")]
+    NoImage,
+    /// Two members with one name.
+    #[error("two members with the extension .{extension}")]
+    DuplicateMember {
+        /// The extension they share, lower case.
+        extension: String,
+    },
+    /// The class member is no number.
+    #[error("the .cls member holds `{text}`, a class number was expected")]
+    Class {
+        /// What it holds, shortened.
+        text: String,
+    },
+    /// A number that is too large for the tables.
+    #[error("{what} is {value}, at most {limit} is possible")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// The largest possible.
+        limit: u64,
+    },
+    /// A name that is no text.
+    #[error("its name is not UTF-8")]
+    Name,
+    /// Members overlap or run backwards.
+    #[error("it starts before the member in front of it ends, at {end}")]
+    Overlap {
+        /// Where the member in front ends, its padding included.
+        end: u64,
+    },
+}
+
+/// Why a data spec leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SpecFault {
+    /// Nothing there.
+    #[error("no such file or folder")]
+    Missing,
+    /// A folder without shards.
+    #[error("no .tar in this folder")]
+    Empty,
+    /// A pattern that no file matches.
+    #[error("no file matches")]
+    NoMatch,
+    /// A pattern that is none.
+    #[error("not a pattern: {reason}")]
+    Pattern {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The same shard twice.
+    #[error("{} is named twice", .shard.display())]
+    Twice {
+        /// The shard.
+        shard: PathBuf,
+    },
+    /// Manifests that disagree on the classes.
+    #[error("{} and {} list different classes", .one.display(), .other.display())]
+    Classes {
+        /// A manifest.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
+    },
+    /// A shard that the manifest beside it does not know.
+    #[error("{} is not in the manifest beside it", .shard.display())]
+    Unlisted {
+        /// The shard.
+        shard: PathBuf,
+    },
+    /// A shard of the manifest is not there.
+    #[error("{} is in the manifest but not in the folder", .shard.display())]
+    Lost {
+        /// The shard.
+        shard: PathBuf,
+    },
+    /// A data set that several machines packed, and some have not finished.
+    #[error("packed as {of} parts, part {missing} is missing")]
+    Part {
+        /// The first part that is not there, from 1.
+        missing: u32,
+        /// Number of parts.
+        of: u32,
+    },
+    /// Packing is under way or was interrupted.
+    #[error("packing has not finished: go on with `detco pack --resume`")]
+    Unfinished,
+    /// No samples at all.
+    #[error("the shards hold no samples")]
+    NoSamples,
+}

@@ -1,0 +1,490 @@
+//! Where each sample lies: DALI's text index, read fast and checked against the shard.
+//!
+//! The layout is that of DALI's `wds2idx` version 1.2: a first line `v1.2 SAMPLES`, then a line a
+//! sample with `EXTENSION OFFSET SIZE NAME` for each of its members, in order, all separated by one
+//! space. OFFSET is where the member's payload starts, a multiple of 512.
+//!
+//! Members belong together as in WebDataset: neighbours whose names agree up to the first dot of
+//! their last component, the key. Files without a dot or without anything in front of it, and
+//! `__meta__` names, belong to no sample.
+
+use std::fmt::Write as _;
+
+use thiserror::Error;
+
+use super::map::Map;
+use super::tar::{self, BLOCK, Kind, Walker};
+use super::{SampleFault, ShardError, StaleFault};
+
+/// First word of an index.
+pub const VERSION: &str = "v1.2";
+
+/// What is wrong with a line of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum IndexFault {
+    /// Not text.
+    #[error("not UTF-8")]
+    Text,
+    /// Not the version this program reads.
+    #[error("`{found}` where `{VERSION} SAMPLES` was expected")]
+    Version {
+        /// The line, shortened.
+        found: String,
+    },
+    /// Other than the promised number of lines.
+    #[error("the first line promises {promised} samples, there are {found}")]
+    Count {
+        /// Samples by the first line.
+        promised: u64,
+        /// Samples found.
+        found: u64,
+    },
+    /// A member is not `EXTENSION OFFSET SIZE NAME`.
+    #[error("member {member} of the line is not `EXTENSION OFFSET SIZE NAME`")]
+    Member {
+        /// Which member, counted from 1.
+        member: u64,
+    },
+    /// An offset where no payload can start.
+    #[error("offset {offset} is no multiple of 512, or 0")]
+    Offset {
+        /// The offset.
+        offset: u64,
+    },
+    /// Members of two samples in one line.
+    #[error("`{name}` does not belong to sample `{key}`")]
+    Stranger {
+        /// Name of the member.
+        name: String,
+        /// Key of the line's first member.
+        key: String,
+    },
+    /// The sample itself is at fault.
+    #[error("sample `{key}`: {fault}")]
+    Sample {
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        fault: SampleFault,
+    },
+}
+
+/// Bytes of a shard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+/// Where a sample's members lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The sample's key.
+    pub key: &'a str,
+    /// The image.
+    pub image: Span,
+    /// The class number, as text.
+    pub class: Option<Span>,
+}
+
+/// Where the samples of a shard lie: 20 bytes and the key for each.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    rows: Vec<Row>,
+    keys: String,
+}
+
+/// Payloads start at multiples of 512, so 32 bits of block number reach 2 TiB.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    image_block: u32,
+    image_size: u32,
+    class_block: u32, // 0: none (block 0 is always a header)
+    class_size: u32,
+    key_end: u32,
+}
+
+impl Table {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The sample at a position, from 0.
+    pub fn get(&self, position: usize) -> Option<Entry<'_>> {
+        let row = self.rows.get(position)?;
+        let key_start = position.checked_sub(1).map_or(0, |before| self.rows[before].key_end);
+        let span = |block: u32, size: u32| Span {
+            offset: u64::from(block) * BLOCK,
+            size: u64::from(size),
+        };
+        Some(Entry {
+            key: &self.keys[key_start as usize..row.key_end as usize],
+            image: span(row.image_block, row.image_size),
+            class: (row.class_block > 0).then(|| span(row.class_block, row.class_size)),
+        })
+    }
+
+    /// Walks a shard.
+    ///
+    /// # Errors
+    ///
+    /// The shard is no tar, or holds a sample that cannot be used.
+    pub fn walk(map: &Map) -> Result<Table, ShardError> {
+        let shard = map.path();
+        let mut builder = Builder::default();
+        let fault = |at: Fault| ShardError::Sample {
+            shard: shard.to_path_buf(),
+            key: at.key,
+            offset: at.offset,
+            fault: at.fault,
+        };
+        for member in Walker::new(map.bytes()) {
+            let member = member.map_err(|error| ShardError::tar(shard, error))?;
+            if member.kind != Kind::File {
+                continue;
+            }
+            let Ok(name) = std::str::from_utf8(&member.name) else {
+                let key = String::from_utf8_lossy(&member.name).into_owned();
+                return Err(fault(Fault { key, offset: member.data, fault: SampleFault::Name }));
+            };
+            let span = Span { offset: member.data, size: member.payload.len() as u64 };
+            builder.push(name, span).map_err(fault)?;
+        }
+        builder.close().map_err(fault)?;
+        Ok(builder.table)
+    }
+
+    /// Reads the text of an index and checks it against its shard: every member lies inside, none
+    /// overlaps another, the first and the last are where the shard has them, and nothing follows
+    /// the last. What lies between is checked when a sample is read ([`check_header`]).
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::Index`] for a text that is no index, [`ShardError::StaleIndex`] for one that
+    /// describes another shard.
+    pub fn read(text: &[u8], index: &std::path::Path, map: &Map) -> Result<Table, ShardError> {
+        let wrong = |line: u64, fault: IndexFault| ShardError::Index {
+            index: index.to_path_buf(),
+            line,
+            fault,
+        };
+        let stale = |fault: StaleFault| ShardError::StaleIndex {
+            index: index.to_path_buf(),
+            shard: map.path().to_path_buf(),
+            fault,
+        };
+        let text = std::str::from_utf8(text).map_err(|error| {
+            let before = &text[..error.valid_up_to()];
+            let line = before.iter().filter(|byte| **byte == b'\n').count();
+            wrong(line as u64 + 1, IndexFault::Text)
+        })?;
+        let mut lines = text.split_terminator('\n');
+        let first = lines.next().unwrap_or("");
+        let version = || IndexFault::Version { found: first.chars().take(40).collect() };
+        let promised = first
+            .strip_prefix(VERSION)
+            .and_then(|rest| rest.strip_prefix(' '))
+            .and_then(|count| tar::decimal(count.as_bytes()))
+            .ok_or_else(|| wrong(1, version()))?;
+
+        let bytes = map.bytes().len() as u64;
+        let mut builder = Builder::default();
+        // A line has at least 20 bytes, so a lie in the first line reserves no more than the text.
+        let lines_max = (text.len() / 20).min(usize::try_from(promised).unwrap_or(usize::MAX));
+        builder.table.rows.reserve_exact(lines_max);
+        let mut found = 0;
+        for (number, line) in (2..).zip(lines) {
+            found += 1;
+            let mut words = line.split(' ');
+            let mut member = 0;
+            while let Some(extension) = words.next() {
+                member += 1;
+                let fields = (words.next(), words.next(), words.next());
+                let (Some(offset), Some(size), Some(name)) = fields else {
+                    return Err(wrong(number, IndexFault::Member { member }));
+                };
+                let numbers = tar::decimal(offset.as_bytes()).zip(tar::decimal(size.as_bytes()));
+                let Some((offset, size)) = numbers.filter(|_| name.ends_with(extension)) else {
+                    return Err(wrong(number, IndexFault::Member { member }));
+                };
+                if offset % BLOCK != 0 || offset == 0 {
+                    return Err(wrong(number, IndexFault::Offset { offset }));
+                }
+                let end = offset.checked_add(size).unwrap_or(u64::MAX);
+                if end > bytes {
+                    let fault = StaleFault::Outside { line: number, offset, end, bytes };
+                    return Err(stale(fault));
+                }
+                if member > 1 && builder.starts_another(name) {
+                    let key = builder.open_key().to_owned();
+                    let name = name.to_owned();
+                    return Err(wrong(number, IndexFault::Stranger { name, key }));
+                }
+                builder.push(name, Span { offset, size }).map_err(|at| {
+                    wrong(number, IndexFault::Sample { key: at.key, fault: at.fault })
+                })?;
+            }
+            builder
+                .close()
+                .map_err(|at| wrong(number, IndexFault::Sample { key: at.key, fault: at.fault }))?;
+        }
+        if found != promised {
+            return Err(wrong(1, IndexFault::Count { promised, found }));
+        }
+        check_ends(map.bytes(), &builder).map_err(stale)?;
+        let mut table = builder.table;
+        table.keys.shrink_to_fit();
+        Ok(table)
+    }
+}
+
+/// The shard's first member is the index's first, and after the index's last only the end follows.
+fn check_ends(bytes: &[u8], builder: &Builder) -> Result<(), StaleFault> {
+    let unindexed = |member: &tar::Member<'_>| {
+        let name = String::from_utf8_lossy(&member.name).into_owned();
+        StaleFault::Unindexed { name, offset: member.data }
+    };
+    let header =
+        |offset: u64| move |error: tar::TarError| StaleFault::Header { offset, fault: error.fault };
+    for member in Walker::new(bytes) {
+        let member = member.map_err(header(BLOCK))?;
+        if member.data == builder.first.offset {
+            let (indexed, actual) = (builder.first.size, member.payload.len() as u64);
+            if indexed != actual {
+                let offset = member.data;
+                return Err(StaleFault::Size { offset, indexed, actual });
+            }
+            break;
+        }
+        if belongs(&member) {
+            return Err(unindexed(&member));
+        }
+    }
+    for member in Walker::at(bytes, builder.end) {
+        let member = member.map_err(header(builder.end))?;
+        if belongs(&member) {
+            return Err(unindexed(&member));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the member is part of a sample.
+fn belongs(member: &tar::Member<'_>) -> bool {
+    member.kind == Kind::File
+        && std::str::from_utf8(&member.name).is_ok_and(|name| split_name(name).is_some())
+}
+
+/// Checks that a member lies where its index says: a header stands in front of it and names its size.
+///
+/// # Errors
+///
+/// What stands there instead.
+pub fn check_header(bytes: &[u8], span: Span) -> Result<(), StaleFault> {
+    let offset = span.offset;
+    let (flag, actual) =
+        tar::header_before(bytes, offset).map_err(|fault| StaleFault::Header { offset, fault })?;
+    // A pax size replaces the field, which then holds 0 or the low digits: only walking tells.
+    let replaced = actual != span.size && (actual == 0 || span.size > tar::SIZE_MAX);
+    if !matches!(flag, 0 | b'0' | b'7') || (actual != span.size && !replaced) {
+        return Err(StaleFault::Size { offset, indexed: span.size, actual });
+    }
+    Ok(())
+}
+
+/// Splits a member's name into key and extension at the first dot of its last component.
+///
+/// `None` for names that belong to no sample: without a dot, with nothing in front of it, or
+/// `__meta__` (Python's `webdataset` skips these too).
+///
+/// ```
+/// use detco_shards::format::index::split_name;
+/// assert_eq!(split_name("a.b/c.seg.png"), Some(("a.b/c", "seg.png")));
+/// assert_eq!(split_name("a/.hidden"), None);
+/// ```
+pub fn split_name(name: &str) -> Option<(&str, &str)> {
+    let base = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = base + name[base..].find('.')?;
+    if dot == base || is_meta(name) {
+        return None;
+    }
+    Some((&name[..dot], &name[dot + 1..]))
+}
+
+/// Whether Python's `webdataset` takes the name for meta data: its first component is `__…__`.
+pub(crate) fn is_meta(name: &str) -> bool {
+    let first = name.split('/').next().unwrap_or(name);
+    first.len() >= 4 && first.starts_with("__") && first.ends_with("__")
+}
+
+/// A fault of a sample while a table is built.
+struct Fault {
+    key: String,
+    offset: u64,
+    fault: SampleFault,
+}
+
+/// Builds a [`Table`] from members in order.
+#[derive(Default)]
+struct Builder {
+    table: Table,
+    /// Where the open sample's key starts in `table.keys`; the open sample is not a row yet.
+    key_start: usize,
+    open: Option<Open>,
+    /// The open sample's extensions, lower case, each followed by a newline.
+    extensions: String,
+    /// End of the last member, padding included.
+    end: u64,
+    /// The first member of all.
+    first: Span,
+}
+
+/// Members of the sample being built.
+struct Open {
+    offset: u64,
+    image: Option<(usize, Span)>,
+    class: Option<Span>,
+}
+
+/// Extensions that hold the image, the preferred first.
+const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
+
+impl Builder {
+    fn open_key(&self) -> &str {
+        &self.table.keys[self.key_start..]
+    }
+
+    fn starts_another(&self, name: &str) -> bool {
+        self.open.is_some() && split_name(name).is_some_and(|(key, _)| key != self.open_key())
+    }
+
+    fn push(&mut self, name: &str, span: Span) -> Result<(), Fault> {
+        let Some((key, extension)) = split_name(name) else { return Ok(()) };
+        if self.open.is_none() || key != self.open_key() {
+            self.close()?;
+            self.key_start = self.table.keys.len();
+            self.table.keys.push_str(key);
+            self.extensions.clear();
+            self.open = Some(Open { offset: span.offset, image: None, class: None });
+        }
+        let fail = |fault| Fault { key: key.to_owned(), offset: span.offset, fault };
+        // The header in front of the payload needs a block too.
+        if span.offset < self.end + BLOCK {
+            return Err(fail(SampleFault::Overlap { end: self.end }));
+        }
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let seen = self.extensions.len();
+        self.extensions.push_str(extension);
+        self.extensions[seen..].make_ascii_lowercase();
+        let (before, extension) = self.extensions.split_at(seen);
+        if before.split_terminator('\n').any(|other| other == extension) {
+            let extension = extension.to_owned();
+            return Err(fail(SampleFault::DuplicateMember { extension }));
+        }
+        if let Some(rank) = IMAGES.iter().position(|image| *image == extension) {
+            if open.image.is_none_or(|(other, _)| rank < other) {
+                open.image = Some((rank, span));
+            }
+        } else if extension == "cls" {
+            open.class = Some(span);
+        }
+        self.extensions.push('\n');
+        if self.first.offset == 0 {
+            self.first = span;
+        }
+        // Cannot wrap: the caller has seen the span inside the shard.
+        self.end = (span.offset + span.size).next_multiple_of(BLOCK);
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Fault> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let fail = |key: &str, fault| Fault { key: key.to_owned(), offset: open.offset, fault };
+        let Some((_, image)) = open.image else {
+            return Err(fail(self.open_key(), SampleFault::NoImage));
+        };
+        let class = open.class.unwrap_or_default();
+        let fit = |what, value: u64| {
+            u32::try_from(value).map_err(|_| {
+                let limit = u64::from(u32::MAX);
+                fail(
+                    &self.table.keys[self.key_start..],
+                    SampleFault::TooLarge { what, value, limit },
+                )
+            })
+        };
+        let row = Row {
+            image_block: fit("the image's block", image.offset / BLOCK)?,
+            image_size: fit("the image's size", image.size)?,
+            class_block: fit("the class's block", class.offset / BLOCK)?,
+            class_size: fit("the class's size", class.size)?,
+            key_end: fit("the length of all keys", self.table.keys.len() as u64)?,
+        };
+        self.table.rows.push(row);
+        Ok(())
+    }
+}
+
+/// Writes the text of an index, member by member.
+#[derive(Debug, Clone, Default)]
+pub struct IndexText {
+    samples: u64,
+    lines: String,
+    key: String,
+}
+
+impl IndexText {
+    /// Adds a member; members of a sample are neighbours. Names that belong to no sample are left
+    /// out.
+    pub fn push(&mut self, name: &str, span: Span) {
+        let Some((key, extension)) = split_name(name) else { return };
+        if self.samples == 0 || key != self.key {
+            if self.samples > 0 {
+                self.lines.push('\n');
+            }
+            self.samples += 1;
+            key.clone_into(&mut self.key);
+        } else {
+            self.lines.push(' ');
+        }
+        // Writing into a String cannot fail.
+        let _ = write!(self.lines, "{extension} {} {} {name}", span.offset, span.size);
+    }
+
+    /// Samples so far.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// The whole text.
+    pub fn finish(self) -> String {
+        let end = if self.samples > 0 { "\n" } else { "" };
+        format!("{VERSION} {}\n{}{end}", self.samples, self.lines)
+    }
+
+    /// The text for a shard, found by walking it.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no tar.
+    pub fn of(bytes: &[u8]) -> Result<IndexText, tar::TarError> {
+        let mut text = IndexText::default();
+        for member in Walker::new(bytes) {
+            let member = member?;
+            if member.kind == Kind::File
+                && let Ok(name) = std::str::from_utf8(&member.name)
+            {
+                text.push(name, Span { offset: member.data, size: member.payload.len() as u64 });
+            }
+        }
+        Ok(text)
+    }
+}

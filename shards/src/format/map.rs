@@ -1,0 +1,89 @@
+//! The only place where a file becomes memory.
+//!
+//! A [`Map`] lends slices of the page cache; nothing copies a byte between it and the decoder. It
+//! never writes, and it never hands out a slice that outlives it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::{Advice, Mmap};
+
+use super::ShardError;
+
+/// A file, mapped read-only.
+#[derive(Debug)]
+pub struct Map {
+    path: PathBuf,
+    mmap: Mmap,
+    modified: Option<SystemTime>,
+}
+
+impl Map {
+    /// Maps a regular file as long as it is now.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened, is no regular file, or cannot be mapped.
+    pub fn open(path: &Path) -> Result<Map, ShardError> {
+        let file = File::open(path).map_err(ShardError::io(path, "open"))?;
+        let meta = file.metadata().map_err(ShardError::io(path, "read the size of"))?;
+        if !meta.is_file() {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "no regular file");
+            return Err(ShardError::Io { path: path.to_path_buf(), action: "map", source });
+        }
+        let mmap = map_file(&file).map_err(ShardError::io(path, "map"))?;
+        if mmap.len() as u64 != meta.len() {
+            let source = std::io::Error::other("its size changed while it was opened");
+            return Err(ShardError::Io { path: path.to_path_buf(), action: "map", source });
+        }
+        Ok(Map { path: path.to_path_buf(), mmap, modified: meta.modified().ok() })
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.mmap
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When the file was last written, where the file system says so.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+
+    /// The file will be read from front to back.
+    pub fn sequential(&self) {
+        // Advice may be refused (a file system without read-ahead): nothing depends on it.
+        let _ = self.mmap.advise(Advice::Sequential);
+    }
+
+    /// The file will be read in no order.
+    pub fn random(&self) {
+        // See `sequential`.
+        let _ = self.mmap.advise(Advice::Random);
+    }
+
+    /// These bytes will be needed soon. A range outside the file is ignored.
+    pub fn will_need(&self, offset: u64, length: u64) {
+        let range = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
+        let Some((offset, length)) = range else { return };
+        if offset.checked_add(length).is_some_and(|end| end <= self.mmap.len()) && length > 0 {
+            // See `sequential`.
+            let _ = self.mmap.advise_range(Advice::WillNeed, offset, length);
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "the one memory map of the project")]
+fn map_file(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the bytes of a map must not change while they are borrowed. Every writer of this
+    // project writes a sibling temp file and renames it, so a file once opened keeps its bytes even
+    // when its name is replaced. What remains is a foreign program that writes into a shard or
+    // truncates it during a run: the map cannot prevent that (a truncated page is SIGBUS), which
+    // README.md states. The map is read-only and nothing in the process writes through it.
+    unsafe { Mmap::map(file) }
+}

@@ -1,0 +1,282 @@
+//! Reads every byte of a folder of shards and names every fault.
+//!
+//! Checked: the tar's structure, every member's CRC-32C, every shard's SHA-256, the index against
+//! what walking the shard gives, counts against the manifest, samples that cannot be used. A fault
+//! in one place does not hide those behind it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::index::{self, IndexText, Span, Table};
+use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
+use super::map::Map;
+use super::tar::{Kind, Walker};
+use super::{ShardError, writer};
+
+/// Something wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The file it is in.
+    pub file: PathBuf,
+    /// The member, where one is concerned.
+    pub member: Option<String>,
+    /// Byte offset in the file, where one is concerned.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    pub fault: String,
+}
+
+/// What [`folder`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Shards read.
+    pub shards: u64,
+    /// Samples seen.
+    pub samples: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Members whose CRC-32C was compared with the manifest's.
+    pub checked: u64,
+    /// Whether there is a manifest.
+    pub manifest: bool,
+    /// Everything wrong, by file and offset.
+    pub faults: Vec<Fault>,
+}
+
+/// Verifies all shards of a folder on `workers` threads; `read` counts bytes as they are read.
+///
+/// # Errors
+///
+/// The folder cannot be listed. Whatever is wrong with the files is a [`Fault`].
+pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report, ShardError> {
+    let mut report = Report::default();
+    let shards = shards_in(folder)?;
+    let mut records: Vec<(PathBuf, Option<ShardRecord>)> =
+        shards.into_iter().map(|path| (path, None)).collect();
+    match Manifest::all_in(folder) {
+        Ok(manifests) => {
+            report.manifest = !manifests.is_empty();
+            join(folder, manifests, &mut records, &mut report);
+        }
+        Err(error) => report.faults.push(fault_of(folder, &error)),
+    }
+    let unfinished = folder.join(STATE_FOLDER);
+    if unfinished.exists() {
+        let text = "packing has not finished: go on with `detco pack --resume`";
+        report.faults.push(plain(&unfinished, text));
+    }
+    if records.is_empty() {
+        report.faults.push(plain(folder, "no .tar in this folder"));
+    }
+    let next = AtomicUsize::new(0);
+    let total = Mutex::new(report);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.clamp(1, records.len().max(1)) {
+            scope.spawn(|| {
+                while let Some((path, record)) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let one = shard(path, record.as_ref(), read);
+                    // A poisoned lock means that a sibling panicked; its report still counts.
+                    let mut total = total.lock().unwrap_or_else(|poison| poison.into_inner());
+                    total.shards += one.shards;
+                    total.samples += one.samples;
+                    total.bytes += one.bytes;
+                    total.checked += one.checked;
+                    total.faults.extend(one.faults);
+                }
+            });
+        }
+    });
+    let mut report = total.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    report.faults.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
+    Ok(report)
+}
+
+/// All `.tar` files of a folder, sorted, hidden ones left out.
+pub(crate) fn shards_in(folder: &Path) -> Result<Vec<PathBuf>, ShardError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(ShardError::io(folder, "list"))? {
+        let path = entry.map_err(ShardError::io(folder, "list"))?.path();
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "tar") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Pairs shards with their records; what has no partner is a fault.
+fn join(
+    folder: &Path,
+    manifests: Vec<(PathBuf, Manifest)>,
+    records: &mut [(PathBuf, Option<ShardRecord>)],
+    report: &mut Report,
+) {
+    if manifests.is_empty() {
+        return;
+    }
+    for (path, manifest) in manifests {
+        for record in manifest.shards {
+            let shard = folder.join(&record.name);
+            match records.iter_mut().find(|(path, _)| *path == shard) {
+                Some((_, slot)) if slot.is_none() => *slot = Some(record),
+                Some(_) => report.faults.push(plain(&path, "two manifests list one shard")),
+                None => report.faults.push(plain(&shard, "in the manifest but not in the folder")),
+            }
+        }
+    }
+    for (path, _) in records.iter().filter(|(_, record)| record.is_none()) {
+        report.faults.push(plain(path, "not in the manifest beside it"));
+    }
+}
+
+fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64) -> Report {
+    let mut report = Report { shards: 1, ..Report::default() };
+    let map = match Map::open(path) {
+        Ok(map) => map,
+        Err(error) => {
+            report.faults.push(fault_of(path, &error));
+            return report;
+        }
+    };
+    map.sequential();
+    let bytes = map.bytes();
+    report.bytes = bytes.len() as u64;
+    let mut text = IndexText::default();
+    let mut members = 0usize;
+    for member in Walker::new(bytes) {
+        let member = match member {
+            Ok(member) => member,
+            Err(error) => {
+                report.faults.push(fault_of(path, &ShardError::tar(path, error)));
+                break;
+            }
+        };
+        if member.kind != Kind::File {
+            continue;
+        }
+        let name = String::from_utf8_lossy(&member.name);
+        text.push(&name, Span { offset: member.data, size: member.payload.len() as u64 });
+        if let Some(expected) = record.and_then(|record| Manifest::crc_of(record, members)) {
+            report.checked += 1;
+            let found = crc32c::crc32c(member.payload);
+            if found != expected {
+                report.faults.push(Fault {
+                    file: path.to_path_buf(),
+                    member: Some(name.into_owned()),
+                    offset: Some(member.data),
+                    fault: format!("CRC-32C is {found:08x}, the manifest says {expected:08x}"),
+                });
+            }
+        }
+        members += 1;
+    }
+    report.samples = text.samples();
+    if let Err(error) = Table::walk(&map)
+        && !matches!(error, ShardError::Tar { .. })
+    {
+        report.faults.push(fault_of(path, &error));
+    }
+    check_index(&map, text.finish(), &mut report);
+    if let Some(record) = record {
+        check_record(bytes, record, members as u64, path, &mut report);
+    }
+    read.fetch_add(report.bytes, Ordering::Relaxed);
+    report
+}
+
+fn check_index(map: &Map, expected: String, report: &mut Report) {
+    let path = map.path().with_extension("idx");
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => return report.faults.push(plain(&path, &format!("cannot be read: {error}"))),
+    };
+    if text == expected.as_bytes() {
+        return;
+    }
+    match Table::read(&text, &path, map) {
+        Err(error) => report.faults.push(fault_of(&path, &error)),
+        Ok(_) => {
+            let lines =
+                text.split(|byte| *byte == b'\n').zip(expected.as_bytes().split(|b| *b == b'\n'));
+            let line = lines.take_while(|(found, expected)| found == expected).count() as u64 + 1;
+            let error = ShardError::StaleIndex {
+                index: path.clone(),
+                shard: map.path().to_path_buf(),
+                fault: super::StaleFault::Line { line },
+            };
+            report.faults.push(fault_of(&path, &error));
+        }
+    }
+}
+
+fn check_record(
+    bytes: &[u8],
+    record: &ShardRecord,
+    members: u64,
+    path: &Path,
+    report: &mut Report,
+) {
+    let mut differ = |what: &str, found: &str, expected: &str| {
+        if found != expected {
+            let text = format!("{what}: {found}, the manifest says {expected}");
+            report.faults.push(plain(path, &text));
+        }
+    };
+    differ("bytes", &bytes.len().to_string(), &record.bytes.to_string());
+    differ("members", &members.to_string(), &record.members.to_string());
+    differ("samples", &report.samples.to_string(), &record.samples.to_string());
+    differ("SHA-256", &writer::hex(&Sha256::digest(bytes)), &record.sha256);
+    let index = path.with_extension("idx");
+    match std::fs::read(&index) {
+        Ok(text) => {
+            let found = format!("{:08x}", crc32c::crc32c(&text));
+            if found != record.index_crc32c {
+                let text = format!("CRC-32C: {found}, the manifest says {}", record.index_crc32c);
+                report.faults.push(plain(&index, &text));
+            }
+        }
+        Err(error) => report.faults.push(plain(&index, &format!("cannot be read: {error}"))),
+    }
+}
+
+fn plain(file: &Path, fault: &str) -> Fault {
+    Fault { file: file.to_path_buf(), member: None, offset: None, fault: fault.to_owned() }
+}
+
+fn fault_of(file: &Path, error: &ShardError) -> Fault {
+    let (file, member, offset, fault) = match error {
+        ShardError::Tar { shard, error } => {
+            (shard, None, Some(error.offset), error.fault.to_string())
+        }
+        ShardError::Sample { shard, key, offset, fault } => {
+            (shard, Some(key.clone()), Some(*offset), fault.to_string())
+        }
+        ShardError::Index { index, line, fault } => {
+            (index, None, None, format!("line {line}: {fault}"))
+        }
+        ShardError::StaleIndex { index, fault, .. } => {
+            (index, None, None, format!("stale index: {fault}"))
+        }
+        ShardError::Manifest { manifest, fault } => (manifest, None, None, fault.to_string()),
+        ShardError::Io { path, action, source } => {
+            (path, None, None, format!("cannot {action} it: {source}"))
+        }
+        other => return plain(file, &other.to_string()),
+    };
+    Fault { file: file.clone(), member, offset, fault }
+}
+
+/// Checks one member's header in place; see [`index::check_header`].
+pub(crate) fn member_in_place(map: &Map, index: &Path, span: Span) -> Result<(), ShardError> {
+    index::check_header(map.bytes(), span).map_err(|fault| ShardError::StaleIndex {
+        index: index.to_path_buf(),
+        shard: map.path().to_path_buf(),
+        fault,
+    })
+}

@@ -1,0 +1,249 @@
+//! Shards on a local file system: what the user named, found and opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::Shard;
+use crate::format::index::{IndexText, Table};
+use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
+use crate::format::map::Map;
+use crate::format::verify::shards_in;
+use crate::format::{ShardError, SpecFault, StaleFault};
+
+/// Shards are opened by this many threads at most: beyond it a disk only seeks more.
+const OPENERS_MAX: usize = 8;
+
+/// What [`open`] returns; `digests` has an entry for each shard.
+pub(super) struct Opened {
+    pub(super) shards: Vec<Shard>,
+    pub(super) classes: Vec<String>,
+    pub(super) digests: Vec<Option<String>>,
+}
+
+pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
+    let mut paths = Vec::new();
+    for one in spec {
+        expand(one, &mut paths)?;
+    }
+    let mut seen = BTreeSet::new();
+    for path in &paths {
+        if !seen.insert(path) {
+            let fault = SpecFault::Twice { shard: path.clone() };
+            return Err(ShardError::Spec { spec: spec.join(" "), fault });
+        }
+    }
+    let Manifests { classes, mut records } = manifests(spec, &paths)?;
+    let jobs: Vec<(&Path, Option<ShardRecord>)> =
+        paths.iter().map(|path| (path.as_path(), records.remove(path))).collect();
+    let shards = open_all(&jobs)?;
+    let digests = jobs.into_iter().map(|(_, record)| record.map(|record| record.sha256)).collect();
+    Ok(Opened { shards, classes, digests })
+}
+
+/// One word of the user's to paths of shards.
+fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
+    let fail = |fault| ShardError::Spec { spec: spec.to_owned(), fault };
+    // As it stands first: a name may hold braces or brackets.
+    if Path::new(spec).exists() {
+        return literal(Path::new(spec), paths).map_err(|fault| fault.unwrap_or_else(&fail));
+    }
+    let reason = |error: String| fail(SpecFault::Pattern { reason: error });
+    let words = webdataset::braceexpand(spec).map_err(|error| reason(error.to_string()))?;
+    for word in words {
+        if Path::new(&word).exists() {
+            literal(Path::new(&word), paths).map_err(|fault| fault.unwrap_or_else(&fail))?;
+        } else if word.contains(['*', '?', '[']) {
+            let before = paths.len();
+            for path in glob::glob(&word).map_err(|error| reason(error.to_string()))? {
+                let path = path.map_err(|error| {
+                    let path = error.path().to_path_buf();
+                    ShardError::Io { path, action: "list", source: error.into() }
+                })?;
+                literal(&path, paths).map_err(|fault| fault.unwrap_or_else(&fail))?;
+            }
+            if paths.len() == before {
+                return Err(fail(SpecFault::NoMatch));
+            }
+        } else {
+            return Err(ShardError::Spec { spec: word, fault: SpecFault::Missing });
+        }
+    }
+    Ok(())
+}
+
+/// Why [`literal`] failed: with the spec, or by itself.
+enum Why {
+    Spec(SpecFault),
+    Shard(ShardError),
+}
+
+impl Why {
+    fn unwrap_or_else(self, spec: impl FnOnce(SpecFault) -> ShardError) -> ShardError {
+        match self {
+            Why::Spec(fault) => spec(fault),
+            Why::Shard(error) => error,
+        }
+    }
+}
+
+fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
+    if !path.is_dir() {
+        paths.push(path.to_path_buf());
+        return Ok(());
+    }
+    let found = shards_in(path).map_err(Why::Shard)?;
+    if path.join(STATE_FOLDER).exists() {
+        return Err(Why::Spec(SpecFault::Unfinished));
+    }
+    if found.is_empty() {
+        return Err(Why::Spec(SpecFault::Empty));
+    }
+    // The folder is the whole data set: what its manifest lists must be there.
+    let manifests = Manifest::all_in(path).map_err(Why::Shard)?;
+    let parts: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
+    if let Some((_, one)) = manifests.first()
+        && let Some(missing) = (1..=one.part.of).find(|number| !parts.contains(number))
+    {
+        return Err(Why::Spec(SpecFault::Part { missing, of: one.part.of }));
+    }
+    for record in manifests.iter().flat_map(|(_, manifest)| &manifest.shards) {
+        let shard = path.join(&record.name);
+        if found.binary_search(&shard).is_err() {
+            return Err(Why::Spec(SpecFault::Lost { shard }));
+        }
+    }
+    paths.extend(found);
+    Ok(())
+}
+
+#[derive(Default)]
+struct Manifests {
+    classes: Vec<String>,
+    records: BTreeMap<PathBuf, ShardRecord>,
+}
+
+/// The manifests beside the shards.
+fn manifests(spec: &[String], paths: &[PathBuf]) -> Result<Manifests, ShardError> {
+    let fail = |fault| ShardError::Spec { spec: spec.join(" "), fault };
+    let folders: BTreeSet<&Path> =
+        paths.iter().map(|path| path.parent().unwrap_or(Path::new(""))).collect();
+    let mut all = Manifests::default();
+    let mut classes_of: Option<PathBuf> = None;
+    for folder in folders {
+        let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let found = Manifest::all_in(listed)?;
+        let any = !found.is_empty();
+        for (path, manifest) in found {
+            match &classes_of {
+                Some(one) if all.classes != manifest.classes => {
+                    return Err(fail(SpecFault::Classes { one: one.clone(), other: path }));
+                }
+                Some(_) => {}
+                None => {
+                    all.classes = manifest.classes;
+                    classes_of = Some(path);
+                }
+            }
+            for record in manifest.shards {
+                all.records.insert(folder.join(&record.name), record);
+            }
+        }
+        let unlisted = paths.iter().find(|path| {
+            path.parent().unwrap_or(Path::new("")) == folder && !all.records.contains_key(*path)
+        });
+        if let Some(shard) = unlisted.filter(|_| any) {
+            return Err(fail(SpecFault::Unlisted { shard: shard.clone() }));
+        }
+    }
+    Ok(all)
+}
+
+fn open_all(jobs: &[(&Path, Option<ShardRecord>)]) -> Result<Vec<Shard>, ShardError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(OPENERS_MAX).min(jobs.len());
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let done = Mutex::new(Vec::with_capacity(jobs.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut mine = Vec::new();
+                while !failed.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((path, record)) = jobs.get(at) else { break };
+                    let opened = open_one(path, record.as_ref());
+                    failed.fetch_or(opened.is_err(), Ordering::Relaxed);
+                    mine.push((at, opened));
+                }
+                // A poisoned lock means that a sibling panicked; the scope passes that on.
+                done.lock().unwrap_or_else(|poison| poison.into_inner()).extend(mine);
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    // In order, so that of two faults the first in the data set is reported.
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, opened)| opened).collect()
+}
+
+fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardError> {
+    let map = Map::open(path)?;
+    let index = path.with_extension("idx");
+    let stale =
+        |fault| ShardError::StaleIndex { index: index.clone(), shard: path.to_path_buf(), fault };
+    let text = match std::fs::read(&index) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(ShardError::io(&index, "read")(error)),
+    };
+    let bytes = map.bytes().len() as u64;
+    if let Some(record) = record.filter(|record| record.bytes != bytes) {
+        let recorded = record.bytes;
+        return Err(ShardError::Manifest {
+            manifest: path.with_file_name("manifest.json"),
+            fault: crate::format::ManifestFault::ShardSize {
+                name: record.name.clone(),
+                bytes,
+                recorded,
+            },
+        });
+    }
+    let Some(text) = text else {
+        let table = Table::walk(&map)?;
+        return Ok(Shard { map, table, first: 0, indexed: false });
+    };
+    let recorded = record
+        .is_some_and(|record| record.index_crc32c == format!("{:08x}", crc32c::crc32c(&text)));
+    if !recorded && older(&index, &map) {
+        // Copying a folder can bring this order about too, so the shard decides.
+        let walked = IndexText::of(map.bytes()).map_err(|error| ShardError::tar(path, error))?;
+        let walked = walked.finish();
+        let lines =
+            || text.split(|byte| *byte == b'\n').zip(walked.as_bytes().split(|b| *b == b'\n'));
+        if walked.as_bytes() != text {
+            let line = lines().take_while(|(one, other)| one == other).count() as u64 + 1;
+            return Err(stale(StaleFault::Line { line }));
+        }
+    }
+    let table = Table::read(&text, &index, &map)?;
+    if let Some(record) = record.filter(|record| record.samples != table.len() as u64) {
+        return Err(ShardError::Manifest {
+            manifest: path.with_file_name("manifest.json"),
+            fault: crate::format::ManifestFault::ShardSamples {
+                name: record.name.clone(),
+                samples: table.len() as u64,
+                recorded: record.samples,
+            },
+        });
+    }
+    map.random();
+    Ok(Shard { map, table, first: 0, indexed: true })
+}
+
+/// Whether the index was written before its shard.
+fn older(index: &Path, map: &Map) -> bool {
+    let index = index.metadata().and_then(|meta| meta.modified()).ok();
+    index.zip(map.modified()).is_some_and(|(index, shard)| index < shard)
+}
