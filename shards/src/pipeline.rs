@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -588,11 +588,8 @@ impl<'a> Worker<'a> {
     }
 
     fn bad(&self, sample: u64, slot: usize, error: SampleError) -> BadSample {
-        let (key, offset, shard) = match self.set.sample(sample) {
-            Ok(found) => (found.key.to_string(), found.offset, found.shard),
-            Err(_) => (String::new(), 0, self.set.shard_of(sample)),
-        };
-        let shard = self.set.shards()[shard].path().to_path_buf();
+        let (shard, key, offset) = self.set.place(sample).unwrap_or((Path::new(""), "", 0));
+        let (shard, key) = (shard.to_path_buf(), key.to_string());
         BadSample { sample, shard, key, offset, error, substitute: None, slot }
     }
 

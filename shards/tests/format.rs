@@ -1,11 +1,13 @@
 //! The format against GNU tar, Python's tarfile and webdataset, and against lies.
 
-mod support;
+mod common;
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
+use common::{jpeg, run_python};
 use detco_shards::format::index::{IndexText, Span, Table};
 use detco_shards::format::manifest::{FORMAT, Manifest, ManifestFault, Part, ShardRecord};
 use detco_shards::format::map::Map;
@@ -14,7 +16,19 @@ use detco_shards::format::writer::ShardWriter;
 use detco_shards::format::{IndexFault, SampleFault, ShardError, StaleFault, verify};
 use detco_shards::stream::ShardSet;
 use proptest::prelude::*;
-use support::{jpeg, run_python, run_tool};
+
+/// Runs a system tool and returns what it prints.
+fn run_tool(tool: &str, arguments: &[&str], folder: &Path) -> String {
+    let output = Command::new(tool)
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap_or_else(|error| panic!("`{tool}` is needed by this test: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{tool} {arguments:?}: {errors}");
+    assert!(errors.is_empty(), "{tool} {arguments:?} warns: {errors}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
 
 /// Keys of all kinds: plain, long enough for a prefix, too long for one, not ASCII.
 fn keys() -> Vec<String> {
@@ -217,7 +231,10 @@ fn lies_are_named() {
     let pax = extended(b'x', b"29 size=18446744073709551616\n");
     assert_eq!(fault_of(&[&pax, &file, &end]), TarFault::PaxValue { key: "size" });
     let pax = extended(b'x', b"10 path=a\0\n");
-    assert!(matches!(fault_of(&[&pax, &file, &end]), TarFault::Pax { .. } | TarFault::PaxValue { .. }));
+    assert!(matches!(
+        fault_of(&[&pax, &file, &end]),
+        TarFault::Pax { .. } | TarFault::PaxValue { .. }
+    ));
     let pax = extended(b'x', b"22 GNU.sparse.major=1\n");
     assert_eq!(fault_of(&[&pax, &file, &end]), TarFault::Sparse);
     let path = extended(b'x', b"12 path=abc\n");
@@ -494,9 +511,7 @@ fn manifest() -> Manifest {
 
 #[test]
 fn a_lying_manifest_is_refused() {
-    let parse = |manifest: &Manifest| {
-        Manifest::parse(&serde_json::to_vec(manifest).expect("JSON"))
-    };
+    let parse = |manifest: &Manifest| Manifest::parse(&serde_json::to_vec(manifest).expect("JSON"));
     assert_eq!(parse(&manifest()).expect("good"), manifest());
     let lie = |change: &dyn Fn(&mut Manifest)| {
         let mut lying = manifest();
@@ -533,9 +548,8 @@ fn verify_names_every_fault() {
         ..manifest()
     };
     manifest.write(root).expect("writes");
-    let report = |_: &str| {
-        verify::folder(root, 2, &std::sync::atomic::AtomicU64::new(0)).expect("lists")
-    };
+    let report =
+        |_: &str| verify::folder(root, 2, &std::sync::atomic::AtomicU64::new(0)).expect("lists");
     let clean = report("clean");
     assert_eq!((clean.faults.len(), clean.samples, clean.checked), (0, 3, 6), "{clean:?}");
 

@@ -1,15 +1,40 @@
 //! Packing: every kind of source, every oddity, the same bytes however it is run.
 
-mod support;
+mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::{jpeg, picture, run_python};
 use detco_shards::format::manifest::{Manifest, Part};
 use detco_shards::format::verify;
 use detco_shards::pack::{self, Job, OnError, Options, PackError, Progress, Resize, ShardSize};
 use detco_shards::stream::ShardSet;
-use support::{jpeg, png, run_python, tree};
+
+/// The same as PNG.
+fn png(number: u32, width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture(number, width, height).write_to(&mut bytes, image::ImageFormat::Png).expect("encodes");
+    bytes.into_inner()
+}
+
+/// Every file below a folder, by relative path.
+fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in std::fs::read_dir(folder).expect("lists") {
+            let path = entry.expect("lists").path();
+            if path.is_dir() {
+                walk(root, &path, files);
+            } else {
+                let name = path.strip_prefix(root).expect("below").display().to_string();
+                files.insert(name, std::fs::read(&path).expect("reads"));
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    walk(folder, folder, &mut files);
+    files
+}
 
 fn job(source: &Path, out: &Path) -> Job {
     Job {
@@ -51,8 +76,7 @@ fn samples(out: &Path) -> BTreeMap<String, (Option<u32>, Vec<u8>)> {
 }
 
 fn sound(out: &Path) {
-    let report =
-        verify::folder(out, 2, &std::sync::atomic::AtomicU64::new(0)).expect("lists");
+    let report = verify::folder(out, 2, &std::sync::atomic::AtomicU64::new(0)).expect("lists");
     assert_eq!(report.faults, []);
     assert!(report.manifest);
 }
@@ -72,7 +96,8 @@ fn class_folders_become_shards() {
         let key = name.trim_end_matches(".jpg").replace(' ', "%20");
         let (class, stored) = &packed[&key];
         assert_eq!(*stored, bytes, "untouched");
-        let expected = set.classes().iter().position(|class| name.starts_with(&format!("{class}/")));
+        let expected =
+            set.classes().iter().position(|class| name.starts_with(&format!("{class}/")));
         assert_eq!(class.map(|class| class as usize), expected);
     }
     let names: Vec<String> = tree(out.path()).into_keys().collect();
@@ -110,10 +135,8 @@ fn the_order_is_shuffled_by_seed_or_kept() {
         let key = |id| set.sample(id).expect("a sample").key.to_owned();
         (0..set.len()).map(key).collect::<Vec<_>>()
     };
-    let sorted: Vec<String> = files
-        .keys()
-        .map(|name| name.trim_end_matches(".jpg").replace(' ', "%20"))
-        .collect();
+    let sorted: Vec<String> =
+        files.keys().map(|name| name.trim_end_matches(".jpg").replace(' ', "%20")).collect();
     assert_eq!(order(None), sorted);
     let (zero, one) = (order(Some(0)), order(Some(1)));
     assert_ne!(zero, sorted);

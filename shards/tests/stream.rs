@@ -1,14 +1,14 @@
 //! Opened shards: ours and other people's, and everything that can be wrong with them.
 
-mod support;
+mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use common::{jpeg, run_python};
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::format::{SampleFault, ShardError, SpecFault, StaleFault};
 use detco_shards::stream::ShardSet;
-use support::{jpeg, run_python};
 
 fn shard(folder: &Path, name: &str, samples: std::ops::Range<u32>) {
     let mut writer = ShardWriter::create(folder, name).expect("creates");
@@ -108,9 +108,7 @@ fn data_is_named_by_folder_file_glob_or_braces() {
 #[test]
 fn the_fingerprint_changes_with_the_data_and_not_with_the_folder() {
     let (one, other) = (three(), three());
-    let print = |folder: &Path| {
-        open(&folder.display().to_string()).expect("opens").fingerprint()
-    };
+    let print = |folder: &Path| open(&folder.display().to_string()).expect("opens").fingerprint();
     assert_eq!(print(one.path()), print(other.path()));
     shard(other.path(), "train-000003.tar", 12..13);
     assert_ne!(print(one.path()), print(other.path()));

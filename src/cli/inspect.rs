@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use detco_shards::decode::{Components, Format, probe};
 use detco_shards::format::manifest::Manifest;
-use detco_shards::pack::probe::{self, Color, Header};
 use detco_shards::stream::ShardSet;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -163,31 +163,25 @@ fn manifests(set: &ShardSet) -> anyhow::Result<Vec<About>> {
 }
 
 /// A word for the format, and the shorter side in pixels where the header says it.
-fn describe(image: &[u8]) -> (&'static str, Option<u16>) {
-    match probe::header(image) {
-        None => ("unreadable", None),
-        Some(Header::Other(format)) => {
-            (format.extensions_str().first().copied().unwrap_or("?"), None)
-        }
-        Some(Header::Jpeg(jpeg)) => {
-            let word = match (jpeg.color, jpeg.progressive) {
-                (Color::YCbCr, false) => "JPEG",
-                (Color::YCbCr, true) => "JPEG, progressive",
-                (Color::Gray, false) => "JPEG, gray",
-                (Color::Gray, true) => "JPEG, gray, progressive",
-                (Color::Rgb, false) => "JPEG, RGB",
-                (Color::Rgb, true) => "JPEG, RGB, progressive",
-                (Color::Cmyk | Color::Ycck, false) => "JPEG, CMYK",
-                (Color::Cmyk | Color::Ycck, true) => "JPEG, CMYK, progressive",
-            };
-            (word, Some(jpeg.width.min(jpeg.height)))
-        }
-    }
+fn describe(image: &[u8]) -> (&'static str, Option<u32>) {
+    let Ok(found) = probe(image) else { return ("unreadable", None) };
+    let word = match (found.format, found.components, found.progressive) {
+        (Format::Png, ..) => "PNG",
+        (Format::Jpeg, Components::Ycc, false) => "JPEG",
+        (Format::Jpeg, Components::Ycc, true) => "JPEG, progressive",
+        (Format::Jpeg, Components::Gray, false) => "JPEG, gray",
+        (Format::Jpeg, Components::Gray, true) => "JPEG, gray, progressive",
+        (Format::Jpeg, Components::Rgb, false) => "JPEG, RGB",
+        (Format::Jpeg, Components::Rgb, true) => "JPEG, RGB, progressive",
+        (Format::Jpeg, Components::Cmyk | Components::Ycck, false) => "JPEG, CMYK",
+        (Format::Jpeg, Components::Cmyk | Components::Ycck, true) => "JPEG, CMYK, progressive",
+    };
+    (word, Some(found.width.min(found.height)))
 }
 
 /// Edges that matter for crops of 224 pixels and for small images.
-fn bucket(short: u16) -> String {
-    const EDGES: [u16; 7] = [32, 64, 128, 224, 256, 512, 1024];
+fn bucket(short: u32) -> String {
+    const EDGES: [u32; 7] = [32, 64, 128, 224, 256, 512, 1024];
     match EDGES.iter().find(|edge| short <= **edge) {
         Some(edge) => format!("up to {edge:>5}"),
         None => "up to 65535".to_owned(),

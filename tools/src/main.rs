@@ -1,2 +1,66 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: set-up, tests, checks and the demo of detco. Run it without arguments for help.
+//!
+//! Small on purpose: on a fresh machine it is compiled before anything else happens.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+mod check;
+mod demo;
+mod objects;
+mod setup;
+mod shell;
+mod tidy;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  setup             make .venv with the pinned wheels (libtorch, and the oracles of the tests);
+                    the other commands run it by themselves
+  demo [options]    the whole job on small images: pack, train, kill, resume, evaluate, export
+    --images DIR      your own images, one folder a class, instead of generated ones
+    --out DIR         where to put everything (default: .demo)
+    --fresh           start anew, even if an unfinished demo could go on
+  test [arguments]  cargo test --workspace [arguments]
+  check             format, lints, documentation, benches as tests, the rules of this repository
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<ExitCode> {
+    let root = shell::root();
+    let (command, rest) = match arguments {
+        [] => ("help", arguments),
+        [command, rest @ ..] => (command.as_str(), rest),
+    };
+    match command {
+        "help" | "-h" | "--help" => eprint!("{HELP}"),
+        "demo" => return demo::run(&root, rest),
+        "test" => check::test(&root, rest)?,
+        "setup" | "check" if !rest.is_empty() => {
+            bail!("`cargo xtask {command}` takes no arguments, and got {}", rest.join(" "))
+        }
+        "setup" => {
+            let ready = setup::run(&root)?;
+            eprintln!(
+                "set-up: complete; libtorch {} in {}",
+                ready.version,
+                ready.libtorch.display()
+            );
+            eprintln!("        Python for tests: {}", ready.python.display());
+        }
+        "check" => check::check(&root)?,
+        other => bail!("unknown command {other:?}\n\n{HELP}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

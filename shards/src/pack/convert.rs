@@ -6,15 +6,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Cursor;
 
-use fast_image_resize as fir;
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ExtendedColorType};
+use image::{ExtendedColorType, ImageFormat};
 use serde::{Deserialize, Serialize};
 
 use super::SkipReason;
-use super::probe::{self, Color, Header};
+use crate::decode::{Components, DecodeError, Decoder, Format, Image, Probe, probe};
 
 /// Quality of a JPEG made from another format.
 pub const TRANSCODE_QUALITY: u8 = 95;
@@ -32,116 +33,164 @@ pub struct Resize {
 /// How often something was met, by name.
 pub(crate) type Oddities = BTreeMap<String, u64>;
 
-/// The bytes to store for a file.
-pub(crate) fn convert<'a>(
-    bytes: &'a [u8],
-    extension: &[u8],
-    resize: Option<Resize>,
-    oddities: &mut Oddities,
-) -> Result<Cow<'a, [u8]>, SkipReason> {
-    if bytes.is_empty() {
-        return Err(SkipReason::Empty);
+/// Formats beside JPEG and PNG that are taken.
+const OTHERS: [ImageFormat; 2] = [ImageFormat::WebP, ImageFormat::Bmp];
+
+/// What a worker needs to convert one image after the other.
+#[derive(Default)]
+pub(crate) struct Converter {
+    decoder: Decoder,
+    image: Image,
+    resizer: Resizer,
+}
+
+/// What an image file is by its first bytes.
+enum Kind {
+    Known(Probe),
+    Other(ImageFormat),
+}
+
+impl Converter {
+    /// The bytes to store for a file; counts what was met.
+    pub(crate) fn convert<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        extension: &[u8],
+        resize: Option<Resize>,
+        oddities: &mut Oddities,
+    ) -> Result<Cow<'a, [u8]>, SkipReason> {
+        if bytes.is_empty() {
+            return Err(SkipReason::Empty);
+        }
+        let kind = kind(bytes)?;
+        let mut met = Vec::new();
+        let named_jpeg = is_one_of(extension, &["jpg", "jpeg", "jpe", "jfif"]);
+        let stored = match kind {
+            Kind::Known(found) if found.format == Format::Jpeg => {
+                met.extend(oddities_of(&found));
+                // Zeros after the end are padding.
+                let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                met.extend((!bytes[..end].ends_with(&[0xff, 0xd9])).then_some("no_end_marker"));
+                met.extend((!named_jpeg).then_some("jpeg_under_another_name"));
+                let short = found.width.min(found.height);
+                match resize.filter(|resize| short > resize.short) {
+                    Some(resize) => {
+                        met.push("resized");
+                        self.decoder.decode(bytes, &mut self.image)?;
+                        self.shrink(resize);
+                        Cow::Owned(self.encode(found.components, resize.quality)?)
+                    }
+                    None => Cow::Borrowed(bytes),
+                }
+            }
+            kind => {
+                let (name, components) = self.decode_other(bytes, &kind)?;
+                met.push(name);
+                met.extend(named_jpeg.then_some("other_format_under_a_jpeg_name"));
+                let short = self.image.width.min(self.image.height);
+                let mut quality = TRANSCODE_QUALITY;
+                if let Some(resize) = resize.filter(|resize| short > resize.short) {
+                    met.push("resized");
+                    self.shrink(resize);
+                    quality = resize.quality;
+                }
+                Cow::Owned(self.encode(components, quality)?)
+            }
+        };
+        for name in met {
+            *oddities.entry(name.to_owned()).or_default() += 1;
+        }
+        Ok(stored)
     }
-    let header = probe::header(bytes).ok_or(SkipReason::NotAnImage)?;
-    let mut met = Vec::new();
-    let stored = match header {
-        Header::Jpeg(jpeg) => {
-            let color = match jpeg.color {
-                Color::Gray => Some("gray"),
-                Color::Rgb => Some("rgb"),
-                Color::Cmyk => Some("cmyk"),
-                Color::Ycck => Some("ycck"),
-                Color::YCbCr => None,
-            };
-            met.extend(color);
-            met.extend(jpeg.progressive.then_some("progressive"));
-            met.extend((jpeg.orientation != 1).then_some("exif_orientation"));
-            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-            met.extend((!bytes[..end].ends_with(&[0xff, 0xd9])).then_some("no_end_marker"));
-            let named = [&b"jpg"[..], b"jpeg", b"jpe", b"jfif"];
-            let misnamed = !named.iter().any(|name| extension.eq_ignore_ascii_case(name));
-            met.extend(misnamed.then_some("jpeg_under_another_name"));
-            let short = u32::from(jpeg.width.min(jpeg.height));
-            match resize.filter(|resize| short > resize.short) {
-                Some(resize) => {
-                    met.push("resized");
-                    Cow::Owned(smaller(&decode(bytes)?, resize)?)
-                }
-                None => Cow::Borrowed(bytes),
+
+    /// Decodes what is no JPEG into `self.image`; its name and whether it is gray.
+    fn decode_other(
+        &mut self,
+        bytes: &[u8],
+        kind: &Kind,
+    ) -> Result<(&'static str, Components), SkipReason> {
+        match kind {
+            Kind::Known(found) => {
+                self.decoder.decode(bytes, &mut self.image)?;
+                Ok(("png", found.components))
+            }
+            Kind::Other(format) => {
+                let image = image::load_from_memory_with_format(bytes, *format);
+                let image = image.map_err(|error| SkipReason::DecodeOther { error })?.into_rgb8();
+                let (width, height) = image.dimensions();
+                self.image = Image { width, height, pixels: image.into_raw() };
+                let name = format.extensions_str().first().copied().unwrap_or("other");
+                Ok((name, Components::Rgb))
             }
         }
-        Header::Other(format) => {
-            let name = format.extensions_str().first().copied().unwrap_or("other");
-            met.push(name);
-            let known = format
-                .extensions_str()
-                .iter()
-                .any(|known| extension.eq_ignore_ascii_case(known.as_bytes()));
-            met.extend((!known).then_some("other_format_under_a_jpeg_name"));
-            let image = decode(bytes)?;
-            let short = image.width().min(image.height());
-            match resize.filter(|resize| short > resize.short) {
-                Some(resize) => {
-                    met.push("resized");
-                    Cow::Owned(smaller(&image, resize)?)
-                }
-                None => Cow::Owned(encode(&image, TRANSCODE_QUALITY)?),
-            }
-        }
+    }
+
+    /// Resizes `self.image` so that its shorter side is `resize.short`; the other keeps the ratio,
+    /// rounded.
+    fn shrink(&mut self, resize: Resize) {
+        let Image { width, height, ref pixels } = self.image;
+        let short = u64::from(width.min(height));
+        // Both sides shrink, so the result fits.
+        let scale =
+            |side: u32| ((u64::from(side) * u64::from(resize.short) + short / 2) / short) as u32;
+        let (new_width, new_height) = (scale(width), scale(height));
+        let mut small = vec![0; new_width as usize * new_height as usize * 3];
+        let frame = TypedImageRef::from_buffer(width, height, pixels)
+            .expect("an Image holds width * height * 3 bytes");
+        // The whole of it: this type is the one that the views compile already.
+        let frame = TypedCroppedImage::from_ref(&frame, 0, 0, width, height)
+            .expect("an image contains itself");
+        let mut target = TypedImage::from_buffer(new_width, new_height, &mut small)
+            .expect("made with this size above");
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+            .use_alpha(false);
+        self.resizer
+            .resize_typed::<U8x3>(&frame, &mut target, &options)
+            .expect("the crop is the whole view of the frame");
+        self.image = Image { width: new_width, height: new_height, pixels: small };
+    }
+
+    /// `self.image` as JPEG, gray where it was gray, colours without subsampling.
+    fn encode(&self, components: Components, quality: u8) -> Result<Vec<u8>, SkipReason> {
+        let Image { width, height, ref pixels } = self.image;
+        let mut bytes = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
+        let encoded = if components == Components::Gray {
+            let gray: Vec<u8> = pixels.iter().step_by(3).copied().collect();
+            encoder.encode(&gray, width, height, ExtendedColorType::L8)
+        } else {
+            encoder.encode(pixels, width, height, ExtendedColorType::Rgb8)
+        };
+        encoded.map_err(|error| SkipReason::Encode { error })?;
+        Ok(bytes)
+    }
+}
+
+fn kind(bytes: &[u8]) -> Result<Kind, SkipReason> {
+    match probe(bytes) {
+        Ok(found) => Ok(Kind::Known(found)),
+        Err(DecodeError::NotAnImage { .. }) => match image::guess_format(bytes) {
+            Ok(format) if OTHERS.contains(&format) => Ok(Kind::Other(format)),
+            _ => Err(SkipReason::NotAnImage),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn oddities_of(found: &Probe) -> impl Iterator<Item = &'static str> + use<> {
+    let color = match found.components {
+        Components::Gray => Some("gray"),
+        Components::Rgb => Some("rgb"),
+        Components::Cmyk => Some("cmyk"),
+        Components::Ycck => Some("ycck"),
+        Components::Ycc => None,
     };
-    for name in met {
-        *oddities.entry(name.to_owned()).or_default() += 1;
-    }
-    Ok(stored)
+    let progressive = found.progressive.then_some("progressive");
+    let turned = (found.orientation != 1).then_some("exif_orientation");
+    [color, progressive, turned].into_iter().flatten()
 }
 
-/// Pixels as 8-bit gray or RGB; transparency is dropped, as Pillow's `convert("RGB")` does.
-fn decode(bytes: &[u8]) -> Result<DynamicImage, SkipReason> {
-    let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    // Reading from memory cannot fail.
-    let reader = reader.map_err(|_| SkipReason::NotAnImage)?;
-    let image = reader.decode().map_err(|error| SkipReason::Decode { error })?;
-    Ok(match image {
-        DynamicImage::ImageLuma8(_) | DynamicImage::ImageLuma16(_) => image.into_luma8().into(),
-        DynamicImage::ImageLumaA8(_) | DynamicImage::ImageLumaA16(_) => image.into_luma8().into(),
-        image => image.into_rgb8().into(),
-    })
-}
-
-fn smaller(image: &DynamicImage, resize: Resize) -> Result<Vec<u8>, SkipReason> {
-    let (width, height) = (u64::from(image.width()), u64::from(image.height()));
-    let short = width.min(height);
-    // The short side becomes `resize.short`, the other keeps the ratio, rounded; both shrink, so fit.
-    let scale = |side: u64| ((side * u64::from(resize.short) + short / 2) / short) as u32;
-    let gray = matches!(image, DynamicImage::ImageLuma8(_));
-    let pixel = if gray { fir::PixelType::U8 } else { fir::PixelType::U8x3 };
-    let fail = |_| SkipReason::Resize { width: image.width(), height: image.height() };
-    let source = fir::images::ImageRef::new(image.width(), image.height(), image.as_bytes(), pixel)
-        .map_err(|_| SkipReason::Resize { width: image.width(), height: image.height() })?;
-    let (new_width, new_height) = (scale(width), scale(height));
-    let mut target = fir::images::Image::new(new_width, new_height, pixel);
-    let filter = fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3);
-    let options = fir::ResizeOptions::new().resize_alg(filter);
-    fir::Resizer::new().resize(&source, &mut target, &options).map_err(fail)?;
-    let color = if gray { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
-    write(target.buffer(), new_width, new_height, color, resize.quality)
-}
-
-fn encode(image: &DynamicImage, quality: u8) -> Result<Vec<u8>, SkipReason> {
-    let color = image.color().into();
-    write(image.as_bytes(), image.width(), image.height(), color, quality)
-}
-
-fn write(
-    pixels: &[u8],
-    width: u32,
-    height: u32,
-    color: ExtendedColorType,
-    quality: u8,
-) -> Result<Vec<u8>, SkipReason> {
-    let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, quality)
-        .encode(pixels, width, height, color)
-        .map_err(|error| SkipReason::Encode { error })?;
-    Ok(bytes)
+fn is_one_of(extension: &[u8], known: &[&str]) -> bool {
+    known.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
 }

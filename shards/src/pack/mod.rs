@@ -10,7 +10,6 @@
 
 mod convert;
 mod key;
-pub mod probe;
 mod shuffle;
 mod source;
 mod state;
@@ -24,11 +23,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use self::convert::{Oddities, convert};
+use self::convert::{Converter, Oddities};
 pub use self::convert::{Resize, TRANSCODE_QUALITY};
 use self::shuffle::Shuffle;
 use self::source::Source;
 use self::state::{Done, Plan, State};
+use crate::decode::DecodeError;
 use crate::format::manifest::{FORMAT, Manifest, Part, write_atomically};
 use crate::format::writer::ShardWriter;
 use crate::format::{ShardError, TarError};
@@ -162,12 +162,15 @@ pub enum SkipReason {
     /// No bytes.
     #[error("empty file")]
     Empty,
-    /// Its first bytes are no image's, or its header ends early.
-    #[error("not an image, or its header is cut off")]
+    /// Its first bytes are no image's.
+    #[error("not an image")]
     NotAnImage,
-    /// Its pixels cannot be read, where they are needed.
+    /// Its header or its pixels cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Its pixels cannot be read.
     #[error("cannot be decoded: {error}")]
-    Decode {
+    DecodeOther {
         /// The decoder's words.
         error: image::ImageError,
     },
@@ -176,14 +179,6 @@ pub enum SkipReason {
     Encode {
         /// The encoder's words.
         error: image::ImageError,
-    },
-    /// It cannot be resized.
-    #[error("cannot be resized from {width} x {height} pixels")]
-    Resize {
-        /// Width.
-        width: u32,
-        /// Height.
-        height: u32,
     },
     /// Another file has its key.
     #[error("duplicate key `{key}`")]
@@ -484,6 +479,7 @@ fn write_shards(
         for _ in 0..job.workers.clamp(1, count.max(1)) {
             scope.spawn(|| {
                 let mut buffer = Vec::new();
+                let mut converter = Converter::default();
                 while !stop.load(Ordering::Relaxed) {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     if at >= count {
@@ -491,7 +487,7 @@ fn write_shards(
                     }
                     let shard = mine.start + at as u64;
                     let work = Work { job, source, layout, state, progress, stop: &stop };
-                    let result = work.shard(shard, &mut buffer);
+                    let result = work.shard(shard, &mut buffer, &mut converter);
                     stop.fetch_or(result.is_err(), Ordering::Relaxed);
                     // A poisoned lock means that a sibling panicked; the scope passes that on.
                     let mut all = results.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -520,7 +516,12 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn shard(&self, shard: u64, buffer: &mut Vec<u8>) -> Result<Option<Done>, PackError> {
+    fn shard(
+        &self,
+        shard: u64,
+        buffer: &mut Vec<u8>,
+        converter: &mut Converter,
+    ) -> Result<Option<Done>, PackError> {
         let positions = self.layout.shard(shard);
         let count = positions.end - positions.start;
         if let Some(done) = self.state.done(shard)? {
@@ -540,7 +541,7 @@ impl Work<'_> {
             let entry = &self.source.entries[self.layout.entry(position)];
             let stored = self.source.read(entry, buffer).and_then(|bytes| {
                 let extension = key::extension(&entry.name);
-                convert(bytes, extension, self.job.options.resize, &mut oddities)
+                converter.convert(bytes, extension, self.job.options.resize, &mut oddities)
             });
             match stored {
                 Ok(stored) => {

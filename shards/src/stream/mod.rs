@@ -147,6 +147,12 @@ impl ShardSet {
         self.find(id).map(|(_, _, _, entry)| entry.image.size)
     }
 
+    /// Where a sample lies, without touching the shard: shard, key, byte offset of the image. `None`
+    /// for an unknown id.
+    pub fn place(&self, id: u64) -> Option<(&Path, &str, u64)> {
+        self.find(id).map(|(_, shard, _, entry)| (shard.path(), entry.key, entry.image.offset))
+    }
+
     /// Class names from the manifest; empty without one, or when the images have no classes.
     pub fn classes(&self) -> &[String] {
         &self.classes

@@ -1,95 +1,100 @@
-//! What the tests share: the Python oracle, and images of their own.
-#![expect(clippy::allow_attributes, reason = "not every test file uses every helper")]
-#![allow(dead_code, reason = "not every test file uses every helper")]
+//! What the oracle tests share: generated images and the Python that checks them.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The interpreter that `cargo xtask setup` makes.
-pub fn python() -> PathBuf {
-    let python = std::env::var_os("DETCO_PYTHON").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python"),
-        PathBuf::from,
-    );
-    assert!(python.exists(), "{} is missing: run `cargo xtask setup`", python.display());
+use detco_shards::decode::{Decoder, Image};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The Python of `cargo xtask setup`, or of DETCO_PYTHON.
+pub(crate) fn python() -> PathBuf {
+    let python = std::env::var_os("DETCO_PYTHON")
+        .map_or_else(|| root().join(".venv/bin/python"), PathBuf::from);
+    assert!(python.exists(), "{}: not there. run `cargo xtask setup`", python.display());
     python
 }
 
-/// Runs a Python program and returns what it prints.
-pub fn run_python(program: &str, arguments: &[&Path]) -> String {
+/// Runs a script of `tools/oracle` and gives what it printed.
+pub(crate) fn oracle(script: &str, arguments: &[&OsStr]) -> String {
     let output = Command::new(python())
-        .arg("-c")
-        .arg(program)
+        .arg(root().join("tools/oracle").join(script))
         .args(arguments)
         .output()
-        .expect("Python starts");
-    assert!(
-        output.status.success(),
-        "Python failed:\n{}\n{program}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).expect("Python prints UTF-8")
-}
-
-/// Runs a system tool and returns what it prints.
-pub fn run_tool(tool: &str, arguments: &[&str], folder: &Path) -> String {
-    let output = Command::new(tool)
-        .args(arguments)
-        .current_dir(folder)
-        .output()
-        .unwrap_or_else(|error| panic!("`{tool}` is needed by this test: {error}"));
+        .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{tool} {arguments:?}: {errors}");
-    assert!(errors.is_empty(), "{tool} {arguments:?} warns: {errors}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    assert!(output.status.success(), "{script} failed: {errors}\nrun `cargo xtask setup`");
+    String::from_utf8(output.stdout).unwrap()
 }
 
-/// A textured JPEG of its own for each number.
-pub fn jpeg(number: u32, width: u32, height: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90)
-        .encode_image(&picture(number, width, height))
-        .expect("encodes");
-    bytes
+/// A small generator of its own, so that images do not depend on the code under test.
+fn hash(mut x: u64) -> u64 {
+    x = (x ^ (x >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    x = (x ^ (x >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    x ^ (x >> 32)
 }
 
-/// The same as PNG.
-pub fn png(number: u32, width: u32, height: u32) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture(number, width, height)
-        .write_to(&mut bytes, image::ImageFormat::Png)
-        .expect("encodes");
-    bytes.into_inner()
+/// Independent bytes: the hardest image for anything that averages.
+pub(crate) fn noise(width: u32, height: u32, seed: u64) -> Image {
+    let bytes = u64::from(width) * u64::from(height) * 3;
+    let pixels = (0..bytes).map(|i| hash(i ^ (seed << 40)) as u8).collect();
+    Image { width, height, pixels }
 }
 
-pub fn picture(number: u32, width: u32, height: u32) -> image::RgbImage {
-    image::RgbImage::from_fn(width, height, |x, y| {
-        let wave = |a: u32, b: u32| {
-            let phase = f64::from(x * a + y * b + number * 17) / 23.0;
-            (127.0 + 120.0 * phase.sin()) as u8
-        };
-        image::Rgb([wave(3, 1), wave(1, 4), wave(2, 2)])
-    })
-}
-
-/// Every file below a folder, by relative path.
-pub fn tree(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
-    fn walk(
-        root: &Path,
-        folder: &Path,
-        files: &mut std::collections::BTreeMap<String, Vec<u8>>,
-    ) {
-        for entry in std::fs::read_dir(folder).expect("lists") {
-            let path = entry.expect("lists").path();
-            if path.is_dir() {
-                walk(root, &path, files);
-            } else {
-                let name = path.strip_prefix(root).expect("below").display().to_string();
-                files.insert(name, std::fs::read(&path).expect("reads"));
+/// Soft gradients, hard edges, fine texture and a little noise, in colour.
+pub(crate) fn textured(width: u32, height: u32, seed: u64) -> Image {
+    let mut pixels = Vec::with_capacity((width * height * 3) as usize);
+    for y in 0..height {
+        for x in 0..width {
+            let (fx, fy) = (f64::from(x), f64::from(y));
+            let noise = hash(u64::from(x) ^ (u64::from(y) << 20) ^ (seed << 40));
+            for channel in 0..3u64 {
+                let phase = (seed * 3 + channel) as f64;
+                let wave = (fx * 0.031 + phase).sin() + (fy * 0.047 - phase).cos();
+                let fine = ((fx + fy * 0.7) * 0.9 + phase).sin() * 0.3;
+                let edge = if ((x / 37) ^ (y / 29)) as u64 + channel & 1 == 0 { 0.5 } else { -0.3 };
+                let grain = ((noise >> (channel * 8)) & 15) as f64 - 7.5;
+                let value = 128.0 + 45.0 * (wave + fine + edge) + grain;
+                pixels.push(value.clamp(0.0, 255.0) as u8);
             }
         }
     }
-    let mut files = std::collections::BTreeMap::new();
-    walk(folder, folder, &mut files);
+    Image { width, height, pixels }
+}
+
+/// Up to `count` images of the folder DETCO_TEST_IMAGES; none where it is not set.
+pub(crate) fn real_images(count: usize) -> Vec<(String, Image)> {
+    let mut decoder = Decoder::new();
+    let files = real_files();
+    let every = (files.len() / count).max(1);
+    files
+        .iter()
+        .step_by(every)
+        .take(count)
+        .enumerate()
+        .map(|(i, path)| {
+            let mut image = Image::new();
+            decoder.decode(&std::fs::read(path).unwrap(), &mut image).unwrap();
+            (format!("real{i}"), image)
+        })
+        .collect()
+}
+
+/// The files below DETCO_TEST_IMAGES, sorted.
+pub(crate) fn real_files() -> Vec<PathBuf> {
+    fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, into) } else { into.push(path) }
+        }
+    }
+    let mut files = Vec::new();
+    if let Some(folder) = std::env::var_os("DETCO_TEST_IMAGES") {
+        walk(Path::new(&folder), &mut files);
+    }
+    files.sort();
     files
 }

@@ -1,0 +1,58 @@
+//! `cargo xtask test` and `cargo xtask check`: the words to run before a commit. `.ci/run` runs the
+//! same two.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::{setup, shell, tidy};
+
+/// All tests of the workspace; `arguments` go to `cargo test`.
+pub(crate) fn test(root: &Path, arguments: &[String]) -> Result<()> {
+    ready(root)?;
+    let mut command = shell::cargo(root);
+    shell::step(command.args(["test", "--workspace"]).args(arguments))
+}
+
+/// Everything but the tests: format, lints, documentation, benches as tests, our own rules.
+pub(crate) fn check(root: &Path) -> Result<()> {
+    let started = Instant::now();
+    ready(root)?;
+    let run = |words: &str| shell::step(shell::cargo(root).args(words.split(' ')));
+    run("fmt --all --check")?;
+    let findings = tidy::findings(root)?;
+    ensure!(findings.is_empty(), "tidy:\n  {}", findings.join("\n  "));
+    no_libtorch_without_train(root)?;
+    run("clippy --workspace --all-targets -- -D warnings")?;
+    run(
+        "clippy --package detco --package detco-shards --all-targets --no-default-features -- -D warnings",
+    )?;
+    let mut docs = shell::cargo(root);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    shell::step(docs.args(["doc", "--workspace", "--no-deps", "--document-private-items"]))?;
+    // In the tests' profile: what is asked here is whether they run, and that build exists already.
+    run("test --workspace --benches")?;
+    eprintln!("\ncheck: all passed in {}", shell::duration(started.elapsed()));
+    Ok(())
+}
+
+fn ready(root: &Path) -> Result<()> {
+    let ready = setup::run(root)?;
+    eprintln!("set-up: libtorch {} in {}", ready.version, ready.libtorch.display());
+    Ok(())
+}
+
+/// Without the feature `train`, `detco` must build on machines that have no libtorch.
+fn no_libtorch_without_train(root: &Path) -> Result<()> {
+    let arguments = "tree --package detco --no-default-features --edges normal,build --prefix none";
+    let tree = shell::output(shell::cargo(root).args(arguments.split(' ')))?;
+    let torch =
+        tree.lines().find(|line| line.starts_with("tch ") || line.starts_with("torch-sys "));
+    ensure!(
+        torch.is_none(),
+        "detco depends on {} without its feature `train`",
+        torch.unwrap_or("")
+    );
+    Ok(())
+}
