@@ -3,6 +3,7 @@
 mod common;
 
 use std::fmt::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -593,8 +594,9 @@ fn a_million_samples_open_by_their_indexes() {
     let root = folder.path();
     let mut writer = ShardWriter::create(root, "header.tar").expect("creates");
     writer.append("n00000000/n00000000_0.jpg", &vec![0; IMAGE as usize]).expect("appends");
+    writer.append("n00000000/n00000000_0.cls", b"123").expect("appends");
     writer.finish().expect("finishes").seal().expect("seals");
-    let header = std::fs::read(root.join("header.tar")).expect("reads")[..512].to_vec();
+    let first = std::fs::read(root.join("header.tar")).expect("reads");
     std::fs::remove_file(root.join("header.tar")).expect("removes");
     std::fs::remove_file(root.join("header.idx")).expect("removes");
     let padded = IMAGE.next_multiple_of(BLOCK);
@@ -609,9 +611,12 @@ fn a_million_samples_open_by_their_indexes() {
             offset += 2 * BLOCK;
         }
         let path = root.join(format!("{shard:06}.tar"));
-        std::fs::write(&path, &header).expect("writes");
-        let file = std::fs::File::options().write(true).open(&path).expect("opens");
+        let file = std::fs::File::create(&path).expect("creates");
         file.set_len(offset + 2 * BLOCK).expect("sparse");
+        // The first sample is there, all but the zeros of its image.
+        let class = (BLOCK + padded) as usize;
+        file.write_all_at(&first[..512], 0).expect("writes");
+        file.write_all_at(&first[class..class + 1024], class as u64).expect("writes");
         std::fs::write(path.with_extension("idx"), text.finish()).expect("writes");
     }
     let spec = [root.display().to_string()];
@@ -621,7 +626,8 @@ fn a_million_samples_open_by_their_indexes() {
     println!("{} samples in {SHARDS} shards opened in {took:.2?}", set.len());
     assert_eq!(set.len(), SHARDS * SAMPLES);
     assert_eq!(set.shards().len() as u64, SHARDS);
-    assert_eq!(set.sample(0).expect("the first").jpeg.len() as u64, IMAGE);
+    let sample = set.sample(0).expect("the first");
+    assert_eq!((sample.jpeg.len() as u64, sample.class), (IMAGE, Some(123)));
     // The others have no headers, which is noticed when they are read.
     assert!(matches!(set.sample(1), Err(ShardError::StaleIndex { .. })));
 }
