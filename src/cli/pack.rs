@@ -192,7 +192,7 @@ fn report(
         HumanBytes(summary.bytes),
         fresh as f64 / seconds,
         bytes as f64 / seconds / 1e6,
-    );
+    )?;
     for (name, count) in &summary.oddities {
         writeln!(out, "  {:>8}  {}", HumanCount(*count).to_string(), name.replace('_', " "))?;
     }

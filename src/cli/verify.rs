@@ -108,6 +108,6 @@ fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
         HumanBytes(report.bytes),
         took.as_secs_f64(),
         report.bytes as f64 / took.as_secs_f64() / 1e6,
-    );
+    )?;
     Ok(())
 }

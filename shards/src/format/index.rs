@@ -218,7 +218,7 @@ impl Table {
                 if offset % BLOCK != 0 || offset == 0 {
                     return Err(wrong(number, IndexFault::Offset { offset }));
                 }
-                let end = offset.checked_add(size).unwrap_or(u64::MAX);
+                let end = offset.saturating_add(size);
                 if end > bytes {
                     let fault = StaleFault::Outside { line: number, offset, end, bytes };
                     return Err(stale(fault));

@@ -47,13 +47,13 @@ fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
     let fail = |fault| ShardError::Spec { spec: spec.to_owned(), fault };
     // As it stands first: a name may hold braces or brackets.
     if Path::new(spec).exists() {
-        return literal(Path::new(spec), paths).map_err(|fault| fault.unwrap_or_else(&fail));
+        return literal(Path::new(spec), paths).map_err(|why| why.into_error(fail));
     }
     let reason = |error: String| fail(SpecFault::Pattern { reason: error });
     let words = webdataset::braceexpand(spec).map_err(|error| reason(error.to_string()))?;
     for word in words {
         if Path::new(&word).exists() {
-            literal(Path::new(&word), paths).map_err(|fault| fault.unwrap_or_else(&fail))?;
+            literal(Path::new(&word), paths).map_err(|why| why.into_error(fail))?;
         } else if word.contains(['*', '?', '[']) {
             let before = paths.len();
             for path in glob::glob(&word).map_err(|error| reason(error.to_string()))? {
@@ -61,7 +61,7 @@ fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
                     let path = error.path().to_path_buf();
                     ShardError::Io { path, action: "list", source: error.into() }
                 })?;
-                literal(&path, paths).map_err(|fault| fault.unwrap_or_else(&fail))?;
+                literal(&path, paths).map_err(|why| why.into_error(fail))?;
             }
             if paths.len() == before {
                 return Err(fail(SpecFault::NoMatch));
@@ -80,7 +80,7 @@ enum Why {
 }
 
 impl Why {
-    fn unwrap_or_else(self, spec: impl FnOnce(SpecFault) -> ShardError) -> ShardError {
+    fn into_error(self, spec: impl FnOnce(SpecFault) -> ShardError) -> ShardError {
         match self {
             Why::Spec(fault) => spec(fault),
             Why::Shard(error) => error,
