@@ -49,7 +49,7 @@ impl Events {
 
     pub(super) fn write(&mut self, time: f64, record: &Record) -> Result<(), MetricsError> {
         let mut summary = Message::default();
-        let epoch = ("epoch", record.epoch);
+        let epoch = ("epoch", f64::from(record.epoch));
         let values = record.values.iter().map(|(name, value)| (name.as_str(), *value));
         for (name, value) in std::iter::once(epoch).chain(values) {
             let mut scalar = Message::default();

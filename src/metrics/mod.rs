@@ -15,10 +15,54 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use events::Events;
-use progress::Progress;
+pub use progress::{Plan, Progress};
 
 /// File of JSON lines in a run's folder.
 pub const FILE: &str = "metrics.jsonl";
+
+/// Names of values, alike in JSON, TensorBoard and code. `/` groups plots in TensorBoard.
+pub mod names {
+    /// The loss that is minimised: level weights times terms.
+    pub const LOSS: &str = "loss";
+    /// Learning rate of the step.
+    pub const LR: &str = "lr";
+    /// Images a second over all ranks, since the last record.
+    pub const IMAGES_PER_SECOND: &str = "images_per_second";
+    /// Share of the time since the last record that was spent waiting for data, 0 to 1.
+    pub const WAIT_SHARE: &str = "wait_share";
+    /// Euclidean length of all gradients together.
+    pub const GRADIENT_NORM: &str = "gradient_norm";
+    /// kNN top-1 in percent.
+    pub const KNN_TOP1: &str = "knn/top1";
+    /// kNN top-5 in percent.
+    pub const KNN_TOP5: &str = "knn/top5";
+
+    /// One of the twelve terms, without its level's weight: `loss/res5/gg`.
+    pub fn term(level: u8, pair: &str) -> String {
+        format!("loss/res{level}/{pair}")
+    }
+
+    /// Mean logit of the positives (divided by the temperature): `positive/res5/gg`.
+    pub fn positive(level: u8, pair: &str) -> String {
+        format!("positive/res{level}/{pair}")
+    }
+
+    /// Mean logit of the negatives: `negative/res5/gg`.
+    pub fn negative(level: u8, pair: &str) -> String {
+        format!("negative/res{level}/{pair}")
+    }
+
+    /// Share of samples whose positive is above every negative: `accuracy/res5/gg`.
+    pub fn accuracy(level: u8, pair: &str) -> String {
+        format!("accuracy/res{level}/{pair}")
+    }
+
+    /// Standard deviation of the query embeddings, averaged over dimensions; 1/√d is even spread,
+    /// 0 is collapse: `embedding_std/res5/global`.
+    pub fn embedding_std(level: u8, scope: &str) -> String {
+        format!("embedding_std/res{level}/{scope}")
+    }
+}
 
 /// Why metrics could not be written.
 #[derive(Debug, Error)]
@@ -41,74 +85,77 @@ fn fault(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsEr
 pub struct Record {
     /// Updates done since the start of the run.
     pub step: u64,
-    /// Passes over the data, with the share of the one that is not finished.
-    pub epoch: f64,
-    /// Names and values, in the order to write them; `/` groups plots in TensorBoard.
+    /// Passes over the data finished.
+    pub epoch: u32,
+    /// Names (see [`names`]) and values, in the order to write them.
     pub values: Vec<(String, f64)>,
 }
 
-/// How fast a run goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Pace {
-    /// Passes over the data, with the share of the one that is not finished.
-    pub epoch: f64,
-    /// Images a second over all ranks.
-    pub images_per_second: f64,
-    /// Share of the time that was spent waiting for data, 0 to 1.
-    pub waiting_share: f64,
+impl Record {
+    /// A record without values.
+    pub fn new(step: u64, epoch: u32) -> Record {
+        Record { step, epoch, values: Vec::new() }
+    }
+
+    /// Adds a value.
+    pub fn push(&mut self, name: impl Into<String>, value: f64) {
+        self.values.push((name.into(), value));
+    }
+
+    /// The value of this name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+    }
 }
 
-/// Writes records to `metrics.jsonl` and to a TensorBoard event file in the run's folder, and shows
-/// progress on standard error.
+/// Where the files begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A new run: files from an earlier one in this folder are replaced or superseded.
+    New,
+    /// The run goes on after this many updates: what was written of later ones is cut.
+    Resume {
+        /// Updates done when the checkpoint was written.
+        step: u64,
+    },
+}
+
+/// Writes records to `metrics.jsonl` and to a TensorBoard event file in the run's folder.
 #[derive(Debug)]
 pub struct Metrics {
     path: PathBuf,
     lines: File,
     events: Events,
-    progress: Progress,
 }
 
 impl Metrics {
-    /// Opens the files of a run of `steps` updates, of which `step` are done; its folder must
-    /// exist. What the files hold of later updates is cut: of `metrics.jsonl` by truncation, in
-    /// TensorBoard by the mark of a restart. A run at step 0 starts anew.
+    /// Opens the files of a run, whose folder must exist. Of `metrics.jsonl` a resumed run keeps
+    /// the lines up to the checkpoint; TensorBoard is told to forget what came after it.
     ///
     /// # Errors
     /// [`MetricsError`] with the file and what the system said.
-    pub fn open(run: &Path, step: u64, steps: u64) -> Result<Metrics, MetricsError> {
+    pub fn open(run: &Path, start: Start) -> Result<Metrics, MetricsError> {
         let path = run.join(FILE);
-        let (lines, purge) = match step {
-            0 => (File::create(&path).map_err(fault("create", &path))?, 0),
-            done => (cut(&path, done)?, done + 1),
+        let lines = match start {
+            Start::New => File::create(&path).map_err(fault("create", &path))?,
+            Start::Resume { step } => cut(&path, step)?,
         };
-        let events = Events::create(run, now(), purge)?;
-        Ok(Metrics { path, lines, events, progress: Progress::new(step, steps) })
+        let purge = match start {
+            Start::New => 0,
+            Start::Resume { step } => step + 1,
+        };
+        Ok(Metrics { path, lines, events: Events::create(run, now(), purge)? })
     }
 
     /// Writes a record to both files; a killed process loses none that this returned for.
     ///
     /// # Errors
     /// [`MetricsError`], such as for a full disk.
-    pub fn record(&mut self, record: &Record) -> Result<(), MetricsError> {
-        let rate = record.values.iter().find(|(name, _)| name == "learning_rate");
-        if let Some((_, rate)) = rate {
-            self.progress.learning_rate(*rate);
-        }
+    pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         let time = now();
         // One write a line: a kill tears at most the last one, and a resume cuts that.
         self.lines.write_all(json(record, time).as_bytes()).map_err(fault("write", &self.path))?;
         self.events.write(time, record)
-    }
-
-    /// Shows where the run is; call it after each update.
-    pub fn progress(&mut self, step: u64, loss: f64, pace: &Pace) {
-        self.progress.update(step, loss, pace);
-    }
-
-    /// Prints a line of its own (a checkpoint, a kNN result), above the bar where there is one.
-    /// The time since the last update does not count towards the time left.
-    pub fn message(&mut self, text: &str) {
-        self.progress.message(text);
     }
 
     /// Waits until both files are on the disk; before a checkpoint, so that a resumed run finds the
@@ -116,18 +163,9 @@ impl Metrics {
     ///
     /// # Errors
     /// [`MetricsError`] with the file and what the system said.
-    pub fn flush(&mut self) -> Result<(), MetricsError> {
+    pub fn sync(&mut self) -> Result<(), MetricsError> {
         self.lines.sync_data().map_err(fault("flush", &self.path))?;
         self.events.sync()
-    }
-
-    /// Flushes, and leaves the last state of the bar standing.
-    ///
-    /// # Errors
-    /// As [`Metrics::flush`].
-    pub fn finish(&mut self) -> Result<(), MetricsError> {
-        self.progress.finish();
-        self.flush()
     }
 }
 
@@ -144,7 +182,7 @@ fn json(record: &Record, time: f64) -> String {
     let mut line = format!(
         "{{\"step\":{},\"epoch\":{},\"time\":{}",
         record.step,
-        number(record.epoch),
+        record.epoch,
         number((time * 1e3).round() / 1e3)
     );
     for (name, value) in &record.values {
@@ -190,7 +228,7 @@ mod tests {
     use super::*;
 
     fn record(step: u64) -> Record {
-        Record { step, epoch: 0.5, values: vec![("loss".into(), step as f64 / 8.0)] }
+        Record { step, epoch: 0, values: vec![(names::LOSS.into(), step as f64 / 8.0)] }
     }
 
     fn steps(run: &Path) -> Vec<u64> {
@@ -203,38 +241,39 @@ mod tests {
     #[test]
     fn a_resumed_run_reads_as_one() {
         let run = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(run.path(), 0, 100).unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::New).unwrap();
         for step in [10, 20, 30, 40] {
-            metrics.record(&record(step)).unwrap();
+            metrics.write(&record(step)).unwrap();
         }
         drop(metrics);
         // What a kill in the middle of a line leaves.
         let mut file = OpenOptions::new().append(true).open(run.path().join(FILE)).unwrap();
         file.write_all(b"{\"step\":50,\"epo").unwrap();
-        let mut metrics = Metrics::open(run.path(), 25, 100).unwrap();
-        metrics.record(&record(30)).unwrap();
-        metrics.flush().unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::Resume { step: 25 }).unwrap();
+        metrics.write(&record(30)).unwrap();
+        metrics.sync().unwrap();
         assert_eq!(steps(run.path()), [10, 20, 30]);
         drop(metrics);
-        let metrics = Metrics::open(run.path(), 30, 100).unwrap();
+        let metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();
         drop(metrics);
         assert_eq!(steps(run.path()), [10, 20, 30]);
         // A run whose metrics were deleted goes on as well.
         std::fs::remove_file(run.path().join(FILE)).unwrap();
-        let mut metrics = Metrics::open(run.path(), 30, 100).unwrap();
-        metrics.record(&record(40)).unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();
+        metrics.write(&record(40)).unwrap();
         assert_eq!(steps(run.path()), [40]);
     }
 
     #[test]
     fn lines_are_json_whatever_the_numbers() {
         let mut one = record(3);
-        one.values.push(("odd \"name\"".into(), f64::NAN));
-        one.values.push(("exact".into(), 0.1));
+        one.push("odd \"name\"", f64::NAN);
+        one.push("small", 1e-300);
+        one.push("exact", 0.1);
         let parsed: Value = serde_json::from_str(&json(&one, 1.5)).unwrap();
         assert_eq!(parsed["loss"], 0.375);
         assert_eq!(parsed["odd \"name\""], Value::Null);
         assert_eq!(parsed["exact"].as_f64(), Some(0.1));
-        assert_eq!(parsed["epoch"], 0.5);
+        assert_eq!(one.get("small"), Some(1e-300));
     }
 }

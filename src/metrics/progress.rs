@@ -6,25 +6,31 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Pace;
+use super::{Record, names};
 
-/// Time between lines in a log file.
+/// Seconds between lines in a log file.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
-/// Weight of the newest step in the time left: steady over some fifty steps.
-const NEWEST: f64 = 0.02;
+/// Weight of the newest images/s in the time left: steady over some ten records.
+const NEWEST: f64 = 0.1;
 
-const TEMPLATE: &str = "{bar:24} {msg}";
+/// How long the run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Epochs of the whole run.
+    pub epochs: u32,
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Samples of one update over all ranks.
+    pub batch: u64,
+}
 
-/// Shows where a run is, on standard error.
+/// Shows records as they come, on standard error.
 #[derive(Debug)]
-pub(super) struct Progress {
-    steps: u64,
-    speed: Speed,
-    /// Learning rate, once it is known.
+pub struct Progress {
+    plan: Plan,
+    /// Smoothed images/s.
     rate: Option<f64>,
-    /// When the last update came, unless something else took its time since.
-    last: Option<(u64, Instant)>,
     output: Output,
 }
 
@@ -36,102 +42,79 @@ enum Output {
 
 impl Progress {
     /// A bar where standard error is a terminal, else a line every half minute.
-    pub(super) fn new(step: u64, steps: u64) -> Progress {
+    pub fn new(plan: Plan) -> Progress {
         let output = if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-            // The template is a constant that a test parses; without it the bar is merely plainer.
+            let bar = ProgressBar::with_draw_target(Some(plan.steps), ProgressDrawTarget::stderr());
+            // The template is a constant that the tests parse; without it the bar is merely plainer.
             if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
                 bar.set_style(style.progress_chars("━╸ "));
             }
-            bar.set_position(step);
             Output::Bar(bar)
         } else {
             Output::Lines { last: None }
         };
-        Progress { steps, speed: Speed::default(), rate: None, last: None, output }
+        Progress { plan, rate: None, output }
     }
 
-    /// Shows this learning rate from now on.
-    pub(super) fn learning_rate(&mut self, rate: f64) {
-        self.rate = Some(rate);
-    }
-
-    pub(super) fn update(&mut self, step: u64, loss: f64, pace: &Pace) {
-        let now = Instant::now();
-        if let Some((before, then)) = self.last.replace((step, now)) {
-            self.speed.add(step.saturating_sub(before), now - then);
+    /// Shows a record of a training step.
+    pub fn update(&mut self, record: &Record) {
+        if let Some(now) = record.get(names::IMAGES_PER_SECOND).filter(|rate| *rate > 0.0) {
+            self.rate = Some(self.rate.map_or(now, |rate| rate + NEWEST * (now - rate)));
         }
-        let line = || line((step, self.steps), loss, self.rate, pace, self.speed.seconds_a_step);
+        let line = line(&self.plan, record, self.rate);
         match &mut self.output {
             Output::Bar(bar) => {
-                bar.set_position(step);
-                bar.set_message(line());
+                bar.set_position(record.step);
+                bar.set_message(line);
             }
             Output::Lines { last } => {
-                let due = last.is_none_or(|last| now - last >= LINE_EVERY);
-                if due || step >= self.steps {
-                    eprintln!("{}", line());
-                    *last = Some(now);
+                let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+                if due || record.step >= self.plan.steps {
+                    eprintln!("{line}");
+                    *last = Some(Instant::now());
                 }
             }
         }
     }
 
-    pub(super) fn message(&mut self, text: &str) {
-        self.last = None;
+    /// Prints a line of its own (a checkpoint, a kNN result), above the bar where there is one.
+    pub fn note(&self, text: &str) {
         match &self.output {
             Output::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
             Output::Lines { .. } => eprintln!("{text}"),
         }
     }
 
-    pub(super) fn finish(&self) {
+    /// Leaves the last state of the bar standing.
+    pub fn finish(&self) {
         if let Output::Bar(bar) = &self.output {
             bar.abandon();
         }
     }
 }
 
-/// Seconds a step takes, smoothed: at first the plain mean.
-#[derive(Debug, Default)]
-struct Speed {
-    seconds_a_step: Option<f64>,
-    seen: u32,
-}
+const TEMPLATE: &str = "{bar:24} {msg}";
 
-impl Speed {
-    fn add(&mut self, steps: u64, took: Duration) {
-        if steps == 0 {
-            return;
-        }
-        let now = took.as_secs_f64() / steps as f64;
-        self.seen = self.seen.saturating_add(1);
-        let weight = NEWEST.max(1.0 / f64::from(self.seen));
-        let before = self.seconds_a_step.unwrap_or(now);
-        self.seconds_a_step = Some(before + weight * (now - before));
+/// `epoch 3/200  step 1200/1000  loss 9.812  lr 0.03  1342 images/s  waiting 2 %  left 2 d 5 h`;
+/// what a record does not have is left out.
+fn line(plan: &Plan, record: &Record, rate: Option<f64>) -> String {
+    let epoch = (u64::from(record.epoch) + 1).min(u64::from(plan.epochs));
+    let mut parts = vec![
+        format!("epoch {epoch}/{}", plan.epochs),
+        format!("step {}/{}", record.step, plan.steps),
+    ];
+    let mut value = |name: &str, show: &dyn Fn(f64) -> String| {
+        parts.extend(record.get(name).map(show));
+    };
+    value(names::LOSS, &|loss| format!("loss {loss:.3}"));
+    value(names::LR, &|lr| format!("lr {}", short(lr)));
+    value(names::IMAGES_PER_SECOND, &|rate| format!("{rate:.0} images/s"));
+    value(names::WAIT_SHARE, &|share| format!("waiting {:.0} %", share * 100.0));
+    if let Some(rate) = rate {
+        let images = plan.steps.saturating_sub(record.step) as f64 * plan.batch as f64;
+        parts.push(format!("left {}", duration(images / rate)));
     }
-}
-
-/// `step 1200/100000  epoch 3.25  loss 9.812  lr 0.03  1342 images/s  waiting for data 2 %  left
-/// 2 d 5 h`.
-fn line(
-    (step, steps): (u64, u64),
-    loss: f64,
-    rate: Option<f64>,
-    pace: &Pace,
-    seconds_a_step: Option<f64>,
-) -> String {
-    let rate = rate.map(|rate| format!("  lr {}", short(rate))).unwrap_or_default();
-    let left = seconds_a_step
-        .map(|seconds| format!("  left {}", duration(steps.saturating_sub(step) as f64 * seconds)))
-        .unwrap_or_default();
-    format!(
-        "step {step}/{steps}  epoch {:.2}  loss {loss:.3}{rate}  {:.0} images/s  waiting for data \
-         {:.0} %{left}",
-        pace.epoch,
-        pace.images_per_second,
-        pace.waiting_share * 100.0
-    )
+    parts.join("  ")
 }
 
 /// Three significant digits without trailing zeros.
@@ -159,32 +142,19 @@ mod tests {
 
     #[test]
     fn the_line_says_what_is_known() {
-        let pace = Pace { epoch: 0.2, images_per_second: 1340.4, waiting_share: 0.021 };
-        let at = (1000, 1_000_800);
+        let plan = Plan { epochs: 200, steps: 1_000_800, batch: 256 };
+        let mut record = Record::new(0, 0);
+        assert_eq!(line(&plan, &record, None), "epoch 1/200  step 0/1000800");
+        record.step = 1000;
+        record.push(names::LOSS, 9.81234);
+        record.push(names::LR, 0.03 * 0.987_654);
+        record.push(names::IMAGES_PER_SECOND, 1340.4);
+        record.push(names::WAIT_SHARE, 0.021);
         assert_eq!(
-            line(at, 9.81234, None, &pace, None),
-            "step 1000/1000800  epoch 0.20  loss 9.812  1340 images/s  waiting for data 2 %"
+            line(&plan, &record, Some(1280.0)),
+            "epoch 1/200  step 1000/1000800  loss 9.812  lr 0.0296  1340 images/s  waiting 2 %  \
+             left 2 d 7 h"
         );
-        assert_eq!(
-            line(at, 9.81234, Some(0.029_63), &pace, Some(0.2)),
-            "step 1000/1000800  epoch 0.20  loss 9.812  lr 0.0296  1340 images/s  waiting for data \
-             2 %  left 2 d 7 h"
-        );
-    }
-
-    #[test]
-    fn speed_starts_as_the_mean_and_then_follows() {
-        let mut speed = Speed::default();
-        for seconds in [2, 4, 6] {
-            speed.add(1, Duration::from_secs(seconds));
-        }
-        assert_eq!(speed.seconds_a_step, Some(4.0));
-        speed.add(0, Duration::from_secs(100)); // the same step twice
-        for _ in 0..500 {
-            speed.add(2, Duration::from_secs(2));
-        }
-        let seconds = speed.seconds_a_step.unwrap();
-        assert!((seconds - 1.0).abs() < 0.01, "{seconds}");
     }
 
     #[test]
