@@ -23,7 +23,7 @@ use crate::checkpoint::{self, CheckpointError, State};
 use crate::config::{self, Config, ConfigError};
 use crate::dist::local::Local;
 use crate::eval::knn::{self, KnnError, KnnOptions};
-use crate::metrics::{Metrics, MetricsError, Pace, Record};
+use crate::metrics::{self, Metrics, MetricsError, Plan, Progress, Record, names};
 use crate::model::{Model, ModelError};
 use crate::optim::Sgd;
 use crate::schedule::learning_rate;
@@ -186,7 +186,7 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
         }
     };
     run.save()?;
-    run.metrics.finish()?;
+    run.progress.finish();
     match outcome {
         Outcome::Finished => {
             eprintln!("finished: {} updates in {}", run.step, run.folder.display())
@@ -211,6 +211,7 @@ struct Run {
     model: Model,
     sgd: Sgd,
     metrics: Metrics,
+    progress: Progress,
     monitor: Option<Monitor>,
     /// The next batch.
     cursor: Cursor,
@@ -293,7 +294,13 @@ impl Run {
             0 => steps,
             most => steps.min(most),
         };
-        let metrics = Metrics::open(&folder, step, steps)?;
+        let begin = match saved {
+            None => metrics::Start::New,
+            Some(_) => metrics::Start::Resume { step },
+        };
+        let metrics = Metrics::open(&folder, begin)?;
+        let batch = config.train.batch as u64;
+        let progress = Progress::new(Plan { epochs: config.train.epochs, steps, batch });
         let monitor = Monitor::open(&config)?;
         eprintln!(
             "{} {}: {} samples, {} steps an epoch, batch {}, on {}, decoding with {}",
@@ -317,6 +324,7 @@ impl Run {
             model,
             sgd,
             metrics,
+            progress,
             monitor,
             cursor,
             step,
@@ -353,9 +361,7 @@ impl Run {
     }
 
     fn update(&mut self, batch: &Batch) -> Result<StepReport, TrainError> {
-        let Cursor { epoch, step } = self.cursor;
-        let rate = learning_rate(&self.config, epoch, step, self.order.steps_per_epoch());
-        let at = At { step: self.step, learning_rate: rate };
+        let at = At { step: self.step, learning_rate: self.learning_rate() };
         let report = step::update(&mut self.model, &mut self.sgd, &Local, &self.config, batch, at)?;
         if !report.applied {
             return Err(TrainError::NotFinite {
@@ -368,7 +374,7 @@ impl Run {
         self.step += 1;
         self.cursor.step += 1;
         if self.order.is_empty(self.cursor.step) {
-            self.cursor = Cursor { epoch: epoch + 1, step: 0 };
+            self.cursor = Cursor { epoch: self.cursor.epoch + 1, step: 0 };
         }
         Ok(report)
     }
@@ -412,22 +418,37 @@ impl Run {
     fn note(&mut self, report: &StepReport, waited: Duration) -> Result<(), TrainError> {
         self.window.waited += waited;
         self.window.samples += self.config.train.batch as u64;
-        let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
-        let pace = Pace {
-            epoch: f64::from(self.cursor.epoch)
-                + self.cursor.step as f64 / self.order.steps_per_epoch() as f64,
-            images_per_second: self.window.samples as f64 / seconds,
-            waiting_share: self.window.waited.as_secs_f64() / seconds,
-        };
-        self.metrics.progress(self.step, report.loss, &pace);
-        if self.step % self.config.monitor.every_steps == 0 {
-            let Cursor { epoch, step } = self.cursor;
-            let rate = learning_rate(&self.config, epoch, step, self.order.steps_per_epoch());
-            let values = values(report, rate, &pace);
-            self.metrics.record(&Record { step: self.step, epoch: pace.epoch, values })?;
-            self.window = Window::new();
+        if !self.step.is_multiple_of(self.config.monitor.every_steps) {
+            return Ok(());
         }
+        let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
+        let mut record = Record::new(self.step, self.cursor.epoch);
+        record.push(names::LOSS, report.loss);
+        record.push(names::LR, self.learning_rate());
+        record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
+        record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
+        record.push(names::GRADIENT_NORM, report.gradient_norm);
+        for term in &report.terms {
+            let (level, pair) = (term.level, term.pair.to_string());
+            record.push(names::term(level, &pair), term.loss);
+            record.push(names::positive(level, &pair), term.positive_mean);
+            record.push(names::negative(level, &pair), term.negative_mean);
+            record.push(names::accuracy(level, &pair), term.accuracy);
+        }
+        for spread in &report.embedding_std {
+            let name = names::embedding_std(spread.level, &spread.scope.to_string());
+            record.push(name, spread.std);
+        }
+        self.metrics.write(&record)?;
+        self.progress.update(&record);
+        self.window = Window::new();
         Ok(())
+    }
+
+    /// Of the next update.
+    fn learning_rate(&self) -> f64 {
+        let Cursor { epoch, step } = self.cursor;
+        learning_rate(&self.config, epoch, step, self.order.steps_per_epoch())
     }
 
     fn at_epoch_end(&self) -> bool {
@@ -446,7 +467,7 @@ impl Run {
 
     fn save(&mut self) -> Result<(), TrainError> {
         // Metrics first: a checkpoint promises that its steps are written down.
-        self.metrics.flush()?;
+        self.metrics.sync()?;
         let state = State {
             config: self.config.clone(),
             cursor: self.cursor,
@@ -475,14 +496,12 @@ impl Run {
         let started = Instant::now();
         let (train, test) = (&monitor.train, &monitor.test);
         let report = knn::evaluate(&self.model.query, train, test, &options)?;
-        let epoch = f64::from(self.cursor.epoch);
-        self.metrics.message(&format!(
-            "epoch {epoch}: kNN top-1 {:.2} % ({:.1} s)",
-            report.top1,
-            started.elapsed().as_secs_f64()
-        ));
-        let values = vec![("knn/top1".to_string(), report.top1)];
-        self.metrics.record(&Record { step: self.step, epoch, values })?;
+        let mut record = Record::new(self.step, self.cursor.epoch);
+        record.push(names::KNN_TOP1, report.top1);
+        self.metrics.write(&record)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let (epoch, top1) = (self.cursor.epoch, report.top1);
+        self.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
         self.window = Window::new();
         Ok(())
     }
@@ -598,29 +617,6 @@ fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions
         bad_share_max: config.data.bad_share_max,
         bad_run_max: config.data.bad_run_max,
     }
-}
-
-/// Names and values of a step's metrics, as they go to JSON lines and TensorBoard.
-fn values(report: &StepReport, rate: f64, pace: &Pace) -> Vec<(String, f64)> {
-    let mut values = vec![
-        ("loss".to_string(), report.loss),
-        ("learning_rate".to_string(), rate),
-        ("gradient_norm".to_string(), report.gradient_norm),
-        ("images_per_second".to_string(), pace.images_per_second),
-        ("waiting_share".to_string(), pace.waiting_share),
-    ];
-    for term in &report.terms {
-        let place = format!("res{}/{}", term.level, term.pair);
-        values.push((format!("loss/{place}"), term.loss));
-        values.push((format!("positive/{place}"), term.positive_mean));
-        values.push((format!("negative/{place}"), term.negative_mean));
-        values.push((format!("accuracy/{place}"), term.accuracy));
-    }
-    for spread in &report.embedding_std {
-        let name = format!("embedding_std/res{}/{}", spread.level, spread.scope);
-        values.push((name, spread.std));
-    }
-    values
 }
 
 fn device(wanted: config::Device) -> Result<Device, TrainError> {
