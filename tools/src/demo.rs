@@ -40,7 +40,7 @@ const IMAGES_MAX: usize = 1500;
 const RECIPE: &str = "detco-small";
 /// Samples seen in training; the number of epochs follows from the size of the data set.
 const SAMPLES_SEEN: usize = 12_000;
-/// Share of the run after which it is killed.
+/// Share of the epochs after which the run is killed.
 const KILL_AT: f64 = 0.4;
 /// A trained backbone must beat the untrained one by this many percentage points.
 const GAIN_MIN: f64 = 10.0;
@@ -338,13 +338,14 @@ impl Demo<'_> {
             return self.detco(&resume).map(drop);
         }
         remove(&run)?;
-        let epochs = (SAMPLES_SEEN / images.train.max(1)).clamp(1, 200);
+        let epochs = (SAMPLES_SEEN / images.train.max(1)).clamp(2, 200);
+        let kill_in = (epochs as f64 * KILL_AT) as u64;
         self.say("Training a small DetCo, and killing it halfway");
         let (data, out) = (self.path("shards/train"), self.path("run"));
         let epochs = format!("train.epochs={epochs}");
         let words = ["train", RECIPE, "--data", &data, "--out", &out, "--set", &epochs];
         let mut child = self.start(&words, Stdio::inherit())?;
-        if self.kill_midway(&mut child, &run)? {
+        if self.kill_midway(&mut child, &run, kill_in)? {
             self.say(
                 "Going on with the killed run: same losses, same weights, as if nothing had been",
             );
@@ -353,8 +354,9 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// Kills the run with SIGKILL after [`KILL_AT`] of its steps. `false` if it ended before.
-    fn kill_midway(&self, child: &mut Child, run: &Path) -> Result<bool> {
+    /// Kills the run with SIGKILL in the middle of an epoch (counted from 0), once it has a
+    /// checkpoint to go on from. `false` if it ended before.
+    fn kill_midway(&self, child: &mut Child, run: &Path, epoch: u64) -> Result<bool> {
         loop {
             if let Some(status) = child.try_wait()? {
                 self.signals.check()?;
@@ -366,13 +368,13 @@ impl Demo<'_> {
                 self.signals.wait(child)?;
             }
             let saved = run.join("checkpoints/latest").exists();
-            if let Some((step, steps)) = reached(&run.join("metrics.jsonl"))
+            if let Some((step, at)) = reached(&run.join("metrics.jsonl"))
                 && saved
-                && step as f64 >= steps as f64 * KILL_AT
+                && at >= epoch
             {
                 child.kill().context("killing the run")?;
                 child.wait()?;
-                eprintln!("\n\n  killed with SIGKILL after step {step} of {steps}");
+                eprintln!("\n\n  killed with SIGKILL after step {step}, inside epoch {}", at + 1);
                 return Ok(true);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -493,13 +495,13 @@ fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("removing {}", path.display()))
 }
 
-/// The last step in a metrics file and the steps of the whole run. A line that is being written is
-/// not whole yet and is passed over.
+/// The last step in a metrics file and its epoch. A line that is being written is not whole yet and
+/// is passed over.
 fn reached(metrics: &Path) -> Option<(u64, u64)> {
     let text = fs::read_to_string(metrics).ok()?;
     text.lines().rev().find_map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some((line.get("step")?.as_u64()?, line.get("steps")?.as_u64()?))
+        Some((line.get("step")?.as_u64()?, line.get("epoch")?.as_u64()?))
     })
 }
 
@@ -714,9 +716,9 @@ mod tests {
     #[test]
     fn the_last_whole_line_of_the_metrics_counts() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let text = "{\"step\": 10, \"steps\": 180}\n{\"step\": 20, \"steps\": 180}\n{\"step\": 3";
+        let text = "{\"step\": 10, \"epoch\": 0}\n{\"step\": 20, \"epoch\": 1}\n{\"step\": 3";
         fs::write(file.path(), text).unwrap();
-        assert_eq!(reached(file.path()), Some((20, 180)));
+        assert_eq!(reached(file.path()), Some((20, 1)));
         fs::write(file.path(), "").unwrap();
         assert_eq!(reached(file.path()), None);
     }
