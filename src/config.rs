@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use detco_shards::views::Recipe;
+use detco_shards::views::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -88,6 +88,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Views that cannot be drawn.
+    #[error("views.{0}")]
+    Views(#[from] RecipeError),
     /// A legal value that makes no sense here.
     #[error("{key} = {value}: {reason}")]
     Value {
@@ -410,6 +413,8 @@ pub struct Monitor {
     /// Stop when the standard deviation of a level's query embeddings stays below this share of
     /// 1/sqrt(d), its value for directions spread evenly; 0 switches the check off.
     pub collapse_share: f64,
+    /// How many steps in a row that must hold: an untrained network starts out narrow.
+    pub collapse_steps: u64,
 }
 
 impl Default for Monitor {
@@ -421,6 +426,7 @@ impl Default for Monitor {
             knn_test: Vec::new(),
             knn_samples_max: 0,
             collapse_share: 0.01,
+            collapse_steps: 200,
         }
     }
 }
@@ -440,6 +446,17 @@ impl Config {
     /// Reads the resolved config of a run back.
     pub fn from_toml(text: &str, origin: &str) -> Result<Config, ConfigError> {
         let config = from_table(parse(text, origin)?, origin)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// This configuration with `--set` overrides on top, validated.
+    pub fn with_overrides(&self, overrides: &[String]) -> Result<Config, ConfigError> {
+        let mut table = parse(&self.to_toml(), "config")?;
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        let config = from_table(table, "--set")?;
         config.validate()?;
         Ok(config)
     }
@@ -525,11 +542,7 @@ impl Config {
             has || !m.local,
             "a [views.local] table, since model.local is true",
         )?;
-        self.views.validate().map_err(|fault| ConfigError::Value {
-            key: fault.key,
-            value: fault.value,
-            reason: fault.reason,
-        })
+        Ok(self.views.validate()?)
     }
 }
 

@@ -27,3 +27,5 @@ pub mod schedule;
 pub mod step;
 #[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "train")]
+pub mod weights;

@@ -1,2 +1,41 @@
-//! `detco`.
-fn main() {}
+//! `detco`: the data plane's commands, and the handover of the others to `detco-train`.
+//!
+//! Nothing here may name libtorch: a test looks at the libraries this binary asks for.
+
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use detco::cli::{self, Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Pack(args) => cli::pack::run(&args),
+        Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Verify(args) => cli::verify::run(&args),
+        Command::Views(args) => cli::views::run(&args),
+        Command::Train(args) if args.print_config => cli::train::print_config(&args),
+        Command::Train(_) | Command::Eval(_) | Command::Export(_) => hand_over(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::report(&error),
+    }
+}
+
+/// Becomes `detco-train` with the same arguments: same process, same signals, same exit code.
+fn hand_over() -> anyhow::Result<()> {
+    let here = std::env::current_exe().context("cannot find this program's own path")?;
+    let trainer = here.with_file_name("detco-train");
+    if !trainer.is_file() {
+        anyhow::bail!(
+            "{} is missing: this command needs libtorch and lives there\n\
+             hint: `cargo build --release` builds both; without the feature `train` detco packs, \
+             inspects, verifies and shows views only",
+            trainer.display()
+        );
+    }
+    let error = std::process::Command::new(&trainer).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| format!("cannot start {}", trainer.display()))
+}

@@ -1,1 +1,52 @@
-//! Learning rate over epochs.
+//! The learning rate of a step: arithmetic on the config, no state.
+
+use crate::config::{Config, Schedule, SchedulePer};
+
+/// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
+/// the batch, times the schedule. No warm-up.
+pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
+    let position = match config.optim.schedule_per {
+        SchedulePer::Epoch => f64::from(epoch),
+        SchedulePer::Step => f64::from(epoch) + step as f64 / steps_per_epoch.max(1) as f64,
+    };
+    let factor = match config.optim.schedule {
+        Schedule::Cosine => {
+            let share = (position / f64::from(config.train.epochs)).min(1.0);
+            0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+        }
+        Schedule::Steps => {
+            let passed = config.optim.milestones.iter().filter(|m| f64::from(**m) <= position);
+            0.1_f64.powi(passed.count() as i32)
+        }
+    };
+    config.base_lr() * factor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() <= 1e-15 + 1e-12 * b.abs(), "{a} {b}");
+    }
+
+    #[test]
+    fn cosine_falls_once_an_epoch_or_every_step() {
+        let mut config = Config::default();
+        close(learning_rate(&config, 0, 4999, 5000), 0.03);
+        close(learning_rate(&config, 100, 0, 5000), 0.015);
+        close(learning_rate(&config, 50, 10, 5000), 0.015 * (1.0 + 0.5_f64.sqrt()));
+        close(learning_rate(&config, 200, 0, 5000), 0.0);
+        config.optim.schedule_per = SchedulePer::Step;
+        close(learning_rate(&config, 99, 5000, 5000), 0.015);
+        assert!(learning_rate(&config, 0, 1, 5000) < 0.03);
+    }
+
+    #[test]
+    fn steps_fall_at_milestones_and_the_batch_scales() {
+        let config = Config::load("moco-v1-r50", &["train.batch=128".into()]).unwrap();
+        for (epoch, expected) in [(0, 0.015), (119, 0.015), (120, 0.0015), (160, 0.00015)] {
+            close(learning_rate(&config, epoch, 7, 100), expected);
+        }
+    }
+}

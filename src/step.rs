@@ -1,1 +1,412 @@
-//! One update, ten moves.
+//! One update of the model, in ten moves.
+//!
+//! Knows ranks only through [`Collective`]; a world of one takes the same path. The keys are made
+//! before the queries (neither needs the other, and the key encoder follows the query encoder's
+//! weights, which only move 9 changes): then a batch can be computed in micro-batches whose queries
+//! all meet finished keys, and no query activation is held while keys are made.
+
+use tch::{Kind, Tensor};
+use thiserror::Error;
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::dist::{Collective, DistError};
+use crate::loss::{Contrast, Embeddings, Pair, contrast, total};
+use crate::model::{Draws, Encoder, Model, Moments, Scope};
+use crate::optim::Sgd;
+
+/// Why a step was not made.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// Another number of samples than configured; queues and BN groups would not come out even.
+    #[error("a batch of {found} samples on rank {rank} of {size}, expected {expected}")]
+    Samples {
+        /// Samples in the batch.
+        found: i64,
+        /// `train.batch` over the ranks.
+        expected: i64,
+        /// This rank.
+        rank: usize,
+        /// Ranks in the world.
+        size: usize,
+    },
+    /// The BN groups cannot be shared out.
+    #[error(
+        "{groups} BN groups do not divide into {size} ranks of {accumulate} micro-batches: \
+         change model.bn_splits or train.accumulate"
+    )]
+    Groups {
+        /// `model.bn_splits`.
+        groups: i64,
+        /// Ranks in the world.
+        size: usize,
+        /// `train.accumulate`.
+        accumulate: i64,
+    },
+    /// `model.local` is set and the batch has no patches.
+    #[error("the model has local heads, the batch has no patches")]
+    NoPatches,
+    /// A collective failed.
+    #[error(transparent)]
+    Dist(#[from] DistError),
+}
+
+/// Where in the run a step is.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// Updates before this one, over the whole run: the address of the shuffle.
+    pub step: u64,
+    /// Learning rate of this update.
+    pub learning_rate: f64,
+}
+
+/// One of the loss's terms, averaged over the batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Term {
+    /// Stage, 2 to 5.
+    pub level: u8,
+    /// Who met whom.
+    pub pair: Pair,
+    /// Cross-entropy, without the level's weight.
+    pub loss: f64,
+    /// Mean positive logit (divided by the temperature).
+    pub positive_mean: f64,
+    /// Mean negative logit.
+    pub negative_mean: f64,
+    /// Share of samples whose positive is above every negative.
+    pub accuracy: f64,
+}
+
+/// How far the query embeddings of a level spread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread {
+    /// Stage, 2 to 5.
+    pub level: u8,
+    /// Crops or patches.
+    pub scope: Scope,
+    /// Standard deviation over the batch, averaged over the d coordinates; 1/sqrt(d) for
+    /// directions spread evenly, 0 for a collapsed encoder.
+    pub std: f64,
+}
+
+/// What one step saw, averaged over the ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Whether the update was made. If the loss or a gradient is not finite, it is not: weights,
+    /// BN statistics, optimizer and queues are as before the step (the key encoder has followed).
+    pub applied: bool,
+    /// The loss that was minimised: level weights times plain sums of the terms.
+    pub loss: f64,
+    /// Its terms, level by level, each gg, ll, gl; without patches gg alone.
+    pub terms: Vec<Term>,
+    /// Spread of the query embeddings: all levels of crops, then all of patches.
+    pub embedding_std: Vec<Spread>,
+    /// Euclidean length of all gradients together, before weight decay.
+    pub gradient_norm: f64,
+}
+
+/// Makes one update.
+///
+/// # Errors
+/// When the batch does not fit the config, or a collective fails.
+pub fn update(
+    model: &mut Model,
+    sgd: &mut Sgd,
+    world: &dyn Collective,
+    config: &Config,
+    batch: &Batch,
+    at: At,
+) -> Result<StepReport, StepError> {
+    update_watched(model, sgd, world, config, batch, at, &mut |_| {})
+}
+
+/// [`update`], showing the terms with their logits to `watch`, once for each micro-batch.
+///
+/// # Errors
+/// As [`update`].
+pub fn update_watched(
+    model: &mut Model,
+    sgd: &mut Sgd,
+    world: &dyn Collective,
+    config: &Config,
+    batch: &Batch,
+    at: At,
+    watch: &mut dyn FnMut(&[Contrast]),
+) -> Result<StepReport, StepError> {
+    let cut = Cut::new(config, world, batch)?;
+    let views = Views::of(batch, config.model.local)?;
+
+    model.follow(config.loss.ema); // 1: the key encoder follows the query encoder
+    let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world);
+    let shuffled = views.key.map(|images| shuffle.send(world, images))?; // 2
+    let mut key_seen = Seen::default();
+    let keys = tch::no_grad(|| cut.embed_all(&model.key, &shuffled, &mut key_seen)); // 3
+    let all_keys = shuffle.bring_back(world, &keys)?; // 4: every rank's, in the batch's order
+    let keys = all_keys.narrow(world.rank() as i64 * cut.samples, cut.samples);
+
+    sgd.zero_grad();
+    let (mut seen, mut tally) = (Seen::default(), Tally::default());
+    for part in 0..cut.parts {
+        let query = cut.embed(&model.query, &views.query, part, &mut seen); // 5
+        let keys = keys.narrow(part * cut.rows, cut.rows);
+        let terms = contrast(&query, &keys, &model.queues, config.loss.temperature); // 6
+        (total(&terms, &config.loss.level_weights) / cut.parts as f64).backward(); // 7
+        tally.add(&query, &terms);
+        watch(&terms);
+    }
+    world.average(&mut sgd.gradients())?; // 8
+    let report = tally.report(world, config, sgd)?;
+    if report.applied {
+        sgd.step(at.learning_rate); // 9
+        seen.settle(&mut model.query);
+        key_seen.settle(&mut model.key);
+        model.queues.enqueue(&all_keys.global, &all_keys.local); // 10
+    }
+    Ok(report)
+}
+
+/// A pair of what exists for crops and perhaps for patches.
+#[derive(Debug)]
+struct Both<T> {
+    global: T,
+    local: Option<T>,
+}
+
+impl<T> Both<T> {
+    fn map<U, E>(&self, mut f: impl FnMut(&T) -> Result<U, E>) -> Result<Both<U>, E> {
+        Ok(Both { global: f(&self.global)?, local: self.local.as_ref().map(f).transpose()? })
+    }
+}
+
+/// What each encoder sees.
+#[derive(Debug)]
+struct Views {
+    query: Both<Tensor>,
+    key: Both<Tensor>,
+}
+
+impl Views {
+    fn of(batch: &Batch, local: bool) -> Result<Views, StepError> {
+        let patches =
+            if local { Some(batch.local.as_ref().ok_or(StepError::NoPatches)?) } else { None };
+        let view = |i: usize| Both {
+            global: batch.global[i].shallow_clone(),
+            local: patches.map(|patches| patches[i].shallow_clone()),
+        };
+        Ok(Views { query: view(0), key: view(1) })
+    }
+}
+
+/// How a rank's samples are cut into micro-batches of whole BN groups.
+#[derive(Debug)]
+struct Cut {
+    /// Samples of this rank.
+    samples: i64,
+    /// Micro-batches.
+    parts: i64,
+    /// Samples of a micro-batch.
+    rows: i64,
+    /// BN groups of a micro-batch.
+    groups: i64,
+}
+
+impl Cut {
+    fn new(config: &Config, world: &dyn Collective, batch: &Batch) -> Result<Cut, StepError> {
+        let (rank, size) = (world.rank(), world.size());
+        let (found, expected) = (batch.len(), config.train.batch / size as i64);
+        if found != expected || expected * size as i64 != config.train.batch {
+            return Err(StepError::Samples { found, expected, rank, size });
+        }
+        let (groups, accumulate) = (config.model.bn_splits, config.train.accumulate);
+        let shares = size as i64 * accumulate;
+        if groups % shares != 0 || config.train.batch % groups != 0 {
+            return Err(StepError::Groups { groups, size, accumulate });
+        }
+        let (rows, groups) = (found / accumulate, groups / shares);
+        Ok(Cut { samples: found, parts: accumulate, rows, groups })
+    }
+
+    fn embed(
+        &self,
+        encoder: &Encoder,
+        views: &Both<Tensor>,
+        part: i64,
+        seen: &mut Seen,
+    ) -> Embeddings {
+        let rows = |images: &Tensor| images.narrow(0, part * self.rows, self.rows);
+        let global = rows(&views.global);
+        let global = encoder.embed(&global, Scope::Global, self.groups, &mut seen.global);
+        let local = views.local.as_ref().map_or_else(Vec::new, |patches| {
+            encoder.embed(&rows(patches), Scope::Local, self.groups, &mut seen.local)
+        });
+        Embeddings { global, local }
+    }
+
+    /// All micro-batches, one after the other.
+    fn embed_all(&self, encoder: &Encoder, views: &Both<Tensor>, seen: &mut Seen) -> Embeddings {
+        let parts: Vec<Embeddings> =
+            (0..self.parts).map(|part| self.embed(encoder, views, part, seen)).collect();
+        let join = |of: fn(&Embeddings) -> &Vec<Tensor>| {
+            (0..of(&parts[0]).len())
+                .map(|i| Tensor::cat(&parts.iter().map(|p| &of(p)[i]).collect::<Vec<_>>(), 0))
+                .collect()
+        };
+        Embeddings { global: join(|e| &e.global), local: join(|e| &e.local) }
+    }
+}
+
+/// What batch normalisation saw in an encoder's two passes.
+#[derive(Debug, Default)]
+struct Seen {
+    global: Moments,
+    local: Moments,
+}
+
+impl Seen {
+    fn settle(&self, encoder: &mut Encoder) {
+        encoder.settle(&self.global);
+        encoder.settle(&self.local);
+    }
+}
+
+/// One permutation of the global batch: a sample's crop and its nine patches move together, to a
+/// place in another BN group, perhaps on another rank.
+#[derive(Debug)]
+struct Shuffle {
+    /// Rows of the global batch that this rank's key encoder sees.
+    here: Tensor,
+    /// Where each sample of the global batch went.
+    back: Tensor,
+}
+
+impl Shuffle {
+    /// From seed and step alone, so that all ranks draw the same without a word.
+    fn draw(seed: u64, step: u64, samples: i64, world: &dyn Collective) -> Shuffle {
+        let order = permutation(seed, step, samples as usize * world.size());
+        let mut back = vec![0_i64; order.len()];
+        for (place, &sample) in order.iter().enumerate() {
+            back[sample as usize] = place as i64;
+        }
+        let here = Tensor::from_slice(&order).narrow(0, world.rank() as i64 * samples, samples);
+        Shuffle { here, back: Tensor::from_slice(&back) }
+    }
+
+    fn send(&self, world: &dyn Collective, images: &Tensor) -> Result<Tensor, DistError> {
+        let all = world.gather(images)?;
+        Ok(all.index_select(0, &self.here.to_device(all.device())))
+    }
+
+    /// Embeddings of all samples of all ranks, in the order of the batch; one collective for all
+    /// levels and scopes.
+    fn bring_back(
+        &self,
+        world: &dyn Collective,
+        keys: &Embeddings,
+    ) -> Result<Embeddings, DistError> {
+        let side_by_side: Vec<&Tensor> = keys.global.iter().chain(&keys.local).collect();
+        let all = world.gather(&Tensor::cat(&side_by_side, 1))?;
+        let all = all.index_select(0, &self.back.to_device(all.device()));
+        let mut columns = all.split(keys.global[0].size()[1], 1);
+        let local = columns.split_off(keys.global.len());
+        Ok(Embeddings { global: columns, local })
+    }
+}
+
+/// The order in which the key encoder sees the samples of a global batch at a step: place to
+/// sample.
+pub fn permutation(seed: u64, step: u64, samples: usize) -> Vec<i64> {
+    Draws::new(seed, "shuffle", step).permutation(samples)
+}
+
+/// Collects readings on the device; they come to the host once a step.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Four readings of each term, a vector for each micro-batch.
+    readings: Vec<Tensor>,
+    terms: Vec<(usize, Pair)>,
+    queries: Vec<Embeddings>,
+}
+
+const READINGS: usize = 4;
+
+impl Tally {
+    fn add(&mut self, query: &Embeddings, terms: &[Contrast]) {
+        tch::no_grad(|| {
+            let mut readings = Vec::with_capacity(terms.len() * READINGS);
+            for term in terms {
+                let negatives = term.logits.size()[1] - 1;
+                let positive = term.logits.narrow(1, 0, 1).flatten(0, 1); // [n]
+                let negative = term.logits.narrow(1, 1, negatives); // [n, k]
+                let first = positive.gt_tensor(&negative.amax([1_i64].as_slice(), false));
+                readings.push(term.loss.detach());
+                readings.push(positive.mean(Kind::Float));
+                readings.push(negative.mean(Kind::Float));
+                readings.push(first.to_kind(Kind::Float).mean(Kind::Float));
+            }
+            self.readings.push(Tensor::stack(&readings, 0));
+            let detached = |of: &[Tensor]| of.iter().map(Tensor::detach).collect();
+            let (global, local) = (detached(&query.global), detached(&query.local));
+            self.queries.push(Embeddings { global, local });
+        });
+        self.terms = terms.iter().map(|term| (term.index, term.pair)).collect();
+    }
+
+    fn spread(&self, scope: Scope, index: usize) -> Tensor {
+        let parts: Vec<&Tensor> =
+            self.queries.iter().map(|query| &query.of(scope)[index]).collect();
+        Tensor::cat(&parts, 0).std_dim([0_i64].as_slice(), false, false).mean(Kind::Float)
+    }
+
+    fn report(
+        &self,
+        world: &dyn Collective,
+        config: &Config,
+        sgd: &Sgd,
+    ) -> Result<StepReport, DistError> {
+        let levels = &config.model.levels;
+        let scopes: &[Scope] =
+            if config.model.local { &[Scope::Global, Scope::Local] } else { &[Scope::Global] };
+        let spreads: Vec<(Scope, usize)> = scopes
+            .iter()
+            .flat_map(|scope| (0..levels.len()).map(move |index| (*scope, index)))
+            .collect();
+        let readings = tch::no_grad(|| {
+            let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, Kind::Float);
+            let mut rest: Vec<Tensor> =
+                spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
+            rest.push(sgd.gradient_norm());
+            Tensor::cat(&[terms, Tensor::stack(&rest, 0)], 0)
+        });
+        let mut readings = [readings];
+        world.average(&mut readings)?;
+        let host =
+            Vec::<f64>::try_from(readings[0].to_device(tch::Device::Cpu).to_kind(Kind::Double))
+                .expect("a vector of doubles on the host converts");
+
+        let (of_terms, rest) = host.split_at(self.terms.len() * READINGS);
+        let terms: Vec<Term> = self
+            .terms
+            .iter()
+            .zip(of_terms.chunks_exact(READINGS))
+            .map(|(&(index, pair), four)| Term {
+                level: levels[index],
+                pair,
+                loss: four[0],
+                positive_mean: four[1],
+                negative_mean: four[2],
+                accuracy: four[3],
+            })
+            .collect();
+        let weights = &config.loss.level_weights;
+        let loss =
+            self.terms.iter().zip(&terms).map(|((i, _), term)| weights[*i] * term.loss).sum();
+        let embedding_std = spreads
+            .iter()
+            .zip(rest)
+            .map(|(&(scope, index), &std)| Spread { level: levels[index], scope, std })
+            .collect();
+        let gradient_norm = rest[rest.len() - 1];
+        let applied = f64::is_finite(loss) && gradient_norm.is_finite();
+        Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm })
+    }
+}

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -341,7 +341,8 @@ impl Loader {
         for worker in 0..workers {
             let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
             let (options, stats) = (options.clone(), Arc::clone(&stats));
-            let body = move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
+            let body =
+                move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
             pool.start(format!("detco-worker-{worker}"), body).map_err(PipelineError::Thread)?;
         }
         let dispatcher = Dispatcher {
@@ -502,8 +503,7 @@ impl Dispatcher {
                 continue;
             }
             let slots = order.slots(cursor.step, rank, world);
-            let samples: Vec<u64> =
-                slots.clone().map(|slot| order.sample(cursor, slot)).collect();
+            let samples: Vec<u64> = slots.clone().map(|slot| order.sample(cursor, slot)).collect();
             let faults = Mutex::new(Vec::new());
             let work = Work { cursor, number, first_slot: slots.start, samples, faults };
             if !self.dispatch(Arc::new(work)) {
@@ -588,11 +588,8 @@ impl<'a> Worker<'a> {
     }
 
     fn bad(&self, sample: u64, slot: usize, error: SampleError) -> BadSample {
-        let (key, offset, shard) = match self.set.sample(sample) {
-            Ok(found) => (found.key.to_string(), found.offset, found.shard),
-            Err(_) => (String::new(), 0, self.set.shard_of(sample)),
-        };
-        let shard = self.set.shards()[shard].path().to_path_buf();
+        let (shard, key, offset) = self.set.place(sample).unwrap_or((Path::new(""), "", 0));
+        let (shard, key) = (shard.to_path_buf(), key.to_string());
         BadSample { sample, shard, key, offset, error, substitute: None, slot }
     }
 

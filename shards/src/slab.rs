@@ -151,7 +151,8 @@ impl Slot {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { n: 64, global_bytes: 12, globals: 2, local_bytes: 27, locals: 2 };
+    const LAYOUT: Layout =
+        Layout { n: 64, global_bytes: 12, globals: 2, local_bytes: 27, locals: 2 };
 
     #[test]
     fn many_threads_fill_one_slab() {

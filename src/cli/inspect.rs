@@ -1,1 +1,253 @@
-//! `detco inspect`.
+//! `detco inspect`: what shards hold.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use detco_shards::format::manifest::Manifest;
+use detco_shards::pack::probe::{self, Color, Header};
+use detco_shards::stream::ShardSet;
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+
+/// Show what a folder of shards holds
+///
+/// Counts come from the indexes and the manifest and cover everything; formats and pixel sizes come
+/// from the headers of at most --headers images, spread evenly.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  detco inspect shards/train
+  detco inspect 'other/train-{000000..000012}.tar'        # WebDataset shards of another program
+  detco inspect shards/train --json | jq .classes")]
+pub struct Args {
+    /// Folder of shards, .tar file, glob or brace list
+    #[arg(required = true)]
+    data: Vec<String>,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+
+    /// Image headers to read
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    headers: u64,
+}
+
+#[derive(Serialize)]
+struct Found {
+    shards: u64,
+    samples: u64,
+    bytes: u64,
+    fingerprint: String,
+    image_bytes: ImageBytes,
+    classes: Vec<Class>,
+    headers_read: u64,
+    formats: BTreeMap<&'static str, u64>,
+    short_side: BTreeMap<String, u64>,
+    manifests: Vec<About>,
+}
+
+/// Sizes of the image files in bytes, and how many have up to so many.
+#[derive(Serialize)]
+struct ImageBytes {
+    smallest: u64,
+    median: u64,
+    mean: f64,
+    largest: u64,
+    up_to: BTreeMap<u64, u64>,
+}
+
+#[derive(Serialize)]
+struct Class {
+    number: u32,
+    name: Option<String>,
+    samples: u64,
+}
+
+#[derive(Serialize)]
+struct About {
+    path: PathBuf,
+    options: serde_json::Value,
+    oddities: BTreeMap<String, u64>,
+    skipped: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// The shards cannot be opened.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let found = inspect(args)?;
+    if args.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
+    } else {
+        print(&found, &mut std::io::stdout().lock())?;
+    }
+    Ok(())
+}
+
+fn inspect(args: &Args) -> anyhow::Result<Found> {
+    let set = ShardSet::open(&args.data).context("opening the shards")?;
+    let mut sizes: Vec<u64> = (0..set.len()).filter_map(|id| set.image_size(id)).collect();
+    sizes.sort_unstable();
+    let mut up_to = BTreeMap::new();
+    for size in &sizes {
+        *up_to.entry(size.next_power_of_two().max(1024)).or_default() += 1;
+    }
+    let image_bytes = ImageBytes {
+        smallest: sizes.first().copied().unwrap_or(0),
+        median: sizes.get(sizes.len() / 2).copied().unwrap_or(0),
+        mean: sizes.iter().sum::<u64>() as f64 / sizes.len().max(1) as f64,
+        largest: sizes.last().copied().unwrap_or(0),
+        up_to,
+    };
+
+    let (mut formats, mut short_side) = (BTreeMap::new(), BTreeMap::new());
+    let headers = args.headers.clamp(1, set.len());
+    for number in 0..headers {
+        // Spread evenly; at most `len - 1`, in 128 bits so that the product fits.
+        let id = (u128::from(number) * u128::from(set.len()) / u128::from(headers)) as u64;
+        let (format, short) = describe(set.sample(id)?.jpeg);
+        *formats.entry(format).or_default() += 1;
+        if let Some(short) = short {
+            *short_side.entry(bucket(short)).or_default() += 1;
+        }
+    }
+
+    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    for id in 0..set.len() {
+        if let Some(class) = set.class(id)? {
+            *counts.entry(class).or_default() += 1;
+        }
+    }
+    for number in 0..set.classes().len() {
+        counts.entry(u32::try_from(number)?).or_default();
+    }
+    let name = |number: u32| set.classes().get(number as usize).cloned();
+    let classes = counts
+        .into_iter()
+        .map(|(number, samples)| Class { number, name: name(number), samples })
+        .collect();
+
+    Ok(Found {
+        shards: set.shards().len() as u64,
+        samples: set.len(),
+        bytes: set.shards().iter().map(|shard| shard.bytes()).sum(),
+        fingerprint: format!("{:016x}", set.fingerprint()),
+        image_bytes,
+        classes,
+        headers_read: headers,
+        formats,
+        short_side,
+        manifests: manifests(&set)?,
+    })
+}
+
+fn manifests(set: &ShardSet) -> anyhow::Result<Vec<About>> {
+    let mut folders: Vec<&Path> =
+        set.shards().iter().filter_map(|shard| shard.path().parent()).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    let mut all = Vec::new();
+    for folder in folders {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        for (path, manifest) in Manifest::all_in(folder)? {
+            let Manifest { options, oddities, skipped, .. } = manifest;
+            all.push(About { path, options, oddities, skipped });
+        }
+    }
+    Ok(all)
+}
+
+/// A word for the format, and the shorter side in pixels where the header says it.
+fn describe(image: &[u8]) -> (&'static str, Option<u16>) {
+    match probe::header(image) {
+        None => ("unreadable", None),
+        Some(Header::Other(format)) => {
+            (format.extensions_str().first().copied().unwrap_or("?"), None)
+        }
+        Some(Header::Jpeg(jpeg)) => {
+            let word = match (jpeg.color, jpeg.progressive) {
+                (Color::YCbCr, false) => "JPEG",
+                (Color::YCbCr, true) => "JPEG, progressive",
+                (Color::Gray, false) => "JPEG, gray",
+                (Color::Gray, true) => "JPEG, gray, progressive",
+                (Color::Rgb, false) => "JPEG, RGB",
+                (Color::Rgb, true) => "JPEG, RGB, progressive",
+                (Color::Cmyk | Color::Ycck, false) => "JPEG, CMYK",
+                (Color::Cmyk | Color::Ycck, true) => "JPEG, CMYK, progressive",
+            };
+            (word, Some(jpeg.width.min(jpeg.height)))
+        }
+    }
+}
+
+/// Edges that matter for crops of 224 pixels and for small images.
+fn bucket(short: u16) -> String {
+    const EDGES: [u16; 7] = [32, 64, 128, 224, 256, 512, 1024];
+    match EDGES.iter().find(|edge| short <= **edge) {
+        Some(edge) => format!("up to {edge:>5}"),
+        None => "up to 65535".to_owned(),
+    }
+}
+
+fn print(found: &Found, out: &mut impl Write) -> std::io::Result<()> {
+    row(out, "shards", HumanCount(found.shards).to_string())?;
+    row(out, "samples", HumanCount(found.samples).to_string())?;
+    row(out, "bytes", HumanBytes(found.bytes).to_string())?;
+    row(out, "fingerprint", found.fingerprint.clone())?;
+    let sizes = &found.image_bytes;
+    let [small, median, large] = [sizes.smallest, sizes.median, sizes.largest].map(HumanBytes);
+    row(out, "image files", format!("{small} to {large}, median {median}"))?;
+    bars(
+        out,
+        sizes.up_to.iter().map(|(edge, count)| (format!("up to {}", HumanBytes(*edge)), *count)),
+    )?;
+    row(out, "formats", format!("by {} headers", HumanCount(found.headers_read)))?;
+    bars(out, found.formats.iter().map(|(name, count)| ((*name).to_owned(), *count)))?;
+    row(out, "shorter side", "in pixels".to_owned())?;
+    bars(out, found.short_side.iter().map(|(name, count)| (name.clone(), *count)))?;
+    let classes = &found.classes;
+    if let (Some(least), Some(most)) = (
+        classes.iter().map(|class| class.samples).min(),
+        classes.iter().map(|class| class.samples).max(),
+    ) {
+        let count = HumanCount(classes.len() as u64);
+        row(out, "classes", format!("{count}, of {least} to {most} samples"))?;
+        for class in classes.iter().take(10) {
+            let name = class.name.as_deref().unwrap_or("(no name)");
+            writeln!(out, "  {:>6}  {name}: {}", class.number, HumanCount(class.samples))?;
+        }
+        if classes.len() > 10 {
+            writeln!(out, "          and {} more (--json lists them)", classes.len() - 10)?;
+        }
+    } else {
+        row(out, "classes", "none".to_owned())?;
+    }
+    for about in &found.manifests {
+        row(out, "manifest", about.path.display().to_string())?;
+        writeln!(out, "  options   {}", about.options)?;
+        for (name, count) in &about.oddities {
+            writeln!(out, "  {:>8}  {}", HumanCount(*count).to_string(), name.replace('_', " "))?;
+        }
+        writeln!(out, "  {:>8}  left out", HumanCount(about.skipped).to_string())?;
+    }
+    Ok(())
+}
+
+fn row(out: &mut impl Write, name: &str, value: String) -> std::io::Result<()> {
+    writeln!(out, "{name:<14} {value}")
+}
+
+fn bars(out: &mut impl Write, rows: impl Iterator<Item = (String, u64)>) -> std::io::Result<()> {
+    let rows: Vec<_> = rows.collect()?;
+    let most = rows.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
+    for (name, count) in rows {
+        let bar = "#".repeat(usize::try_from(count * 30 / most).unwrap_or(0));
+        writeln!(out, "  {name:<24} {:>10}  {bar}", HumanCount(count).to_string())?;
+    }
+    Ok(())
+}

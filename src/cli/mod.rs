@@ -1,1 +1,95 @@
-//! The one command line.
+//! The one command line: one file a subcommand.
+//!
+//! Two binaries share it. `detco` parses every command, so that `--help` and usage errors cost
+//! nothing, and runs those of the data plane itself; commands that need libtorch are handed over
+//! to `detco-train` beside it, the way cargo and git hand over, since loading libtorch takes a
+//! quarter of a second warm and ten seconds cold.
+
+pub mod eval;
+pub mod export;
+pub mod inspect;
+pub mod pack;
+pub mod train;
+pub mod verify;
+pub mod views;
+
+use clap::{Parser, Subcommand};
+
+/// From a folder of images to a DetCo backbone.
+///
+/// Pack images into WebDataset shards, look at what the model will be shown, train, evaluate, and
+/// export the backbone for detectron2, torchvision or timm.
+#[derive(Parser, Debug)]
+#[command(name = "detco", version, propagate_version = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+The way from images to a backbone:
+  detco pack ILSVRC/train shards/train          class folders, a flat folder, a tar, ImageNet's tar of tars
+  detco inspect shards/train                    what is in the shards
+  detco verify shards/train                     every byte against the manifest
+  detco views shards/train -o views.png         what the model is shown
+  detco train detco-r50 --data shards/train --out runs/a
+  detco train --resume runs/a                   after a kill, a reboot, a preemption
+  detco eval knn runs/a --train shards/train --test shards/val
+  detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2";
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Pack images into WebDataset shards.
+    Pack(pack::Args),
+    /// Show what shards hold.
+    Inspect(inspect::Args),
+    /// Check every byte of shards against their manifest.
+    Verify(verify::Args),
+    /// Draw a contact sheet of what the model is shown.
+    Views(views::Args),
+    /// Train a backbone, or go on with a run.
+    Train(train::Args),
+    /// Measure how good a backbone is.
+    Eval(eval::Args),
+    /// Write a run's backbone for other programs.
+    Export(export::Args),
+}
+
+/// Exit code of any error without a code of its own.
+pub const EXIT_ERROR: u8 = 1;
+/// Exit code of `train` when the data has more bad samples than the budget (sysexits' EX_DATAERR).
+pub const EXIT_BAD_DATA: u8 = 65;
+/// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
+pub const EXIT_DIVERGED: u8 = 70;
+/// Exit code of `train` after SIGTERM or SIGINT: a checkpoint was written, `--resume` goes on
+/// (EX_TEMPFAIL).
+pub const EXIT_STOPPED: u8 = 75;
+
+/// Prints an error with its causes and returns the exit code.
+pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
+    // A closed pipe (`detco inspect … | head`) is nobody's error.
+    let broken = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    });
+    if broken {
+        return std::process::ExitCode::SUCCESS;
+    }
+    eprintln!("error: {}", describe(error));
+    std::process::ExitCode::from(EXIT_ERROR)
+}
+
+/// The error and its causes in one line each, without those that the line before already says.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str("\n  because: ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}

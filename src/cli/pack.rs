@@ -1,1 +1,262 @@
-//! `detco pack`.
+//! `detco pack`: a folder or a tar of images to shards.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use detco_shards::format::manifest::Part;
+use detco_shards::pack::{self, Job, OnError, Options, Progress, Resize, ShardSize, Summary};
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+
+/// Pack a folder of images into shards
+///
+/// SOURCE is a folder of class folders, a flat folder, a tar of images, or ImageNet's tar of tars,
+/// which is read without unpacking it. OUT becomes a folder of WebDataset shards (000000.tar, ...),
+/// each with an index (.idx, as DALI reads it), and a manifest.json with counts, checksums, class
+/// names and these options.
+///
+/// Classes: in a folder, the first folder below SOURCE; in a tar, the folder an image lies in, or
+/// its .cls neighbour; in a tar of tars, the inner tar's name.
+///
+/// Images keep their bytes unless --resize-short says otherwise; other formats than JPEG become
+/// JPEGs of quality 95. The same input and options give the same bytes, on any machine and with
+/// any number of workers.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  detco pack ILSVRC/train shards/train
+  detco pack ILSVRC2012_img_train.tar shards/train --on-error skip
+  detco pack photos shards --resize-short 256 --quality 90 --shard-size 256MiB
+  detco pack ILSVRC/train shards/train --resume           # after a kill or a full disk
+  detco pack ILSVRC/train /net/shards --part 2/4          # on the second of four machines
+
+Killed at any moment, OUT holds whole shards and temp files only; --resume goes on and gives the
+same bytes as an uninterrupted run. What was left out is listed in OUT/skipped.jsonl.")]
+pub struct Args {
+    /// Folder, tar, or tar of tars with the images
+    source: PathBuf,
+
+    /// Folder to write; made if it is not there
+    out: PathBuf,
+
+    /// Samples a shard, or bytes of images with a unit (256MiB, 1GB)
+    #[arg(long, value_name = "N|BYTES", default_value = "1000", value_parser = shard_size)]
+    shard_size: ShardSize,
+
+    /// Keep the sorted order instead of shuffling across shards
+    #[arg(long)]
+    no_shuffle: bool,
+
+    /// Seed of the shuffle
+    #[arg(long, default_value_t = 0, conflicts_with = "no_shuffle")]
+    seed: u64,
+
+    /// Re-encode images whose shorter side is longer than N pixels
+    #[arg(long, value_name = "N")]
+    resize_short: Option<u32>,
+
+    /// JPEG quality of re-encoded images
+    #[arg(long, value_name = "Q", default_value_t = 95, requires = "resize_short")]
+    quality: u8,
+
+    /// Pack the K-th of N parts; the parts of N machines in one folder are one data set
+    #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = part)]
+    part: Part,
+
+    /// Threads [default: one a core]
+    #[arg(long)]
+    workers: Option<usize>,
+
+    /// What to do with a file that cannot be packed
+    #[arg(long, value_enum, default_value_t = Policy::Fail)]
+    on_error: Policy,
+
+    /// Go on where an interrupted run was
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    /// Stop and name it
+    Fail,
+    /// Leave it out and list it in skipped.jsonl
+    Skip,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// Whatever keeps the source from being packed.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let job = Job {
+        source: args.source.clone(),
+        out: args.out.clone(),
+        options: Options {
+            shard_size: args.shard_size,
+            shuffle: (!args.no_shuffle).then_some(args.seed),
+            resize: args.resize_short.map(|short| Resize { short, quality: args.quality }),
+            on_error: match args.on_error {
+                Policy::Fail => OnError::Fail,
+                Policy::Skip => OnError::Skip,
+            },
+        },
+        part: args.part,
+        workers: args.workers.unwrap_or(cores).max(1),
+        resume: args.resume,
+    };
+    let start = Instant::now();
+    let progress = Progress::default();
+    let summary = watched(&job, &progress)
+        .with_context(|| format!("packing {} into {}", job.source.display(), job.out.display()))?;
+    Ok(report(&job, &summary, &progress, start.elapsed())?)
+}
+
+/// Packs, with a progress bar when a person is looking.
+fn watched(job: &Job, progress: &Progress) -> Result<Summary, pack::PackError> {
+    if !std::io::stderr().is_terminal() {
+        return pack::run(job, progress);
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let painter = scope.spawn(|| paint(progress, &over));
+        let result = pack::run(job, progress);
+        over.store(true, Ordering::Relaxed);
+        painter.thread().unpark();
+        result
+    })
+}
+
+fn paint(progress: &Progress, over: &AtomicBool) {
+    const PERIOD: Duration = Duration::from_millis(100);
+    let bar = ProgressBar::no_length();
+    let style = |template: &str| {
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    };
+    bar.set_style(style("{spinner} {msg}"));
+    let mut started = None;
+    while !over.load(Ordering::Relaxed) {
+        let total = progress.total.load(Ordering::Relaxed);
+        if total == 0 {
+            let listed = progress.scanned.load(Ordering::Relaxed);
+            bar.set_message(format!("{} images listed", HumanCount(listed)));
+        } else {
+            let start = *started.get_or_insert_with(|| {
+                bar.set_style(style("{wide_bar} {percent:>3}%  {msg}"));
+                bar.set_length(total);
+                Instant::now()
+            });
+            let images = progress.images.load(Ordering::Relaxed);
+            let fresh = images.saturating_sub(progress.resumed.load(Ordering::Relaxed));
+            let seconds = start.elapsed().as_secs_f64().max(1e-3);
+            let rate = fresh as f64 / seconds;
+            let bytes = progress.bytes.load(Ordering::Relaxed) as f64 / seconds / 1e6;
+            let left = (total.saturating_sub(images)) as f64 / rate.max(1e-3);
+            let left = HumanDuration(Duration::from_secs_f64(left.min(1e9)));
+            bar.set_position(images);
+            bar.set_message(format!("{rate:.0} images/s  {bytes:.1} MB/s  {left:#} left"));
+        }
+        bar.tick();
+        std::thread::park_timeout(PERIOD);
+    }
+    bar.finish_and_clear();
+}
+
+fn report(
+    job: &Job,
+    summary: &Summary,
+    progress: &Progress,
+    took: Duration,
+) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let seconds = took.as_secs_f64();
+    let images = progress.images.load(Ordering::Relaxed);
+    let fresh = images.saturating_sub(progress.resumed.load(Ordering::Relaxed));
+    let bytes = progress.bytes.load(Ordering::Relaxed);
+    let classes = match summary.classes {
+        0 => String::new(),
+        1 => ", 1 class".to_owned(),
+        more => format!(", {more} classes"),
+    };
+    writeln!(
+        out,
+        "{}: {} samples in {} shards, {}{classes}; {seconds:.1} s, {:.0} images/s, {:.1} MB/s",
+        job.out.display(),
+        HumanCount(summary.samples),
+        HumanCount(summary.shards),
+        HumanBytes(summary.bytes),
+        fresh as f64 / seconds,
+        bytes as f64 / seconds / 1e6,
+    );
+    for (name, count) in &summary.oddities {
+        writeln!(out, "  {:>8}  {}", HumanCount(*count).to_string(), name.replace('_', " "))?;
+    }
+    if summary.skipped > 0 {
+        let list = job.out.join(job.part.file_name("skipped", "jsonl"));
+        writeln!(
+            out,
+            "  {:>8}  left out: {}",
+            HumanCount(summary.skipped).to_string(),
+            list.display()
+        )?;
+    }
+    Ok(())
+}
+
+/// `1000`, `256MiB`, `1GB`.
+fn shard_size(text: &str) -> Result<ShardSize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "a number, or a number with a unit".to_owned())?;
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" => return Ok(ShardSize::Samples(number)),
+        "b" => 1,
+        "kb" => 1_000,
+        "kib" | "k" => 1 << 10,
+        "mb" => 1_000_000,
+        "mib" | "m" => 1 << 20,
+        "gb" => 1_000_000_000,
+        "gib" | "g" => 1 << 30,
+        _ => return Err(format!("`{unit}` is no unit: B, KB, KiB, MB, MiB, GB or GiB")),
+    };
+    let bytes = number.checked_mul(factor).ok_or("too many bytes for 64 bits")?;
+    Ok(ShardSize::Bytes(bytes))
+}
+
+/// `2/4`.
+fn part(text: &str) -> Result<Part, String> {
+    let numbers = text
+        .split_once('/')
+        .and_then(|(number, of)| Some(Part { number: number.parse().ok()?, of: of.parse().ok()? }));
+    numbers
+        .filter(|part| (1..=part.of).contains(&part.number))
+        .ok_or_else(|| "K/N with K from 1 to N".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_samples_or_bytes() {
+        assert_eq!(shard_size("1000"), Ok(ShardSize::Samples(1000)));
+        assert_eq!(shard_size("256MiB"), Ok(ShardSize::Bytes(256 << 20)));
+        assert_eq!(shard_size("1gb"), Ok(ShardSize::Bytes(1_000_000_000)));
+        for wrong in ["", "MiB", "-1", "1.5GB", "7 apples", "99999999999999GiB"] {
+            assert!(shard_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn parts_lie_between_one_and_all() {
+        assert_eq!(part("2/4"), Ok(Part { number: 2, of: 4 }));
+        for wrong in ["", "0/4", "5/4", "1", "a/b", "1/0"] {
+            assert!(part(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,1 +1,113 @@
-//! `detco verify`.
+//! `detco verify`: every byte of a folder of shards.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use detco_shards::format::verify::{self, Report};
+use indicatif::{HumanBytes, HumanCount, ProgressBar};
+
+/// Read every byte of a folder of shards and name every fault
+///
+/// Checks the structure of each tar, the CRC-32C of each image and class, the SHA-256 of each
+/// shard, each index against its shard, and all counts against manifest.json. Shards of other
+/// programs, without a manifest, are checked for structure and index.
+///
+/// Ends with code 1 when anything is wrong.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  detco verify shards/train
+  detco verify shards/train --json | jq '.faults[]'")]
+pub struct Args {
+    /// Folder of shards
+    folder: PathBuf,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+
+    /// Threads [default: one a core]
+    #[arg(long)]
+    workers: Option<usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// The folder cannot be listed, or something in it is wrong.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = args.workers.unwrap_or(cores).max(1);
+    let start = Instant::now();
+    let report = watched(args, workers)?;
+    if args.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        print(args, &report, start.elapsed())?;
+    }
+    match report.faults.len() {
+        0 => Ok(()),
+        1 => anyhow::bail!("1 fault in {}", args.folder.display()),
+        faults => anyhow::bail!("{faults} faults in {}", args.folder.display()),
+    }
+}
+
+fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
+    let read = AtomicU64::new(0);
+    if !std::io::stderr().is_terminal() {
+        return Ok(verify::folder(&args.folder, workers, &read)?);
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let painter = scope.spawn(|| {
+            let bar = ProgressBar::new_spinner();
+            let start = Instant::now();
+            while !over.load(Ordering::Relaxed) {
+                let bytes = read.load(Ordering::Relaxed);
+                let rate = bytes as f64 / start.elapsed().as_secs_f64().max(1e-3) / 1e6;
+                bar.set_message(format!("{} read, {rate:.0} MB/s", HumanBytes(bytes)));
+                bar.tick();
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            bar.finish_and_clear();
+        });
+        let report = verify::folder(&args.folder, workers, &read);
+        over.store(true, Ordering::Relaxed);
+        painter.thread().unpark();
+        Ok(report?)
+    })
+}
+
+fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for fault in &report.faults {
+        write!(out, "{}", fault.file.display())?;
+        if let Some(member) = &fault.member {
+            write!(out, ": `{member}`")?;
+        }
+        if let Some(offset) = fault.offset {
+            write!(out, ": offset {offset}")?;
+        }
+        writeln!(out, ": {}", fault.fault)?;
+    }
+    let verdict = if report.faults.is_empty() { "sound" } else { "NOT sound" };
+    let against = if report.manifest {
+        format!("{} checksums compared", HumanCount(report.checked))
+    } else {
+        "no manifest, so no checksums".to_owned()
+    };
+    writeln!(
+        out,
+        "{}: {verdict}: {} samples in {} shards, {}, {against}; {:.1} s, {:.0} MB/s",
+        args.folder.display(),
+        HumanCount(report.samples),
+        HumanCount(report.shards),
+        HumanBytes(report.bytes),
+        took.as_secs_f64(),
+        report.bytes as f64 / took.as_secs_f64() / 1e6,
+    );
+    Ok(())
+}

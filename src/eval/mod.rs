@@ -1,1 +1,3 @@
-//! How good is the backbone: kNN.
+//! How good is the backbone, without training anything more on it.
+
+pub mod knn;

@@ -1,1 +1,251 @@
-//! Backbone, heads, encoders, queues: pure.
+//! Two encoders and their queues: backbone, heads, normalisation, negative keys.
+//!
+//! Pure: tensors in, tensors out. No rank, no clock, no disk, no global random state. A forward
+//! pass changes nothing; what batch normalisation saw comes back as [`Moments`], and whoever runs
+//! the step decides whether it is kept ([`Encoder::settle`]).
+
+mod encoder;
+mod head;
+mod norm;
+mod queue;
+mod resnet;
+mod weights;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use tch::{Device, Kind, TchError, Tensor};
+use thiserror::Error;
+
+pub use encoder::Encoder;
+pub use norm::Moments;
+pub use queue::Queues;
+pub use weights::Draws;
+
+use crate::config::Config;
+
+/// Which view of a sample: the crop or its nine patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One crop.
+    Global,
+    /// Nine jigsaw patches, in the shuffled order they come in.
+    Local,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scope::Global => "global",
+            Scope::Local => "local",
+        })
+    }
+}
+
+/// Why a model could not be made or filled.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// libtorch cannot put tensors there.
+    #[error("cannot use the device {device:?}: {source}")]
+    Device {
+        /// The device that was asked for.
+        device: Device,
+        /// What libtorch said.
+        source: TchError,
+    },
+    /// Tensors that the model has and the source does not.
+    #[error("{} of {expected} tensors are missing: {}", names.len(), preview(names))]
+    Missing {
+        /// Their names.
+        names: Vec<String>,
+        /// How many the model has.
+        expected: usize,
+    },
+    /// Tensors that the source has and the model does not.
+    #[error("{} tensors have no place in this model: {}", names.len(), preview(names))]
+    Unexpected {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The same name twice.
+    #[error("two tensors are named {name}")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+    /// A tensor of another shape.
+    #[error("{name} has the shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// The model's shape.
+        expected: Vec<i64>,
+        /// The source's shape.
+        found: Vec<i64>,
+    },
+    /// A tensor of another element type.
+    #[error("{name} holds {found:?}, expected {expected:?}")]
+    Type {
+        /// Its name.
+        name: String,
+        /// The model's element type.
+        expected: Kind,
+        /// The source's element type.
+        found: Kind,
+    },
+    /// A ring position outside the queue.
+    #[error("the queue's pointer is {found}, expected 0 to below {length}")]
+    Pointer {
+        /// The pointer as found.
+        found: i64,
+        /// Length of the queues.
+        length: i64,
+    },
+}
+
+/// The first few names, so that an error of 300 names stays readable.
+fn preview(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// The query encoder, the key encoder that follows it, and the queues of negative keys.
+#[derive(Debug)]
+pub struct Model {
+    /// Trained by gradient.
+    pub query: Encoder,
+    /// Starts as a copy of `query` and follows it; never has gradients.
+    pub key: Encoder,
+    /// Negative keys of each level and scope.
+    pub queues: Queues,
+}
+
+impl Model {
+    /// Draws weights and queues from `config.seed`; the key encoder is a copy of the query encoder
+    /// (MoCo, section 3.2). Every tensor is drawn on the CPU from the seed and its own name, so
+    /// device, thread count and order of construction do not matter.
+    ///
+    /// # Errors
+    /// When libtorch cannot use `device`.
+    pub fn new(config: &Config, device: Device) -> Result<Model, ModelError> {
+        let probe = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        // tch's other calls would panic where this one says why.
+        drop(probe.f_to_device(device).map_err(|source| ModelError::Device { device, source })?);
+        let query = Encoder::draw(&config.model, config.seed, device);
+        let key = Encoder::copy(&config.model, &query, device);
+        let queues = Queues::draw(config, device);
+        Ok(Model { query, key, queues })
+    }
+
+    /// One EMA step of every key parameter, `key = ema * key + (1 - ema) * query` (MoCo, eq. 2).
+    /// Buffers are left alone: the key encoder's batch normalisation keeps its own running
+    /// statistics.
+    pub fn follow(&mut self, ema: f64) {
+        tch::no_grad(|| {
+            let query = self.query.parameters();
+            for ((_, key), (_, query)) in self.key.parameters().iter_mut().zip(query) {
+                let _ = key.lerp_(&query, 1.0 - ema); // returns an alias of what it changed
+            }
+        });
+    }
+
+    /// Every tensor of the state: `query.…`, `key.…`, `queue.global.<level>` and
+    /// `queue.local.<level>` `[d, k]`, `queue.pointer`. Detached, sharing memory with the model
+    /// (but for the pointer).
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let prefixed = |prefix: &'static str, encoder: &Encoder| {
+            encoder.tensors().into_iter().map(move |(name, t)| (format!("{prefix}.{name}"), t))
+        };
+        prefixed("query", &self.query)
+            .chain(prefixed("key", &self.key))
+            .chain(self.queues.tensors())
+            .collect()
+    }
+
+    /// Takes over a state of exactly the tensors of [`Model::tensors`].
+    ///
+    /// # Errors
+    /// When a tensor is missing, unexpected, there twice, or of another shape or type; then the
+    /// model is as before.
+    pub fn load(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        let own = self.tensors();
+        let checked = check(&own, tensors)?;
+        let pointer = checked
+            .iter()
+            .zip(&own)
+            .find(|(_, (name, _))| name == queue::POINTER)
+            .map_or(0, |(tensor, _)| tensor.int64_value(&[]));
+        self.queues.set_pointer(pointer)?;
+        copy_all(&own, &checked);
+        Ok(())
+    }
+
+    /// Starts both encoders' backbones from foreign weights under torchvision's names (no `fc`);
+    /// heads and queues stay as drawn.
+    ///
+    /// # Errors
+    /// As [`Model::load`]. A missing `num_batches_tracked` is no error: old files do not have it.
+    pub fn start_from(&mut self, backbone: &[(String, Tensor)]) -> Result<(), ModelError> {
+        let mut own = self.query.backbone_tensors();
+        own.retain(|(name, _)| {
+            !name.ends_with("num_batches_tracked") || backbone.iter().any(|(b, _)| b == name)
+        });
+        copy_all(&own, &check(&own, backbone)?);
+        let query: Vec<_> = self.query.tensors().into_iter().map(|(_, tensor)| tensor).collect();
+        copy_all(&self.key.tensors(), &query);
+        Ok(())
+    }
+}
+
+/// The `found` tensors in the order of `own`, if they are the same set.
+pub(crate) fn check(
+    own: &[(String, Tensor)],
+    found: &[(String, Tensor)],
+) -> Result<Vec<Tensor>, ModelError> {
+    let mut by_name = HashMap::with_capacity(found.len());
+    for (name, tensor) in found {
+        if by_name.insert(name.as_str(), tensor).is_some() {
+            return Err(ModelError::Twice { name: name.clone() });
+        }
+    }
+    let missing: Vec<String> = own
+        .iter()
+        .filter(|(name, _)| !by_name.contains_key(name.as_str()))
+        .map(|(name, _)| name.clone())
+        .collect();
+    if !missing.is_empty() {
+        return Err(ModelError::Missing { names: missing, expected: own.len() });
+    }
+    let mut checked = Vec::with_capacity(own.len());
+    for (name, own) in own {
+        let Some(found) = by_name.remove(name.as_str()) else { continue };
+        if own.size() != found.size() {
+            let (name, expected, found) = (name.clone(), own.size(), found.size());
+            return Err(ModelError::Shape { name, expected, found });
+        }
+        if own.kind() != found.kind() {
+            let (name, expected, found) = (name.clone(), own.kind(), found.kind());
+            return Err(ModelError::Type { name, expected, found });
+        }
+        checked.push(found.shallow_clone());
+    }
+    if !by_name.is_empty() {
+        let mut names: Vec<String> = by_name.into_keys().map(str::to_string).collect();
+        names.sort_unstable();
+        return Err(ModelError::Unexpected { names });
+    }
+    Ok(checked)
+}
+
+/// Copies values into tensors of the same shapes, across devices if need be.
+pub(crate) fn copy_all(into: &[(String, Tensor)], from: &[Tensor]) {
+    tch::no_grad(|| {
+        for ((_, into), from) in into.iter().zip(from) {
+            into.shallow_clone().copy_(from);
+        }
+    });
+}

@@ -16,6 +16,10 @@ use super::ShardError;
 /// The format version this program writes and reads.
 pub const FORMAT: u32 = 1;
 
+/// Folder among the shards that holds what `detco pack --resume` needs; its presence says that the
+/// data set is not finished.
+pub const STATE_FOLDER: &str = ".pack";
+
 /// What can be wrong with a manifest.
 #[derive(Debug, Error)]
 pub enum ManifestFault {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::index::{self, IndexText, Span, Table};
-use super::manifest::{Manifest, ShardRecord};
+use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use super::map::Map;
 use super::tar::{Kind, Walker};
 use super::{ShardError, writer};
@@ -63,6 +63,11 @@ pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report,
             join(folder, manifests, &mut records, &mut report);
         }
         Err(error) => report.faults.push(fault_of(folder, &error)),
+    }
+    let unfinished = folder.join(STATE_FOLDER);
+    if unfinished.exists() {
+        let text = "packing has not finished: go on with `detco pack --resume`";
+        report.faults.push(plain(&unfinished, text));
     }
     if records.is_empty() {
         report.faults.push(plain(folder, "no .tar in this folder"));

@@ -1,4 +1,666 @@
 //! Images, class folders, ImageNet's tar of tars to shards.
+//!
+//! The source is listed, sorted and, by a seed, permuted; shard *k* holds the images at positions
+//! `k·n .. (k+1)·n` of that order, so its bytes depend on the source and the options alone. Workers
+//! write whole shards, one image in memory each.
+//!
+//! Killed at any moment: a shard appears under its name when it is complete and on disk, and its
+//! record lies in the folder `.pack` before that, so `resume` goes on with the first shard that is
+//! not there. The manifest is written last; until then the folder is refused as a data set.
 
-/// Folder inside the output that holds what `--resume` needs; its presence says "not finished".
-pub const STATE_FOLDER: &str = ".pack";
+mod convert;
+mod key;
+pub mod probe;
+mod shuffle;
+mod source;
+mod state;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use self::convert::{Oddities, convert};
+pub use self::convert::{Resize, TRANSCODE_QUALITY};
+use self::shuffle::Shuffle;
+use self::source::Source;
+use self::state::{Done, Plan, State};
+use crate::format::manifest::{FORMAT, Manifest, Part, write_atomically};
+use crate::format::writer::ShardWriter;
+use crate::format::{ShardError, TarError};
+
+/// How large a shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardSize {
+    /// A number of samples.
+    Samples(u64),
+    /// Bytes of source images: a shard is closed by the image that reaches them.
+    Bytes(u64),
+}
+
+/// What to do with a file that cannot be packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// Stop.
+    Fail,
+    /// Leave it out and say so in `skipped.jsonl`.
+    Skip,
+}
+
+/// What decides the bytes of the shards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// How large a shard is.
+    pub shard_size: ShardSize,
+    /// Seed of the order; `None` keeps the sorted order.
+    pub shuffle: Option<u64>,
+    /// Makes images smaller; `None` keeps their bytes.
+    pub resize: Option<Resize>,
+    /// What to do with a file that cannot be packed.
+    pub on_error: OnError,
+}
+
+impl Default for Options {
+    /// 1000 samples a shard, shuffled with seed 0, bytes untouched, stop at the first fault.
+    fn default() -> Self {
+        Options {
+            shard_size: ShardSize::Samples(1000),
+            shuffle: Some(0),
+            resize: None,
+            on_error: OnError::Fail,
+        }
+    }
+}
+
+/// What to pack and where to.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// A folder, a tar, or a tar of tars.
+    pub source: PathBuf,
+    /// The folder to write to; it is made.
+    pub out: PathBuf,
+    /// What decides the bytes.
+    pub options: Options,
+    /// Which part of the shards this run writes.
+    pub part: Part,
+    /// Threads, at least 1.
+    pub workers: usize,
+    /// Whether to go on with what is there.
+    pub resume: bool,
+}
+
+/// How far a run is; read it from another thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Images listed so far.
+    pub scanned: AtomicU64,
+    /// Images to pack in this run; 0 while listing.
+    pub total: AtomicU64,
+    /// Images done, skipped ones and those of earlier runs included.
+    pub images: AtomicU64,
+    /// Of these, images that an earlier run had done.
+    pub resumed: AtomicU64,
+    /// Source bytes read.
+    pub bytes: AtomicU64,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Samples packed.
+    pub samples: u64,
+    /// Shards written or found complete.
+    pub shards: u64,
+    /// Bytes of the shards.
+    pub bytes: u64,
+    /// Number of classes.
+    pub classes: u64,
+    /// Files left out.
+    pub skipped: u64,
+    /// What was met, by name.
+    pub oddities: BTreeMap<String, u64>,
+    /// The manifest.
+    pub manifest: PathBuf,
+}
+
+/// A file that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skip {
+    /// Its path in the source.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+    /// Whether `--on-error` decides about it; files that are no images by their name are only noted.
+    #[serde(skip)]
+    fault: bool,
+}
+
+impl Skip {
+    fn new(name: &[u8], reason: &SkipReason) -> Skip {
+        let fault =
+            !matches!(reason, SkipReason::Hidden | SkipReason::OtherFile | SkipReason::Loop);
+        Skip { path: key::readable(name), reason: reason.to_string(), fault }
+    }
+}
+
+/// Why a file is left out.
+#[derive(Debug, Error)]
+pub enum SkipReason {
+    /// The system refuses to read it.
+    #[error("unreadable: {error}")]
+    Unreadable {
+        /// Its words.
+        error: std::io::Error,
+    },
+    /// No bytes.
+    #[error("empty file")]
+    Empty,
+    /// Its first bytes are no image's, or its header ends early.
+    #[error("not an image, or its header is cut off")]
+    NotAnImage,
+    /// Its pixels cannot be read, where they are needed.
+    #[error("cannot be decoded: {error}")]
+    Decode {
+        /// The decoder's words.
+        error: image::ImageError,
+    },
+    /// It cannot be made a JPEG.
+    #[error("cannot be encoded: {error}")]
+    Encode {
+        /// The encoder's words.
+        error: image::ImageError,
+    },
+    /// It cannot be resized.
+    #[error("cannot be resized from {width} x {height} pixels")]
+    Resize {
+        /// Width.
+        width: u32,
+        /// Height.
+        height: u32,
+    },
+    /// Another file has its key.
+    #[error("duplicate key `{key}`")]
+    Duplicate {
+        /// The key.
+        key: String,
+    },
+    /// Other images have a class, it has none.
+    #[error("no class: it lies beside the class folders")]
+    NoClass,
+    /// A tar inside the tar is broken; images before that place are packed.
+    #[error("broken tar: {error}")]
+    Tar {
+        /// Where and what.
+        error: TarError,
+    },
+    /// Its name starts with a dot.
+    #[error("hidden")]
+    Hidden,
+    /// Its name is not an image's.
+    #[error("not an image by its name")]
+    OtherFile,
+    /// A link to a folder it lies in.
+    #[error("a link to a folder above")]
+    Loop,
+}
+
+/// Why packing stopped.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// A shard or a file beside it.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The disk is full.
+    #[error("no space left: cannot {action} {}; make room and go on with --resume", path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// Nothing to pack.
+    #[error("{}: no images", from.display())]
+    NoImages {
+        /// The source.
+        from: PathBuf,
+    },
+    /// Nothing left after skipping.
+    #[error("{}: all {images} images were skipped", from.display())]
+    AllSkipped {
+        /// The source.
+        from: PathBuf,
+        /// How many.
+        images: u64,
+    },
+    /// A file that cannot be packed, and the policy is to stop.
+    #[error("{path}: {reason} (--on-error skip leaves such files out)")]
+    File {
+        /// Its path in the source.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// The output lies in the source.
+    #[error("{} lies inside the source {}", out.display(), from.display())]
+    OutInside {
+        /// The output.
+        out: PathBuf,
+        /// The source.
+        from: PathBuf,
+    },
+    /// There is a finished data set.
+    #[error("{} exists: pack into another folder", manifest.display())]
+    Finished {
+        /// Its manifest.
+        manifest: PathBuf,
+    },
+    /// There is an interrupted run.
+    #[error("{} holds an interrupted run: go on with --resume, or pack into another folder",
+        out.display())]
+    Interrupted {
+        /// The output.
+        out: PathBuf,
+    },
+    /// Another process is packing there.
+    #[error("{} is being packed by another process", out.display())]
+    Busy {
+        /// The output.
+        out: PathBuf,
+    },
+    /// The interrupted run was another one.
+    #[error("cannot resume {}: {what} was {was}, now it is {now}", out.display())]
+    Mismatch {
+        /// The output.
+        out: PathBuf,
+        /// What differs.
+        what: String,
+        /// Then.
+        was: String,
+        /// Now.
+        now: String,
+    },
+    /// The state of an interrupted run cannot be read.
+    #[error("{}: damaged: {source}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// An option that makes no sense.
+    #[error("{option} {value}: {expected} is expected")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+}
+
+impl PackError {
+    /// A full disk deserves its own words.
+    fn name_full_disk(self) -> PackError {
+        match self {
+            PackError::Shard(ShardError::Io { path, action, source })
+                if matches!(
+                    source.kind(),
+                    std::io::ErrorKind::StorageFull
+                        | std::io::ErrorKind::QuotaExceeded
+                        | std::io::ErrorKind::FileTooLarge
+                ) =>
+            {
+                PackError::NoSpace { path, action, source }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Packs. The same source and options give the same bytes, at any number of workers, in one run or
+/// in many.
+///
+/// # Errors
+///
+/// See [`PackError`]. After any of them the output can be resumed, unless the error says otherwise.
+pub fn run(job: &Job, progress: &Progress) -> Result<Summary, PackError> {
+    check(job)?;
+    pack(job, progress).map_err(PackError::name_full_disk)
+}
+
+fn check(job: &Job) -> Result<(), PackError> {
+    let wrong = |option, value: &dyn ToString, expected| {
+        Err(PackError::Option { option, value: value.to_string(), expected })
+    };
+    if let ShardSize::Samples(0) | ShardSize::Bytes(0) = job.options.shard_size {
+        return wrong("--shard-size", &0, "at least 1");
+    }
+    if let Some(Resize { short, quality }) = job.options.resize {
+        if !(1..=65_535).contains(&short) {
+            return wrong("--resize-short", &short, "1 to 65535 pixels");
+        }
+        if !(1..=100).contains(&quality) {
+            return wrong("--quality", &quality, "1 to 100");
+        }
+    }
+    let Part { number, of } = job.part;
+    if number == 0 || number > of || of > 99_999 {
+        return wrong("--part", &format!("{number}/{of}"), "K/N with K from 1 to N");
+    }
+    Ok(())
+}
+
+fn pack(job: &Job, progress: &Progress) -> Result<Summary, PackError> {
+    let out = job.out.as_path();
+    std::fs::create_dir_all(out).map_err(ShardError::io(out, "create"))?;
+    let real = |path: &Path| path.canonicalize().map_err(ShardError::io(path, "open"));
+    if job.source.is_dir() && real(out)?.starts_with(real(&job.source)?) {
+        return Err(PackError::OutInside { out: out.to_path_buf(), from: job.source.clone() });
+    }
+    let state = State::open(out, job.part, job.resume)?;
+
+    let source = Source::scan(&job.source, progress)?;
+    if job.options.on_error == OnError::Fail
+        && let Some(skip) = source.skips.iter().find(|skip| skip.fault)
+    {
+        state.abandon_if_new();
+        return Err(PackError::File { path: skip.path.clone(), reason: skip.reason.clone() });
+    }
+    let layout = Layout::new(&source, &job.options);
+    let plan = Plan {
+        format: FORMAT,
+        options: serde_json::to_value(&job.options)
+            .map_err(|source| PackError::State { path: out.to_path_buf(), source })?,
+        source_sha256: source.fingerprint(),
+        images: source.entries.len() as u64,
+    };
+    if let Some(manifest) = state.finished(&plan)? {
+        return Ok(summary(&manifest.1, manifest.0));
+    }
+    state.agree(&plan)?;
+
+    let mine = layout.part(job.part);
+    progress
+        .total
+        .store(mine.clone().map(|k| layout.shard(k).count() as u64).sum(), Ordering::Relaxed);
+    let done = write_shards(job, &source, &layout, mine, &state, progress)?;
+    finish(job, &source, &plan, &state, done)
+}
+
+/// Which images each shard holds.
+struct Layout {
+    shuffle: Option<Shuffle>,
+    images: u64,
+    /// Samples a shard, or where each shard starts.
+    cut: Cut,
+}
+
+enum Cut {
+    Every(u64),
+    At(Vec<u64>),
+}
+
+impl Layout {
+    fn new(source: &Source, options: &Options) -> Layout {
+        let images = source.entries.len() as u64;
+        let shuffle = options.shuffle.map(|seed| Shuffle::new(images, seed));
+        let mut layout = Layout { shuffle, images, cut: Cut::Every(images) };
+        layout.cut = match options.shard_size {
+            ShardSize::Samples(samples) => Cut::Every(samples),
+            ShardSize::Bytes(most) => {
+                let mut starts = vec![0];
+                let mut bytes = 0u64;
+                for position in 0..images {
+                    if bytes >= most {
+                        starts.push(position);
+                        bytes = 0;
+                    }
+                    bytes = bytes.saturating_add(source.entries[layout.entry(position)].size);
+                }
+                Cut::At(starts)
+            }
+        };
+        layout
+    }
+
+    fn shards(&self) -> u64 {
+        match &self.cut {
+            Cut::Every(samples) => self.images.div_ceil(*samples),
+            Cut::At(starts) => starts.len() as u64,
+        }
+    }
+
+    /// The shards of a part: neighbours, so that each machine's names are a range.
+    fn part(&self, part: Part) -> std::ops::Range<u64> {
+        let edge = |number: u32| {
+            // At most `shards`, so it fits.
+            (u128::from(self.shards()) * u128::from(number) / u128::from(part.of)) as u64
+        };
+        edge(part.number - 1)..edge(part.number)
+    }
+
+    /// Positions of a shard's images in the order.
+    fn shard(&self, shard: u64) -> std::ops::Range<u64> {
+        match &self.cut {
+            Cut::Every(samples) => {
+                shard * samples..(shard + 1).saturating_mul(*samples).min(self.images)
+            }
+            Cut::At(starts) => {
+                let at = shard as usize;
+                starts[at]..starts.get(at + 1).copied().unwrap_or(self.images)
+            }
+        }
+    }
+
+    /// The image at a position of the order.
+    fn entry(&self, position: u64) -> usize {
+        self.shuffle.map_or(position, |shuffle| shuffle.at(position)) as usize
+    }
+}
+
+fn write_shards(
+    job: &Job,
+    source: &Source,
+    layout: &Layout,
+    mine: std::ops::Range<u64>,
+    state: &State,
+    progress: &Progress,
+) -> Result<Vec<Done>, PackError> {
+    let count = usize::try_from(mine.end - mine.start).unwrap_or(usize::MAX);
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let results = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..job.workers.clamp(1, count.max(1)) {
+            scope.spawn(|| {
+                let mut buffer = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= count {
+                        break;
+                    }
+                    let shard = mine.start + at as u64;
+                    let work = Work { job, source, layout, state, progress, stop: &stop };
+                    let result = work.shard(shard, &mut buffer);
+                    stop.fetch_or(result.is_err(), Ordering::Relaxed);
+                    // A poisoned lock means that a sibling panicked; the scope passes that on.
+                    let mut all = results.lock().unwrap_or_else(|poison| poison.into_inner());
+                    all.push((shard, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(|poison| poison.into_inner());
+    results.sort_by_key(|(shard, _)| *shard);
+    let mut done = Vec::with_capacity(count);
+    for (_, result) in results {
+        // `None`: stopped because of a sibling's error, which is in the list too.
+        done.extend(result?);
+    }
+    Ok(done)
+}
+
+struct Work<'a> {
+    job: &'a Job,
+    source: &'a Source,
+    layout: &'a Layout,
+    state: &'a State,
+    progress: &'a Progress,
+    stop: &'a AtomicBool,
+}
+
+impl Work<'_> {
+    fn shard(&self, shard: u64, buffer: &mut Vec<u8>) -> Result<Option<Done>, PackError> {
+        let positions = self.layout.shard(shard);
+        let count = positions.end - positions.start;
+        if let Some(done) = self.state.done(shard)? {
+            self.progress.images.fetch_add(count, Ordering::Relaxed);
+            self.progress.resumed.fetch_add(count, Ordering::Relaxed);
+            return Ok(Some(done));
+        }
+        let mut writer = ShardWriter::create(&self.job.out, &shard_name(shard))?;
+        let mut oddities = Oddities::new();
+        let mut skips = Vec::new();
+        let mut name = String::new();
+        for position in positions {
+            if self.stop.load(Ordering::Relaxed) {
+                writer.discard();
+                return Ok(None);
+            }
+            let entry = &self.source.entries[self.layout.entry(position)];
+            let stored = self.source.read(entry, buffer).and_then(|bytes| {
+                let extension = key::extension(&entry.name);
+                convert(bytes, extension, self.job.options.resize, &mut oddities)
+            });
+            match stored {
+                Ok(stored) => {
+                    name.clear();
+                    name.push_str(&key::of(&entry.name));
+                    let stem = name.len();
+                    name.push_str(".jpg");
+                    writer.append(&name, &stored)?;
+                    if let Some(class) = entry.class() {
+                        name.truncate(stem);
+                        name.push_str(".cls");
+                        writer.append(&name, class.to_string().as_bytes())?;
+                    }
+                }
+                Err(reason) => {
+                    let skip = Skip::new(&entry.name, &reason);
+                    if self.job.options.on_error == OnError::Fail {
+                        writer.discard();
+                        return Err(PackError::File { path: skip.path, reason: skip.reason });
+                    }
+                    skips.push(skip);
+                }
+            }
+            self.progress.images.fetch_add(1, Ordering::Relaxed);
+            self.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);
+        }
+        if writer.samples() == 0 {
+            writer.discard();
+            let done = Done { record: None, oddities, skips };
+            self.state.record(shard, &done)?;
+            return Ok(Some(done));
+        }
+        let written = writer.finish()?;
+        let done = Done { record: Some(written.record.clone()), oddities, skips };
+        // First the record, then the names: a shard that has its name has its record.
+        self.state.record(shard, &done)?;
+        written.seal()?;
+        Ok(Some(done))
+    }
+}
+
+/// `000000.tar`.
+fn shard_name(shard: u64) -> String {
+    format!("{shard:06}.tar")
+}
+
+fn finish(
+    job: &Job,
+    source: &Source,
+    plan: &Plan,
+    state: &State,
+    done: Vec<Done>,
+) -> Result<Summary, PackError> {
+    let mut oddities = Oddities::new();
+    let mut shards = Vec::with_capacity(done.len());
+    // What the listing left out belongs to no shard: the first part tells of it.
+    let mut skips = if job.part.number == 1 { source.skips.clone() } else { Vec::new() };
+    let images = done.len();
+    for one in done {
+        for (name, count) in one.oddities {
+            *oddities.entry(name).or_default() += count;
+        }
+        skips.extend(one.skips);
+        shards.extend(one.record);
+    }
+    if shards.is_empty() && images > 0 {
+        return Err(PackError::AllSkipped { from: job.source.clone(), images: plan.images });
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        samples: shards.iter().map(|shard| shard.samples).sum(),
+        bytes: shards.iter().map(|shard| shard.bytes).sum(),
+        members_per_sample: if source.classes.is_empty() { 1 } else { 2 },
+        part: job.part,
+        source_sha256: plan.source_sha256.clone(),
+        options: plan.options.clone(),
+        classes: source.classes.clone(),
+        oddities,
+        skipped: skips.len() as u64,
+        shards,
+    };
+    if !skips.is_empty() {
+        let mut lines = Vec::new();
+        let path = job.out.join(job.part.file_name("skipped", "jsonl"));
+        for skip in &skips {
+            serde_json::to_writer(&mut lines, skip)
+                .map_err(|source| PackError::State { path: path.clone(), source })?;
+            lines.push(b'\n');
+        }
+        write_atomically(&path, &lines)?;
+    }
+    let path = manifest.write(&job.out)?;
+    state.remove()?;
+    Ok(summary(&manifest, path))
+}
+
+fn summary(manifest: &Manifest, path: PathBuf) -> Summary {
+    Summary {
+        samples: manifest.samples,
+        shards: manifest.shards.len() as u64,
+        bytes: manifest.bytes,
+        classes: manifest.classes.len() as u64,
+        skipped: manifest.skipped,
+        oddities: manifest.oddities.clone(),
+        manifest: path,
+    }
+}
+
+/// Locks a file for the life of the handle, or says that another process has it.
+fn lock(path: &Path, out: &Path) -> Result<File, PackError> {
+    let file = File::create(path).map_err(ShardError::io(path, "create"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(PackError::Busy { out: out.to_path_buf() }),
+        // A file system without locks: two runs into one folder are then the user's to avoid.
+        Err(std::fs::TryLockError::Error(error))
+            if error.kind() == std::io::ErrorKind::Unsupported =>
+        {
+            Ok(file)
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(ShardError::io(path, "lock")(error).into()),
+    }
+}

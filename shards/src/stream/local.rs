@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Shard;
 use crate::format::index::{IndexText, Table};
-use crate::format::manifest::{Manifest, ShardRecord};
+use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::shards_in;
 use crate::format::{ShardError, SpecFault, StaleFault};
@@ -94,7 +94,7 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
         return Ok(());
     }
     let found = shards_in(path).map_err(Why::Shard)?;
-    if path.join(crate::pack::STATE_FOLDER).exists() {
+    if path.join(STATE_FOLDER).exists() {
         return Err(Why::Spec(SpecFault::Unfinished));
     }
     if found.is_empty() {

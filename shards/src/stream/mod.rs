@@ -124,9 +124,22 @@ impl ShardSet {
         }
     }
 
+    /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
+    /// that cannot be read; the last shard's for an unknown id.
+    pub fn shard_of(&self, id: u64) -> usize {
+        // At least 1: the first shard starts at 0.
+        self.shards.partition_point(|shard| shard.first <= id) - 1
+    }
+
     /// The size of a sample's image in bytes, without touching the shard. `None` for an unknown id.
     pub fn image_size(&self, id: u64) -> Option<u64> {
         self.find(id).map(|(_, _, _, entry)| entry.image.size)
+    }
+
+    /// Where a sample lies, without touching the shard: shard, key, byte offset of the image. `None`
+    /// for an unknown id.
+    pub fn place(&self, id: u64) -> Option<(&Path, &str, u64)> {
+        self.find(id).map(|(_, shard, _, entry)| (shard.path(), entry.key, entry.image.offset))
     }
 
     /// Class names from the manifest; empty without one, or when the images have no classes.
@@ -146,7 +159,7 @@ impl ShardSet {
     }
 
     fn find(&self, id: u64) -> Option<(usize, &Shard, usize, Entry<'_>)> {
-        let position = self.shards.partition_point(|shard| shard.first <= id).checked_sub(1)?;
+        let position = self.shard_of(id);
         let shard = &self.shards[position];
         let index = usize::try_from(id - shard.first).ok()?;
         Some((position, shard, index, shard.table.get(index)?))

@@ -1,47 +1,23 @@
-//! Draw, then render: crops, colour, blur, jigsaw patches.
+//! What the model is shown: draw, then render.
+//!
+//! A [`Recipe`] says what may be drawn. [`Recipe::draw`] turns it and an address (run seed, epoch,
+//! sample) into a [`SamplePlan`]: crop boxes, colour factors and their order, blur radii, flips,
+//! patch offsets, permutations. A [`Renderer`] turns pixels and a plan into views and draws nothing:
+//! the same plan gives the same bytes on any thread, in any run.
+//!
+//! Rendering follows Pillow on 8-bit pixels, which is what torchvision does with `PIL` images and
+//! what MoCo and DetCo were trained with.
 
-use serde::{Deserialize, Serialize};
+mod blur;
+mod color;
+mod geometry;
+mod numbers;
+mod plan;
+mod recipe;
+mod render;
 
-/// What may be drawn.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Recipe {
-    /// Global crops.
-    pub global: GlobalRecipe,
-    /// Jigsaw patches.
-    pub local: Option<LocalRecipe>,
-}
-
-/// Global crops.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct GlobalRecipe {
-    /// Edge in pixels.
-    pub size: u32,
-}
-
-/// Jigsaw patches.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LocalRecipe {
-    /// Edge before the cut, in pixels.
-    pub size: u32,
-    /// Edge of a patch, in pixels.
-    pub patch: u32,
-}
-
-/// A field that makes no sense.
-#[derive(Debug)]
-pub struct RecipeFault {
-    /// Dotted key.
-    pub key: &'static str,
-    /// The value as given.
-    pub value: String,
-    /// What was expected.
-    pub reason: String,
-}
-
-impl Recipe {
-    /// Checks ranges.
-    pub fn validate(&self) -> Result<(), RecipeFault> {
-        Ok(())
-    }
-}
+pub use plan::{LocalPlan, Op, Rect, SamplePlan, ViewPlan};
+pub use recipe::{
+    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, Recipe, RecipeError,
+};
+pub use render::Renderer;

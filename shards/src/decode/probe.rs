@@ -1,0 +1,249 @@
+//! What a header says, without decoding: a walk over JPEG segments, PNG's first chunk.
+
+use super::{DecodeError, PIXELS_MAX};
+
+/// Container of an image, told by its first bytes and not by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// JPEG (ITU-T T.81).
+    Jpeg,
+    /// PNG. One image of ImageNet is one, named `.JPEG`.
+    Png,
+}
+
+/// How the components of a picture are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Components {
+    /// One component.
+    Gray,
+    /// Luma and two chroma components.
+    Ycc,
+    /// Red, green, blue.
+    Rgb,
+    /// Four inks.
+    Cmyk,
+    /// Four inks, the first three as luma and chroma.
+    Ycck,
+}
+
+/// What [`probe`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Container.
+    pub format: Format,
+    /// Width in pixels, as stored.
+    pub width: u32,
+    /// Height in pixels, as stored.
+    pub height: u32,
+    /// Colour model.
+    pub components: Components,
+    /// True for progressive JPEG.
+    pub progressive: bool,
+    /// EXIF orientation, 1 to 8; 1 (upright) where none is stored. Reported, never applied.
+    pub orientation: u8,
+    /// True where an Adobe segment is present: its CMYK is stored inverted.
+    pub adobe: bool,
+}
+
+/// The signature of a PNG file.
+const PNG: [u8; 8] = [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A];
+
+/// Reads an image's header: no pixel is decoded and nothing is allocated.
+///
+/// # Errors
+/// [`DecodeError::NotAnImage`], [`DecodeError::Truncated`] and [`DecodeError::Malformed`] with the
+/// offset, [`DecodeError::Unsupported`] for kinds of JPEG that no decoder here reads,
+/// [`DecodeError::TooLarge`] above [`PIXELS_MAX`].
+pub fn probe(bytes: &[u8]) -> Result<Probe, DecodeError> {
+    let found = if bytes.starts_with(&[0xFF, 0xD8]) {
+        jpeg(bytes)?
+    } else if bytes.starts_with(&PNG) {
+        png(bytes)?
+    } else {
+        let start = bytes[..bytes.len().min(8)].to_vec();
+        return Err(DecodeError::NotAnImage { len: bytes.len(), start });
+    };
+    let Probe { width, height, .. } = found;
+    if u64::from(width) * u64::from(height) > PIXELS_MAX {
+        return Err(DecodeError::TooLarge { width, height });
+    }
+    Ok(found)
+}
+
+/// A bounds-checked view of the bytes that knows what it is reading.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize, what: &'static str) -> Result<&'a [u8], DecodeError> {
+        let taken = self.at.checked_add(count).and_then(|end| self.bytes.get(self.at..end)).ok_or(
+            DecodeError::Truncated { what, offset: self.bytes.len(), len: self.bytes.len() },
+        )?;
+        self.at += count;
+        Ok(taken)
+    }
+
+    fn byte(&mut self, what: &'static str) -> Result<u8, DecodeError> {
+        Ok(self.take(1, what)?[0])
+    }
+}
+
+/// Walks the segments up to the start of the first scan (ITU-T T.81, annex B).
+fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
+    let mut reader = Reader { bytes, at: 2 };
+    let mut frame = None;
+    let (mut adobe, mut jfif, mut orientation) = (None, false, 1);
+    loop {
+        // Bytes between segments are skipped, as libjpeg does, and so are fill bytes (0xFF).
+        while reader.byte("JPEG header")? != 0xFF {}
+        let mut marker = reader.byte("JPEG header")?;
+        while marker == 0xFF {
+            marker = reader.byte("JPEG header")?;
+        }
+        let offset = reader.at - 2;
+        match marker {
+            // Stuffing, TEM, RSTn, SOI: nothing follows them.
+            0x00 | 0x01 | 0xD0..=0xD8 => continue,
+            0xD9 => return Err(DecodeError::Malformed { what: "JPEG without a picture", offset }),
+            _ => {}
+        }
+        let length = reader.take(2, "JPEG segment")?;
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+        let length = length
+            .checked_sub(2)
+            .ok_or(DecodeError::Malformed { what: "JPEG segment length", offset })?;
+        let body = reader.take(length, "JPEG segment")?;
+        match marker {
+            0xC0..=0xC2 => frame = Some(Frame::parse(body, marker == 0xC2, offset)?),
+            0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
+                let what = "JPEG that is lossless, hierarchical or arithmetically coded";
+                return Err(DecodeError::Unsupported { what });
+            }
+            0xE0 if body.starts_with(b"JFIF\0") => jfif = true,
+            0xE1 if body.starts_with(b"Exif\0\0") => {
+                orientation = exif_orientation(&body[6..]).unwrap_or(1);
+            }
+            0xEE if body.len() >= 12 && body.starts_with(b"Adobe") => adobe = Some(body[11]),
+            0xDA => break,
+            _ => {}
+        }
+    }
+    let missing = DecodeError::Malformed { what: "JPEG scan before its frame", offset: reader.at };
+    let frame = frame.ok_or(missing)?;
+    Ok(Probe {
+        format: Format::Jpeg,
+        width: frame.width,
+        height: frame.height,
+        components: frame.components(adobe, jfif)?,
+        progressive: frame.progressive,
+        orientation,
+        adobe: adobe.is_some(),
+    })
+}
+
+/// A start of frame.
+struct Frame {
+    width: u32,
+    height: u32,
+    ids: Vec<u8>,
+    progressive: bool,
+}
+
+impl Frame {
+    fn parse(body: &[u8], progressive: bool, offset: usize) -> Result<Frame, DecodeError> {
+        let malformed = |what| DecodeError::Malformed { what, offset };
+        let [precision, h1, h0, w1, w0, count, rest @ ..] = body else {
+            return Err(malformed("JPEG frame header"));
+        };
+        if *precision != 8 {
+            return Err(DecodeError::Unsupported { what: "JPEG of other than 8 bits a sample" });
+        }
+        let (height, width) = (u16::from_be_bytes([*h1, *h0]), u16::from_be_bytes([*w1, *w0]));
+        if width == 0 || height == 0 {
+            return Err(malformed("JPEG size (a side is 0)"));
+        }
+        if rest.len() < usize::from(*count) * 3 {
+            return Err(malformed("JPEG frame header"));
+        }
+        let ids = rest.chunks_exact(3).take(usize::from(*count)).map(|c| c[0]).collect();
+        Ok(Frame { width: width.into(), height: height.into(), ids, progressive })
+    }
+
+    /// libjpeg's guess: the Adobe segment's transform, else JFIF, else the components' names.
+    fn components(&self, adobe: Option<u8>, jfif: bool) -> Result<Components, DecodeError> {
+        Ok(match (self.ids.len(), adobe) {
+            (1, _) => Components::Gray,
+            (3, _) if jfif => Components::Ycc,
+            (3, Some(0)) => Components::Rgb,
+            (3, Some(_)) => Components::Ycc,
+            (3, None) if self.ids == *b"RGB" => Components::Rgb,
+            (3, None) => Components::Ycc,
+            (4, Some(2)) => Components::Ycck,
+            (4, _) => Components::Cmyk,
+            _ => {
+                return Err(DecodeError::Unsupported {
+                    what: "JPEG of other than 1, 3 or 4 components",
+                });
+            }
+        })
+    }
+}
+
+/// Tag 0x0112 of the first directory of a TIFF block; `None` where there is none or it makes no
+/// sense: orientation is only reported, so a broken EXIF block is no reason to refuse an image.
+fn exif_orientation(tiff: &[u8]) -> Option<u8> {
+    let little = match tiff.get(..2)? {
+        b"II" => true,
+        b"MM" => false,
+        _ => return None,
+    };
+    let u16_at = |at: usize| {
+        let b: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if little { u16::from_le_bytes(b) } else { u16::from_be_bytes(b) })
+    };
+    let u32_at = |at: usize| {
+        let b: [u8; 4] = tiff.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(if little { u32::from_le_bytes(b) } else { u32::from_be_bytes(b) })
+    };
+    let directory = usize::try_from(u32_at(4)?).ok()?;
+    let entries = usize::from(u16_at(directory)?);
+    (0..entries).find_map(|i| {
+        let entry = directory.checked_add(2 + i * 12)?;
+        if u16_at(entry)? != 0x0112 {
+            return None;
+        }
+        u8::try_from(u16_at(entry + 8)?).ok().filter(|value| (1..=8).contains(value))
+    })
+}
+
+fn png(bytes: &[u8]) -> Result<Probe, DecodeError> {
+    let mut reader = Reader { bytes, at: PNG.len() };
+    let chunk = reader.take(8 + 13, "PNG header")?;
+    let (kind, body) = (&chunk[4..8], &chunk[8..]);
+    if kind != b"IHDR" {
+        return Err(DecodeError::Malformed { what: "PNG header", offset: PNG.len() });
+    }
+    let word = |at: usize| u32::from_be_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
+    let (width, height) = (word(0), word(4));
+    if width == 0 || height == 0 {
+        return Err(DecodeError::Malformed {
+            what: "PNG size (a side is 0)",
+            offset: PNG.len() + 8,
+        });
+    }
+    // Colour types 0 and 4 are gray, 2, 3 and 6 are or index RGB.
+    let components = if matches!(body[9], 0 | 4) { Components::Gray } else { Components::Rgb };
+    Ok(Probe {
+        format: Format::Png,
+        width,
+        height,
+        components,
+        progressive: body[12] == 1,
+        orientation: 1,
+        adobe: false,
+    })
+}

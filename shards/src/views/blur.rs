@@ -1,0 +1,111 @@
+//! Pillow's Gaussian blur: three box blurs along rows, then three along columns, each rounded to 8
+//! bits. A box of fractional radius is an integer box plus a part of the next pixel on either side
+//! (Gwosdek, Grewenig, Bruhn, Weickert: "Theoretical Foundations of Gaussian Convolution by
+//! Extended Box Filtering", 2011). Pixels beyond the edge repeat the edge.
+
+/// Box blurs in a row; Pillow's number.
+const PASSES: usize = 3;
+
+/// Two padded images that the passes alternate between.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    row: Vec<u8>,
+    rows: Vec<u8>,
+}
+
+/// An extended box: weights in units of 2^-24.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Kernel {
+    /// Pixels on either side with the full weight.
+    radius: usize,
+    /// Weight of the centre and the full pixels.
+    full: u32,
+    /// Weight of the pixel beyond them, on either side.
+    far: u32,
+}
+
+impl Kernel {
+    /// The box whose threefold application has standard deviation `sigma`. In `f32`, step by step,
+    /// because Pillow's is.
+    fn gaussian(sigma: f32) -> Kernel {
+        let variance = sigma * sigma / PASSES as f32;
+        let length = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
+        let whole = ((f64::from(length) - 1.0) / 2.0).floor() as f32;
+        let next = whole + 1.0;
+        let mut part = (2.0 * whole + 1.0) * (whole * next - 3.0 * variance);
+        part /= 6.0 * (variance - next * next);
+        let radius = whole + part;
+        let full = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
+        let radius = radius as usize;
+        let far = ((1 << 24) - (2 * radius as u32 + 1) * full) / 2;
+        Kernel { radius, full, far }
+    }
+}
+
+impl Scratch {
+    /// Blurs `pixels`, `[side, side, 3]`, in place. `sigma` in pixels.
+    pub(super) fn gaussian(&mut self, pixels: &mut [u8], side: usize, sigma: f32) {
+        let kernel = Kernel::gaussian(sigma);
+        let stride = side * 3;
+        for row in pixels.chunks_exact_mut(stride) {
+            for _ in 0..PASSES {
+                // Neighbours along a row are 3 bytes apart.
+                pad(row, 3, kernel.radius + 1, &mut self.row);
+                convolve(&self.row, 3, kernel, row);
+            }
+        }
+        for _ in 0..PASSES {
+            // Neighbours along a column are a row apart: the same sum over one long row.
+            pad(pixels, stride, kernel.radius + 1, &mut self.rows);
+            convolve(&self.rows, stride, kernel, pixels);
+        }
+    }
+}
+
+/// Copies `line` with its first and last element (of `step` bytes) repeated `times` before and after.
+fn pad(line: &[u8], step: usize, times: usize, into: &mut Vec<u8>) {
+    into.clear();
+    for _ in 0..times {
+        into.extend_from_slice(&line[..step]);
+    }
+    into.extend_from_slice(line);
+    for _ in 0..times {
+        into.extend_from_slice(&line[line.len() - step..]);
+    }
+}
+
+/// One pass over a line padded by `radius + 1` elements of `step` bytes on either side.
+fn convolve(padded: &[u8], step: usize, kernel: Kernel, out: &mut [u8]) {
+    let n = out.len();
+    let Kernel { radius, full, far } = kernel;
+    let tap = |k: usize| &padded[k * step..][..n];
+    let (left, right) = (tap(0), tap(2 * radius + 2));
+    // DetCo's blurs (sigma up to 2) have radius 0 or 1: three or five taps, no loop over them.
+    match radius {
+        0 => {
+            let center = tap(1);
+            for i in 0..n {
+                out[i] = weigh(u32::from(center[i]), left[i], right[i], full, far);
+            }
+        }
+        1 => {
+            let (a, b, c) = (tap(1), tap(2), tap(3));
+            for i in 0..n {
+                let sum = u32::from(a[i]) + u32::from(b[i]) + u32::from(c[i]);
+                out[i] = weigh(sum, left[i], right[i], full, far);
+            }
+        }
+        _ => {
+            for i in 0..n {
+                let sum = (1..=2 * radius + 1).map(|k| u32::from(padded[k * step + i])).sum();
+                out[i] = weigh(sum, left[i], right[i], full, far);
+            }
+        }
+    }
+}
+
+fn weigh(sum: u32, left: u8, right: u8, full: u32, far: u32) -> u8 {
+    let ends = u32::from(left) + u32::from(right);
+    // At most 255 * 2^24 + 2^23: the weights add up to 2^24.
+    ((sum * full + ends * far + (1 << 23)) >> 24) as u8
+}

@@ -1,0 +1,264 @@
+//! The loader: same bytes whatever the threads, clean ends, bad samples by policy.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use detco_shards::decode::{Decoder, Image};
+use detco_shards::format::writer::ShardWriter;
+use detco_shards::order::{Cursor, Order};
+use detco_shards::pipeline::{
+    Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX,
+};
+use detco_shards::stream::ShardSet;
+use detco_shards::views::{Recipe, Renderer};
+
+/// A JPEG of its own for each number.
+fn jpeg(i: u32) -> Vec<u8> {
+    let (width, height) = (40 + i % 13, 40 + i % 7);
+    let picture = image::RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([(x * 5 + i) as u8, (y * 6) as u8, ((x ^ y) * 4 + i * 3) as u8])
+    });
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90);
+    picture.write_with_encoder(encoder).unwrap();
+    bytes
+}
+
+/// Shards of 10 samples; the samples in `bad` hold no image.
+fn shards(folder: &Path, samples: u32, bad: &[u32]) -> Arc<ShardSet> {
+    for (number, start) in (0..samples).step_by(10).enumerate() {
+        let mut shard = ShardWriter::create(folder, &format!("{number:06}.tar")).unwrap();
+        for i in start..(start + 10).min(samples) {
+            let bytes = if bad.contains(&i) { b"\xff\xd8 no image".to_vec() } else { jpeg(i) };
+            shard.append(&format!("s{i:05}.jpg"), &bytes).unwrap();
+            shard.append(&format!("s{i:05}.cls"), (i % 3).to_string().as_bytes()).unwrap();
+        }
+        shard.finish().unwrap().seal().unwrap();
+    }
+    Arc::new(ShardSet::open(&[folder.to_str().unwrap().to_string()]).unwrap())
+}
+
+fn recipe() -> Recipe {
+    Recipe::detco().with_size(32)
+}
+
+fn options(set: &ShardSet, batch: u64) -> LoaderOptions {
+    let order = Order::shuffled(set.len(), batch, 7).unwrap();
+    LoaderOptions { workers: 2, ..LoaderOptions::train(recipe(), order, 7, 2) }
+}
+
+type Bytes = (Cursor, Vec<u64>, Vec<Vec<u8>>);
+
+fn bytes(filled: &Filled) -> Bytes {
+    let sections = [filled.global(0), filled.global(1), filled.local(0), filled.local(1)];
+    (filled.cursor, filled.samples.clone(), sections.iter().map(|s| s.to_vec()).collect())
+}
+
+fn read(set: &Arc<ShardSet>, options: LoaderOptions) -> Vec<Bytes> {
+    let loader = Loader::start(Arc::clone(set), options).unwrap();
+    loader.map(|filled| bytes(&filled.unwrap())).collect()
+}
+
+#[test]
+fn one_worker_and_five_give_the_same_bytes_in_the_same_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 43, &[]);
+    let alone = LoaderOptions { workers: 1, batches_ahead: 1, ..options(&set, 8) };
+    let many = LoaderOptions { workers: 5, batches_ahead: 4, ..options(&set, 8) };
+    let (alone, many) = (read(&set, alone), read(&set, many));
+    assert_eq!(alone.len(), 10, "two epochs of five batches");
+    assert!(alone == many, "threads changed the bytes or their order");
+    for epoch in alone.chunks(5) {
+        let seen: HashSet<u64> = epoch.iter().flat_map(|(_, ids, _)| ids).copied().collect();
+        assert_eq!(seen.len(), 40);
+    }
+    assert!(alone[0].2 != alone[5].2, "epochs are drawn apart");
+}
+
+#[test]
+fn a_loader_that_starts_later_reads_the_same_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 43, &[]);
+    let whole = read(&set, options(&set, 8));
+    for skip in [1, 4, 5, 7, 9] {
+        let start = Cursor { epoch: skip as u32 / 5, step: skip as u64 % 5 };
+        let rest = read(&set, LoaderOptions { start, ..options(&set, 8) });
+        assert!(rest == whole[skip..], "from {start:?}");
+    }
+    let end = LoaderOptions { start: Cursor { epoch: 2, step: 0 }, ..options(&set, 8) };
+    assert!(read(&set, end).is_empty());
+}
+
+#[test]
+fn ranks_together_read_what_one_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 43, &[]);
+    let alone = read(&set, options(&set, 8));
+    for world in [2, 3, 4, 11] {
+        let ranks: Vec<Vec<Bytes>> = (0..world)
+            .map(|rank| read(&set, LoaderOptions { rank: (rank, world), ..options(&set, 8) }))
+            .collect();
+        for (step, (cursor, ids, sections)) in alone.iter().enumerate() {
+            let parts: Vec<&Bytes> = ranks.iter().map(|rank| &rank[step]).collect();
+            assert!(parts.iter().all(|part| part.0 == *cursor));
+            let joined: Vec<u64> = parts.iter().flat_map(|part| part.1.clone()).collect();
+            assert_eq!(joined, *ids, "world {world}");
+            for (section, whole) in sections.iter().enumerate() {
+                let joined: Vec<u8> =
+                    parts.iter().flat_map(|part| part.2[section].clone()).collect();
+                assert!(joined == *whole, "world {world}, step {step}, section {section}");
+            }
+        }
+    }
+}
+
+#[test]
+fn slots_hold_what_the_renderer_draws_for_their_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 20, &[]);
+    let loader = Loader::start(Arc::clone(&set), options(&set, 5)).unwrap();
+    let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
+    for filled in loader {
+        let filled = filled.unwrap();
+        for (slot, id) in filled.samples.iter().enumerate() {
+            decoder.decode(set.sample(*id).unwrap().jpeg, &mut image).unwrap();
+            let plan = recipe().draw(image.width, image.height, 7, filled.cursor.epoch, *id);
+            let mut crop = vec![0; recipe().global_bytes()];
+            renderer.global(&image, &plan.global[1], &mut crop);
+            assert!(filled.global(1)[slot * crop.len()..][..crop.len()] == crop[..]);
+            let mut patches = vec![0; recipe().local_bytes()];
+            renderer.local(&image, &plan.local.unwrap()[0], &mut patches);
+            assert!(filled.local(0)[slot * patches.len()..][..patches.len()] == patches[..]);
+        }
+    }
+}
+
+#[test]
+fn evaluation_reads_everything_once_with_its_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 23, &[]);
+    let order = Order::sequential(set.len(), 10).unwrap();
+    let options = LoaderOptions::evaluate(24, 0.875, order);
+    let mut loader = Loader::start(Arc::clone(&set), options).unwrap();
+    let (mut ids, mut sizes) = (Vec::new(), Vec::new());
+    while let Some(filled) = loader.next() {
+        let filled = filled.unwrap();
+        let classes = loader.classes(&filled).unwrap();
+        for (id, class) in filled.samples.iter().zip(classes) {
+            let key: u32 = set.sample(*id).unwrap().key[1..].parse().unwrap();
+            assert_eq!(class, Some(key % 3));
+        }
+        sizes.push(filled.len());
+        assert_eq!(filled.global(0).len(), filled.len() * 24 * 24 * 3);
+        ids.extend(filled.samples.iter().copied());
+    }
+    assert_eq!(sizes, [10, 10, 3]);
+    assert_eq!(ids, (0..23).collect::<Vec<u64>>());
+}
+
+#[test]
+fn dropping_the_loader_anywhere_ends_its_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 60, &[]);
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    for taken in [0, 1, 2, 5, 15, 30] {
+        let mut loader = Loader::start(Arc::clone(&set), options(&set, 4)).unwrap();
+        let held: Vec<Filled> =
+            loader.by_ref().take(taken.min(2)).collect::<Result<_, _>>().unwrap();
+        drop(held);
+        let rest = taken.saturating_sub(2);
+        assert_eq!(loader.by_ref().take(rest).filter(Result::is_ok).count(), rest);
+        let last = loader.next();
+        drop(loader); // returns only when all its threads have ended
+        drop(last); // a batch outlives its loader
+    }
+    // Other tests of this binary run beside this one; their threads come and go.
+    let start = std::time::Instant::now();
+    while threads() > 40 && start.elapsed().as_secs() < 20 {
+        std::thread::yield_now();
+    }
+    assert!(threads() <= 40, "{} threads are left", threads());
+}
+
+#[test]
+fn a_bad_sample_ends_the_run_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &[17]);
+    let mut loader = Loader::start(Arc::clone(&set), options(&set, 8)).unwrap();
+    let error = loader.find_map(Result::err).expect("sample 17 is bad");
+    let text = error.to_string();
+    assert!(matches!(error, PipelineError::Bad(_)), "{text}");
+    assert!(text.contains("000001.tar") && text.contains("s00017"), "{text}");
+    assert!(loader.next().is_none(), "nothing follows an error");
+}
+
+#[test]
+fn skipped_samples_are_replaced_alike_at_any_worker_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &[3, 17, 18, 33]);
+    let skip = |workers, share| LoaderOptions {
+        workers,
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: share,
+        ..options(&set, 8)
+    };
+    let one = read(&set, skip(1, 0.1));
+    assert!(one == read(&set, skip(4, 0.1)));
+    assert_eq!(one.len(), 10);
+    let bad: HashSet<u64> = [3, 17, 18, 33].into();
+    assert!(one.iter().all(|(_, ids, _)| ids.iter().all(|id| !bad.contains(id))));
+
+    let loader = Loader::start(Arc::clone(&set), skip(2, 0.1)).unwrap();
+    let named: Vec<u64> =
+        loader.flat_map(|f| f.unwrap().bad.iter().map(|b| b.sample).collect::<Vec<_>>()).collect();
+    assert_eq!(named.len(), 8, "four an epoch, two epochs");
+    assert_eq!(named.into_iter().collect::<HashSet<_>>(), bad);
+
+    let mut loader = Loader::start(Arc::clone(&set), skip(2, 0.08)).unwrap();
+    let error = loader.find_map(Result::err).expect("four of forty are above 8 %");
+    assert!(matches!(error, PipelineError::TooManyBad { bad: 4, budget: 3, .. }), "{error}");
+}
+
+#[test]
+fn a_run_of_bad_samples_ends_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad: Vec<u32> = (0..30).collect();
+    let set = shards(folder.path(), 40, &bad);
+    let options = LoaderOptions {
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: 1.0,
+        bad_run_max: 3,
+        ..options(&set, 8)
+    };
+    let mut loader = Loader::start(set, options).unwrap();
+    let error = loader.find_map(Result::err).expect("three quarters are bad");
+    assert!(matches!(error, PipelineError::BadRun { run: 3, .. }), "{error}");
+}
+
+#[test]
+fn jpeg_bytes_are_slices_of_the_map() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 25, &[]);
+    for id in 0..set.len() {
+        let sample = set.sample(id).unwrap();
+        let map = set.shards()[sample.shard].map_range();
+        let bytes = sample.jpeg.as_ptr_range();
+        assert!(map.contains(&bytes.start) && bytes.end <= map.end, "sample {id} was copied");
+    }
+}
+
+#[test]
+fn counters_tell_every_sample_and_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &[]);
+    let mut loader = Loader::start(Arc::clone(&set), options(&set, 8)).unwrap();
+    while let Some(filled) = loader.next() {
+        filled.unwrap();
+    }
+    let stats = loader.stats();
+    let bytes: u64 = (0..40).map(|id| set.sample(id).unwrap().jpeg.len() as u64).sum();
+    assert_eq!((stats.samples, stats.bytes), (80, 2 * bytes));
+    assert!(stats.nanos.iter().sum::<u64>() > 0);
+    const { assert!(TASKS_MAX >= 8) };
+}

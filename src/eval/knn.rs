@@ -1,0 +1,284 @@
+//! Weighted k-nearest-neighbour classification (Wu et al., 2018, section 3.4), as MoCo's CIFAR
+//! notebook monitors training: k = 200, τ = 0.1.
+//!
+//! Features of Res5, pooled and of unit length. Of a query's k most similar memory samples each
+//! votes for its class with weight exp(similarity / τ). Exact search: queries and memory meet block
+//! by block, so that beside the features only one block of similarities is held. Ties go to the
+//! sample that comes first in the shards, then to the class with the lower index: the same weights
+//! give the same figure.
+
+use tch::{Kind, TchError, Tensor};
+use thiserror::Error;
+
+/// Rows of a block of similarities: queries.
+const QUERY_ROWS: i64 = 256;
+/// Columns of a block: memory samples. 256 × 65,536 `f32` are 64 MiB.
+const MEMORY_ROWS: i64 = 65_536;
+
+/// Why there is no figure.
+#[derive(Debug, Error)]
+pub enum KnnError {
+    /// Nothing to compare with, or nothing to classify.
+    #[error("the {which} set holds no samples")]
+    Empty {
+        /// `train` (memory) or `test` (queries).
+        which: &'static str,
+    },
+    /// k or τ that make no sense.
+    #[error("{name} = {value}: expected a number above 0")]
+    Option {
+        /// Name of the option.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// As many classes as features are needed.
+    #[error("{features} feature rows, {classes} classes")]
+    Lengths {
+        /// Rows of features.
+        features: i64,
+        /// Classes.
+        classes: usize,
+    },
+    /// A feature is NaN or infinite.
+    #[error("feature row {row} of the {which} set is not finite")]
+    NotFinite {
+        /// `train` (memory) or `test` (queries).
+        which: &'static str,
+        /// Row.
+        row: usize,
+    },
+    /// libtorch refused.
+    #[error("{0}")]
+    Torch(#[from] TchError),
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// Queries whose class got the most votes, in percent.
+    pub top1: f64,
+    /// Queries whose class is among the five with the most votes, in percent; none up to five
+    /// classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top5: Option<f64>,
+    /// Neighbours that voted: what was asked for, but at most the memory.
+    pub k: usize,
+    /// Temperature of the votes, τ.
+    pub temperature: f64,
+    /// Samples in memory.
+    pub memory: usize,
+    /// Samples classified.
+    pub queries: usize,
+    /// Classes.
+    pub classes: usize,
+}
+
+/// Features `[m, c]` of unit length and their classes.
+#[derive(Debug)]
+pub struct Features {
+    rows: Tensor,
+    classes: Vec<u32>,
+}
+
+impl Features {
+    /// Takes features `[m, c]` of any length and one class a row; `which` names the set in errors.
+    ///
+    /// # Errors
+    /// [`KnnError::Empty`], [`KnnError::Lengths`], [`KnnError::NotFinite`].
+    pub fn new(
+        rows: &Tensor,
+        classes: Vec<u32>,
+        which: &'static str,
+    ) -> Result<Features, KnnError> {
+        let m = rows.size().first().copied().unwrap_or(0);
+        if m == 0 {
+            return Err(KnnError::Empty { which });
+        }
+        if usize::try_from(m) != Ok(classes.len()) {
+            return Err(KnnError::Lengths { features: m, classes: classes.len() });
+        }
+        let rows = rows.f_to_kind(Kind::Float)?;
+        // A row's squares may overflow where its elements do not, so the norms are looked at too.
+        let norms = rows.f_norm_scalaropt_dim(2.0, [1], true)?;
+        let finite = Vec::<bool>::try_from(norms.f_isfinite()?.f_flatten(0, -1)?)?;
+        if let Some(row) = finite.iter().position(|finite| !finite) {
+            return Err(KnnError::NotFinite { which, row });
+        }
+        // A row of zeros stays one: equally far from everything.
+        let rows = rows.f_div(&norms.f_clamp_min(1e-12)?)?;
+        Ok(Features { rows, classes })
+    }
+
+    /// Samples.
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether there are none; a constructed one is never empty.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+}
+
+/// One of a query's neighbours: similarity, row in memory.
+type Neighbour = (f32, usize);
+
+/// Classifies `queries` by their `k` nearest in `memory` at temperature `temperature`. With fewer
+/// than `k` in memory all of them vote; the report says so.
+///
+/// # Errors
+/// [`KnnError::Option`] for k or τ of 0, [`KnnError::Torch`] when features do not match.
+pub fn classify(
+    memory: &Features,
+    queries: &Features,
+    k: usize,
+    temperature: f64,
+) -> Result<Report, KnnError> {
+    if k == 0 {
+        return Err(KnnError::Option { name: "k", value: 0.0 });
+    }
+    if !(temperature.is_finite() && temperature > 0.0) {
+        return Err(KnnError::Option { name: "t", value: temperature });
+    }
+    let k = k.min(memory.len());
+    // Class numbers are foreign: counted, not used as lengths.
+    let mut known: Vec<u32> = memory.classes.iter().chain(&queries.classes).copied().collect();
+    known.sort_unstable();
+    known.dedup();
+    let place = |class: &u32| known.partition_point(|other| other < class);
+    let voters: Vec<usize> = memory.classes.iter().map(place).collect();
+    let mut votes = vec![0.0; known.len()];
+    let (mut first, mut five) = (0_u64, 0_u64);
+    let mut row = 0;
+    for block in queries.rows.f_split(QUERY_ROWS, 0)? {
+        for neighbours in nearest(&memory.rows, &block, k)? {
+            vote(&neighbours, &voters, temperature, &mut votes);
+            let rank = rank(&votes, place(&queries.classes[row]));
+            first += u64::from(rank == Some(0));
+            five += u64::from(rank.is_some_and(|rank| rank < 5));
+            row += 1;
+        }
+    }
+    let percent = |hits: u64| 100.0 * hits as f64 / queries.len() as f64;
+    Ok(Report {
+        top1: percent(first),
+        top5: (known.len() > 5).then(|| percent(five)),
+        k,
+        temperature,
+        memory: memory.len(),
+        queries: queries.len(),
+        classes: known.len(),
+    })
+}
+
+/// The `k` nearest of each query, nearest first, equal ones in the order of memory.
+fn nearest(memory: &Tensor, queries: &Tensor, k: usize) -> Result<Vec<Vec<Neighbour>>, KnnError> {
+    let n = usize::try_from(queries.size()[0]).unwrap_or(0);
+    let mut best: Vec<Vec<Neighbour>> = vec![Vec::with_capacity(2 * k); n];
+    let mut start = 0;
+    for block in memory.f_split(MEMORY_ROWS, 0)? {
+        let width = block.size()[0];
+        let similar = queries.f_matmul(&block.f_transpose(0, 1)?)?; // [n, c] x [c, m] -> [n, m]
+        let most = width.min(k as i64);
+        let (values, columns) = similar.f_topk(most, 1, true, true)?;
+        // topk may take any of several equal ones at its end: rows where it had the choice are
+        // settled by hand.
+        let worst = values.f_narrow(1, most - 1, 1)?;
+        let contested = similar.f_ge_tensor(&worst)?.f_sum_dim_intlist(1, false, Kind::Int64)?;
+        let contested = Vec::<i64>::try_from(contested)?;
+        let values = Vec::<f32>::try_from(values.f_contiguous()?.f_view(-1)?)?;
+        let columns = Vec::<i64>::try_from(columns.f_contiguous()?.f_view(-1)?)?;
+        let most = most as usize;
+        for (row, best) in best.iter_mut().enumerate() {
+            if contested[row] > most as i64 {
+                let all = Vec::<f32>::try_from(similar.f_get(row as i64)?)?;
+                let worst = values[row * most + most - 1];
+                let above = all.iter().enumerate().filter(|(_, value)| **value > worst);
+                let equal = all.iter().enumerate().filter(|(_, value)| **value == worst);
+                let chosen = above.chain(equal).take(most);
+                best.extend(chosen.map(|(column, value)| (*value, start + column)));
+            } else {
+                let range = row * most..(row + 1) * most;
+                let pairs = values[range.clone()].iter().zip(&columns[range]);
+                best.extend(pairs.map(|(value, column)| (*value, start + *column as usize)));
+            }
+            best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            best.truncate(k);
+        }
+        start += width as usize;
+    }
+    Ok(best)
+}
+
+/// Adds up each class's votes.
+fn vote(neighbours: &[Neighbour], classes: &[usize], temperature: f64, votes: &mut [f64]) {
+    votes.fill(0.0);
+    // Relative to the nearest: the same order of classes, and no overflow at a small τ.
+    let nearest = neighbours.first().map_or(0.0, |(similarity, _)| f64::from(*similarity));
+    for (similarity, row) in neighbours {
+        votes[classes[*row]] += ((f64::from(*similarity) - nearest) / temperature).exp();
+    }
+}
+
+/// How many classes come before `class`; none when nobody voted for it.
+fn rank(votes: &[f64], class: usize) -> Option<usize> {
+    let own = votes[class];
+    let before =
+        |(other, votes): &(usize, &f64)| **votes > own || (**votes == own && *other < class);
+    (own > 0.0).then(|| votes.iter().enumerate().filter(before).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(rows: &[[f32; 2]], classes: &[u32]) -> Features {
+        let flat: Vec<f32> = rows.iter().flatten().copied().collect();
+        let rows = Tensor::from_slice(&flat).view([-1, 2]);
+        Features::new(&rows, classes.to_vec(), "train").unwrap()
+    }
+
+    #[test]
+    fn the_nearer_of_two_outvotes_until_it_is_hot() {
+        let memory = features(&[[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]], &[1, 0, 0]);
+        let query = features(&[[3.0, 0.0]], &[1]);
+        // exp(0) against 2 exp(-0.4 / t): the one wins below t = 0.4 / ln 2 = 0.577.
+        assert_eq!(classify(&memory, &query, 3, 0.5).unwrap().top1, 100.0);
+        assert_eq!(classify(&memory, &query, 3, 0.6).unwrap().top1, 0.0);
+        assert_eq!(classify(&memory, &query, 1, 0.6).unwrap().top1, 100.0);
+        assert_eq!(classify(&memory, &query, 200, 1e-6).unwrap().k, 3);
+    }
+
+    #[test]
+    fn equal_ones_vote_in_the_order_of_memory() {
+        // Fifty copies, of which only the first three may vote: classes 2, 2, 1.
+        let rows = vec![[1.0, 0.0]; 50];
+        let classes: Vec<u32> = (0..50).map(|i| if i < 2 { 2 } else { 1 }).collect();
+        let memory = features(&rows, &classes);
+        let query = features(&[[1.0, 0.0]], &[2]);
+        let found = nearest(&memory.rows, &query.rows, 3).unwrap();
+        assert_eq!(found, [[(1.0, 0), (1.0, 1), (1.0, 2)]]);
+        assert_eq!(classify(&memory, &query, 3, 0.1).unwrap().top1, 100.0);
+        assert_eq!(classify(&memory, &query, 50, 0.1).unwrap().top1, 0.0);
+    }
+
+    #[test]
+    fn a_class_without_votes_is_no_hit() {
+        assert_eq!(rank(&[0.0, 0.5, 0.0, 0.5], 0), None);
+        assert_eq!(rank(&[0.0, 0.5, 0.0, 0.5], 1), Some(0));
+        assert_eq!(rank(&[0.0, 0.5, 0.0, 0.5], 3), Some(1));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let rows = Tensor::from_slice(&[1.0_f32, f32::NAN]).view([2, 1]);
+        let error = Features::new(&rows, vec![0, 0], "test").unwrap_err();
+        assert_eq!(error.to_string(), "feature row 1 of the test set is not finite");
+        assert!(Features::new(&rows, vec![0], "test").is_err());
+        assert!(Features::new(&Tensor::zeros([0, 4], tch::kind::FLOAT_CPU), vec![], "x").is_err());
+        let one = features(&[[1.0, 0.0]], &[0]);
+        assert!(classify(&one, &one, 0, 0.1).is_err());
+        assert!(classify(&one, &one, 1, f64::NAN).is_err());
+    }
+}

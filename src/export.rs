@@ -1,1 +1,0 @@
-//! Weights for other people's programs.

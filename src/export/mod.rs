@@ -1,0 +1,202 @@
+//! Weights for other people's programs: the backbone, whole files, names that they know.
+//!
+//! torchvision's names are what torchvision, timm, mmdetection, OpenSelfSup and this program's own
+//! `--init` read; detectron2 has its own. Heads, queues and the key encoder never leave the run
+//! (the key's backbone can, when asked for by name).
+
+mod detectron2;
+mod pickle;
+mod pth;
+mod safetensors;
+mod whole;
+
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, TchError, Tensor};
+use thiserror::Error;
+
+use crate::weights::is_backbone;
+
+/// Why weights could not be exported.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The zip inside a `.pth` file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Zip {
+        /// The file.
+        path: PathBuf,
+        /// What the zip writer said.
+        source: zip::result::ZipError,
+    },
+    /// An extension that the format does not have.
+    #[error("{path}: {format} weights are written as {expected}")]
+    Extension {
+        /// The file.
+        path: PathBuf,
+        /// Name of the format.
+        format: &'static str,
+        /// The extensions it has.
+        expected: &'static str,
+    },
+    /// No tensors of that encoder among those given.
+    #[error("there is no {prefix}conv1.weight among the tensors of the checkpoint")]
+    NoBackbone {
+        /// Prefix of the encoder's backbone.
+        prefix: &'static str,
+    },
+    /// A name that is not of a torchvision ResNet.
+    #[error("{tensor} is not a tensor of a torchvision ResNet backbone")]
+    Foreign {
+        /// Name of the tensor.
+        tensor: String,
+    },
+    /// An element type that the format cannot hold.
+    #[error("{tensor}: {format} files here hold no {kind:?} tensors")]
+    Kind {
+        /// Name of the tensor.
+        tensor: String,
+        /// Element type.
+        kind: Kind,
+        /// Name of the format.
+        format: &'static str,
+    },
+    /// libtorch refused to hand out a tensor's bytes.
+    #[error("{tensor}: {source}")]
+    Torch {
+        /// Name of the tensor.
+        tensor: String,
+        /// What libtorch said.
+        source: TchError,
+    },
+}
+
+/// Whose names and which container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// torchvision's names (timm's ResNets have the same): .safetensors, .pth or .pt
+    #[default]
+    Torchvision,
+    /// detectron2's names in a .pkl that its checkpointer reads
+    Detectron2,
+}
+
+/// Which of the two encoders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoder {
+    /// The one that is trained: what the papers evaluate.
+    #[default]
+    Query,
+    /// Its moving average.
+    Key,
+}
+
+impl Encoder {
+    fn prefix(self) -> &'static str {
+        match self {
+            Encoder::Query => "query.backbone.",
+            Encoder::Key => "key.backbone.",
+        }
+    }
+}
+
+/// Where weights come from: kept in the file, where the format has a place for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Origin {
+    /// Version of this program.
+    pub detco: String,
+    /// Backbone, as the config names it.
+    pub backbone: String,
+    /// `query` or `key`.
+    pub encoder: String,
+    /// Recipe or file the run was started from, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
+    /// Finished epochs.
+    pub epoch: u64,
+    /// Finished steps.
+    pub step: u64,
+}
+
+/// The backbone among a checkpoint's tensors, under torchvision's names, in ascending order.
+///
+/// # Errors
+/// [`ExportError::NoBackbone`] when there is none, [`ExportError::Foreign`] for a tensor in it that
+/// torchvision's ResNets do not have.
+pub fn backbone(
+    tensors: &[(String, Tensor)],
+    encoder: Encoder,
+) -> Result<Vec<(String, Tensor)>, ExportError> {
+    let prefix = encoder.prefix();
+    let mut found: Vec<(String, Tensor)> = tensors
+        .iter()
+        .filter_map(|(name, tensor)| {
+            Some((name.strip_prefix(prefix)?.to_string(), tensor.shallow_clone()))
+        })
+        .collect();
+    if !found.iter().any(|(name, _)| name == "conv1.weight") {
+        return Err(ExportError::NoBackbone { prefix });
+    }
+    if let Some((name, _)) = found.iter().find(|(name, _)| !is_backbone(name)) {
+        return Err(ExportError::Foreign { tensor: format!("{prefix}{name}") });
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+/// Writes a backbone (torchvision's names, any device) to `path`, whole or not at all: beside the
+/// target first, then renamed over it. The extension chooses the container.
+///
+/// # Errors
+/// [`ExportError`]; `path` is then as it was before.
+pub fn write(
+    path: &Path,
+    format: Format,
+    backbone: &[(String, Tensor)],
+    origin: &Origin,
+) -> Result<(), ExportError> {
+    if let Some((name, _)) = backbone.iter().find(|(name, _)| !is_backbone(name)) {
+        return Err(ExportError::Foreign { tensor: name.clone() });
+    }
+    container(path, format)?(path, backbone, origin)
+}
+
+/// Checks the extension alone, so that a long run of work does not end in a wrong file name.
+///
+/// # Errors
+/// [`ExportError::Extension`].
+pub fn check(path: &Path, format: Format) -> Result<(), ExportError> {
+    container(path, format).map(|_| ())
+}
+
+type Write = fn(&Path, &[(String, Tensor)], &Origin) -> Result<(), ExportError>;
+
+fn container(path: &Path, format: Format) -> Result<Write, ExportError> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let wrong = |format, expected| {
+        Err(ExportError::Extension { path: path.to_path_buf(), format, expected })
+    };
+    match (format, extension) {
+        (Format::Torchvision, "safetensors") => Ok(safetensors::write),
+        (Format::Torchvision, "pth" | "pt") => Ok(pth::write),
+        (Format::Detectron2, "pkl") => Ok(detectron2::write),
+        (Format::Torchvision, _) => wrong("torchvision", ".safetensors, .pth or .pt"),
+        (Format::Detectron2, _) => wrong("detectron2", ".pkl"),
+    }
+}
+
+/// A tensor's elements, row-major, little-endian.
+fn bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>, ExportError> {
+    let torch = |source| ExportError::Torch { tensor: name.to_string(), source };
+    let tensor = tensor.detach().f_to(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(torch)?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel()).map_err(torch)?;
+    Ok(bytes)
+}

@@ -1,1 +1,0 @@
-//! JSON lines, TensorBoard, progress.

@@ -1,0 +1,279 @@
+//! What a run says about itself: JSON lines, TensorBoard, and a line for the person watching.
+//!
+//! Takes [`Record`]s and knows nothing of tensors, models or where numbers come from. After a
+//! resume both files read as one run: what lies past the checkpoint is cut.
+
+mod events;
+mod progress;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use events::Events;
+pub use progress::{Plan, Progress};
+
+/// File of JSON lines in a run's folder.
+pub const FILE: &str = "metrics.jsonl";
+
+/// Names of values, alike in JSON, TensorBoard and code. `/` groups plots in TensorBoard.
+pub mod names {
+    /// The loss that is minimised: level weights times terms.
+    pub const LOSS: &str = "loss";
+    /// Learning rate of the step.
+    pub const LR: &str = "lr";
+    /// Images a second over all ranks, since the last record.
+    pub const IMAGES_PER_SECOND: &str = "images_per_second";
+    /// Share of the time since the last record that was spent waiting for data, 0 to 1.
+    pub const WAIT_SHARE: &str = "wait_share";
+    /// Euclidean length of all gradients together.
+    pub const GRADIENT_NORM: &str = "gradient_norm";
+    /// kNN top-1 in percent.
+    pub const KNN_TOP1: &str = "knn/top1";
+    /// kNN top-5 in percent.
+    pub const KNN_TOP5: &str = "knn/top5";
+
+    /// One of the twelve terms, without its level's weight: `loss/res5/gg`.
+    pub fn term(level: u8, pair: &str) -> String {
+        format!("loss/res{level}/{pair}")
+    }
+
+    /// Mean logit of the positives (divided by the temperature): `positive/res5/gg`.
+    pub fn positive(level: u8, pair: &str) -> String {
+        format!("positive/res{level}/{pair}")
+    }
+
+    /// Mean logit of the negatives: `negative/res5/gg`.
+    pub fn negative(level: u8, pair: &str) -> String {
+        format!("negative/res{level}/{pair}")
+    }
+
+    /// Share of samples whose positive is above every negative: `accuracy/res5/gg`.
+    pub fn accuracy(level: u8, pair: &str) -> String {
+        format!("accuracy/res{level}/{pair}")
+    }
+
+    /// Standard deviation of the query embeddings, averaged over dimensions; 1/√d is even spread,
+    /// 0 is collapse: `embedding_std/res5/global`.
+    pub fn embedding_std(level: u8, scope: &str) -> String {
+        format!("embedding_std/res{level}/{scope}")
+    }
+}
+
+/// Why metrics could not be written.
+#[derive(Debug, Error)]
+#[error("cannot {what} {path}: {source}")]
+pub struct MetricsError {
+    /// What was tried.
+    pub what: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn fault(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsError {
+    move |source| MetricsError { what, path: path.to_path_buf(), source }
+}
+
+/// Named numbers of one moment of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// Updates done since the start of the run.
+    pub step: u64,
+    /// Passes over the data finished.
+    pub epoch: u32,
+    /// Names (see [`names`]) and values, in the order to write them.
+    pub values: Vec<(String, f64)>,
+}
+
+impl Record {
+    /// A record without values.
+    pub fn new(step: u64, epoch: u32) -> Record {
+        Record { step, epoch, values: Vec::new() }
+    }
+
+    /// Adds a value.
+    pub fn push(&mut self, name: impl Into<String>, value: f64) {
+        self.values.push((name.into(), value));
+    }
+
+    /// The value of this name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+    }
+}
+
+/// Where the files begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A new run: files from an earlier one in this folder are replaced or superseded.
+    New,
+    /// The run goes on after this many updates: what was written of later ones is cut.
+    Resume {
+        /// Updates done when the checkpoint was written.
+        step: u64,
+    },
+}
+
+/// Writes records to `metrics.jsonl` and to a TensorBoard event file in the run's folder.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    lines: File,
+    events: Events,
+}
+
+impl Metrics {
+    /// Opens the files of a run, whose folder must exist. Of `metrics.jsonl` a resumed run keeps
+    /// the lines up to the checkpoint; TensorBoard is told to forget what came after it.
+    ///
+    /// # Errors
+    /// [`MetricsError`] with the file and what the system said.
+    pub fn open(run: &Path, start: Start) -> Result<Metrics, MetricsError> {
+        let path = run.join(FILE);
+        let lines = match start {
+            Start::New => File::create(&path).map_err(fault("create", &path))?,
+            Start::Resume { step } => cut(&path, step)?,
+        };
+        let purge = match start {
+            Start::New => 0,
+            Start::Resume { step } => step + 1,
+        };
+        Ok(Metrics { path, lines, events: Events::create(run, now(), purge)? })
+    }
+
+    /// Writes a record to both files; a killed process loses none that this returned for.
+    ///
+    /// # Errors
+    /// [`MetricsError`], such as for a full disk.
+    pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
+        let time = now();
+        // One write a line: a kill tears at most the last one, and a resume cuts that.
+        self.lines.write_all(json(record, time).as_bytes()).map_err(fault("write", &self.path))?;
+        self.events.write(time, record)
+    }
+
+    /// Waits until both files are on the disk; before a checkpoint, so that a resumed run finds the
+    /// lines it builds upon even after a power failure.
+    ///
+    /// # Errors
+    /// [`MetricsError`] with the file and what the system said.
+    pub fn sync(&mut self) -> Result<(), MetricsError> {
+        self.lines.sync_data().map_err(fault("flush", &self.path))?;
+        self.events.sync()
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    // A clock before 1970 is no reason to end a run.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+/// One line: step, epoch, time, then the values. JSON has no NaN and no infinity: those are `null`.
+fn json(record: &Record, time: f64) -> String {
+    use std::fmt::Write as _;
+    let number = |value: f64| Value::from(value).to_string();
+    let mut line = format!(
+        "{{\"step\":{},\"epoch\":{},\"time\":{}",
+        record.step,
+        record.epoch,
+        number((time * 1e3).round() / 1e3)
+    );
+    for (name, value) in &record.values {
+        // Writing to a String cannot fail.
+        let _ = write!(line, ",{}:{}", Value::from(name.as_str()), number(*value));
+    }
+    line.push_str("}\n");
+    line
+}
+
+/// Opens the lines for appending after the last one of a step up to `step`. Steps ascend in the
+/// file, so the cut is one truncation, which a kill cannot leave half done.
+fn cut(path: &Path, step: u64) -> Result<File, MetricsError> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(fault("open", path))?;
+    let mut reader = BufReader::new(&file);
+    let (mut keep, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line).map_err(fault("read", path))?;
+        if read == 0 || line.last() != Some(&b'\n') {
+            break; // the end, or a line that a kill tore
+        }
+        let parsed: Option<Map<String, Value>> = serde_json::from_slice(&line).ok();
+        match parsed.as_ref().and_then(|fields| fields.get("step")).and_then(Value::as_u64) {
+            Some(at) if at <= step => keep += read as u64,
+            _ => break, // past the checkpoint, or not ours
+        }
+    }
+    drop(reader);
+    file.set_len(keep).map_err(fault("cut", path))?;
+    file.seek(SeekFrom::Start(keep)).map_err(fault("seek in", path))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64) -> Record {
+        Record { step, epoch: 0, values: vec![(names::LOSS.into(), step as f64 / 8.0)] }
+    }
+
+    fn steps(run: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(run.join(FILE)).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_resumed_run_reads_as_one() {
+        let run = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::New).unwrap();
+        for step in [10, 20, 30, 40] {
+            metrics.write(&record(step)).unwrap();
+        }
+        drop(metrics);
+        // What a kill in the middle of a line leaves.
+        let mut file = OpenOptions::new().append(true).open(run.path().join(FILE)).unwrap();
+        file.write_all(b"{\"step\":50,\"epo").unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::Resume { step: 25 }).unwrap();
+        metrics.write(&record(30)).unwrap();
+        metrics.sync().unwrap();
+        assert_eq!(steps(run.path()), [10, 20, 30]);
+        drop(metrics);
+        let metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();
+        drop(metrics);
+        assert_eq!(steps(run.path()), [10, 20, 30]);
+        // A run whose metrics were deleted goes on as well.
+        std::fs::remove_file(run.path().join(FILE)).unwrap();
+        let mut metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();
+        metrics.write(&record(40)).unwrap();
+        assert_eq!(steps(run.path()), [40]);
+    }
+
+    #[test]
+    fn lines_are_json_whatever_the_numbers() {
+        let mut one = record(3);
+        one.push("odd \"name\"", f64::NAN);
+        one.push("small", 1e-300);
+        one.push("exact", 0.1);
+        let parsed: Value = serde_json::from_str(&json(&one, 1.5)).unwrap();
+        assert_eq!(parsed["loss"], 0.375);
+        assert_eq!(parsed["odd \"name\""], Value::Null);
+        assert_eq!(parsed["exact"].as_f64(), Some(0.1));
+        assert_eq!(one.get("small"), Some(1e-300));
+    }
+}

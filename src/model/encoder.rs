@@ -1,0 +1,185 @@
+//! Backbone and heads: images to embeddings.
+
+use std::collections::HashMap;
+
+use tch::{Device, Kind, Tensor};
+
+use super::Scope;
+use super::head::Projection;
+use super::norm::{Moments, Norm};
+use super::resnet::ResNet;
+use super::weights::Builder;
+use crate::config::Model as Config;
+
+/// Patches of a sample.
+const PATCHES: i64 = 9;
+
+/// Backbone and heads. Parameters are named `backbone.<torchvision's name>`,
+/// `global.<level>.<layer>.weight`, `local.<level>.<layer>.weight`.
+#[derive(Debug)]
+pub struct Encoder {
+    levels: Vec<u8>,
+    backbone: ResNet,
+    global: Vec<Projection>,
+    local: Vec<Projection>,
+    parameters: Vec<(String, Tensor)>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+impl Encoder {
+    /// A trained encoder, drawn from the seed.
+    pub(super) fn draw(config: &Config, seed: u64, device: Device) -> Encoder {
+        Encoder::build(config, Builder::draw(seed, device))
+    }
+
+    /// An encoder without gradients that starts as a copy.
+    pub(super) fn copy(config: &Config, other: &Encoder, device: Device) -> Encoder {
+        let values: HashMap<String, Tensor> = other.tensors().into_iter().collect();
+        Encoder::build(config, Builder::copy(&values, device))
+    }
+
+    fn build(config: &Config, mut build: Builder<'_>) -> Encoder {
+        let b = &mut build;
+        let backbone = ResNet::new(b, "backbone", config);
+        let levels = config.levels.clone();
+        let channels = |level: u8| backbone.channels()[usize::from(level) - 2];
+        let mut global = Vec::new();
+        for &level in &levels {
+            let name = format!("global.{level}");
+            global.push(Projection::global(b, &name, config.head, channels(level), config.dim));
+        }
+        let mut local = Vec::new();
+        for &level in levels.iter().filter(|_| config.local) {
+            let name = format!("local.{level}");
+            local.push(Projection::local(b, &name, config.local_head, channels(level), config.dim));
+        }
+        let Builder { parameters, buffers, .. } = build;
+        Encoder { levels, backbone, global, local, parameters, buffers }
+    }
+
+    /// Levels with a head, ascending.
+    pub fn levels(&self) -> &[u8] {
+        &self.levels
+    }
+
+    /// Whether there are local heads.
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
+    }
+
+    /// Trained tensors; they share memory and gradient with the encoder.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        share(&self.parameters)
+    }
+
+    /// Parameters and buffers, detached, sharing memory with the encoder.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let all = self.parameters.iter().chain(&self.buffers);
+        all.map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
+    }
+
+    /// The backbone's tensors under torchvision's names: no prefix, no `fc`.
+    pub fn backbone_tensors(&self) -> Vec<(String, Tensor)> {
+        let strip = |(name, tensor): (String, Tensor)| {
+            name.strip_prefix("backbone.").map(|name| (name.to_string(), tensor.shallow_clone()))
+        };
+        self.tensors().into_iter().filter_map(strip).collect()
+    }
+
+    /// Embeddings of unit length, `[n, d]` for each level, with batch statistics.
+    ///
+    /// `images` are `[n, 3, h, w]`, or `[n, 9, 3, p, p]` for [`Scope::Local`]. Each of the `groups`
+    /// contiguous n/`groups` samples is normalised by its own statistics (with all nine patches of
+    /// its samples). Nothing changes: what was seen is added to `moments`.
+    pub fn embed(
+        &self,
+        images: &Tensor,
+        scope: Scope,
+        groups: i64,
+        moments: &mut Moments,
+    ) -> Vec<Tensor> {
+        let rows = flat(images);
+        let mut norm = Norm::Groups { groups, moments };
+        let last = self.levels[self.levels.len() - 1];
+        let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last);
+        self.project(&maps, scope, |pooled| collect(pooled, groups))
+    }
+
+    /// Embeddings as [`Encoder::embed`] gives them, with running statistics instead of the batch's.
+    pub fn embed_frozen(&self, images: &Tensor, scope: Scope) -> Vec<Tensor> {
+        let last = self.levels[self.levels.len() - 1];
+        let maps = self.backbone.forward(&flat(images), &mut Norm::Running, last);
+        self.project(&maps, scope, Tensor::shallow_clone)
+    }
+
+    fn project(
+        &self,
+        maps: &[Tensor],
+        scope: Scope,
+        arrange: impl Fn(&Tensor) -> Tensor,
+    ) -> Vec<Tensor> {
+        let (heads, patches) = match scope {
+            Scope::Global => (&self.global, 1),
+            Scope::Local => (&self.local, PATCHES),
+        };
+        let project = |(head, &level): (&Projection, &u8)| {
+            let features = arrange(&pool(&maps[usize::from(level) - 2]));
+            unit(&head.forward(&features, patches))
+        };
+        heads.iter().zip(&self.levels).map(project).collect()
+    }
+
+    /// Maps of Res2..Res5, `[n, c, h', w']`, of images `[n, 3, h, w]`, with running statistics and
+    /// without gradients.
+    pub fn maps(&self, images: &Tensor) -> Vec<Tensor> {
+        tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, 5))
+    }
+
+    /// Res5, average-pooled, `[n, c]`: what kNN and linear classifiers read. As [`Encoder::maps`].
+    pub fn features(&self, images: &Tensor) -> Tensor {
+        pool(&self.maps(images)[3])
+    }
+
+    /// Moves the running statistics towards what one pass saw.
+    pub fn settle(&mut self, moments: &Moments) {
+        tch::no_grad(|| self.backbone.settle(moments));
+    }
+}
+
+fn share(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+/// `[n, 9, 3, p, p]` to `[9n, 3, p, p]`; other images as they are.
+fn flat(images: &Tensor) -> Tensor {
+    if images.dim() == 5 { images.flatten(0, 1) } else { images.shallow_clone() }
+}
+
+/// Deals contiguous groups out like cards: row `g * m + j` moves to `j * groups + g`.
+fn deal(rows: &Tensor, groups: i64) -> Tensor {
+    swap(rows, groups, rows.size()[0] / groups)
+}
+
+/// Undoes [`deal`].
+fn collect(rows: &Tensor, groups: i64) -> Tensor {
+    swap(rows, rows.size()[0] / groups, groups)
+}
+
+fn swap(rows: &Tensor, a: i64, b: i64) -> Tensor {
+    if a == 1 || b == 1 {
+        return rows.shallow_clone();
+    }
+    let shape = rows.size();
+    let split: Vec<i64> = [a, b].iter().chain(&shape[1..]).copied().collect();
+    rows.reshape(split).transpose(0, 1).reshape(shape)
+}
+
+/// Global average: `[n, c, h, w]` to `[n, c]`.
+fn pool(map: &Tensor) -> Tensor {
+    map.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)
+}
+
+/// Rows of unit length.
+fn unit(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2, [1], true).clamp_min(1e-12)
+}

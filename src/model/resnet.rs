@@ -1,0 +1,155 @@
+//! ResNet-18/34/50/101 with torchvision's layer names and numerics (v1.5: the stride sits in the
+//! 3×3 convolution), returning Res2..Res5.
+//!
+//! He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. No classifier.
+
+use tch::Tensor;
+
+use super::norm::{After, BatchNorm, Moments, Norm};
+use super::weights::{Builder, Init};
+use crate::config::{Backbone, Model as Config, Stem};
+
+#[derive(Debug)]
+struct Conv {
+    weight: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv {
+    fn new(build: &mut Builder<'_>, name: &str, shape: [i64; 3], stride: i64) -> Conv {
+        let [from, to, edge] = shape;
+        let weight =
+            build.parameter(format!("{name}.weight"), &[to, from, edge, edge], Init::Convolution);
+        Conv { weight, stride, padding: edge / 2 }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        x.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+    }
+}
+
+/// A residual block: basic (3×3, 3×3) or bottleneck (1×1, 3×3, 1×1).
+#[derive(Debug)]
+struct Block {
+    layers: Vec<(Conv, BatchNorm)>,
+    downsample: Option<(Conv, BatchNorm)>,
+}
+
+impl Block {
+    /// `kernels` are (edge, output channels); the first 3×3 convolution has the stride.
+    fn new(
+        build: &mut Builder<'_>,
+        name: &str,
+        from: i64,
+        kernels: &[(i64, i64)],
+        stride: i64,
+    ) -> Block {
+        let mut layers = Vec::new();
+        let (mut channels, mut left) = (from, stride);
+        for (i, &(edge, to)) in kernels.iter().enumerate() {
+            let here = if edge == 3 { std::mem::replace(&mut left, 1) } else { 1 };
+            let conv =
+                Conv::new(build, &format!("{name}.conv{}", i + 1), [channels, to, edge], here);
+            layers.push((conv, BatchNorm::new(build, &format!("{name}.bn{}", i + 1), to)));
+            channels = to;
+        }
+        let downsample = (stride != 1 || from != channels).then(|| {
+            let conv =
+                Conv::new(build, &format!("{name}.downsample.0"), [from, channels, 1], stride);
+            (conv, BatchNorm::new(build, &format!("{name}.downsample.1"), channels))
+        });
+        Block { layers, downsample }
+    }
+
+    fn forward(&self, x: &Tensor, norm: &mut Norm<'_>) -> Tensor {
+        let mut y = x.shallow_clone();
+        let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return y };
+        for (conv, bn) in first {
+            y = bn.forward(&conv.forward(&y), norm, After::Relu);
+        }
+        let y = last_conv.forward(&y);
+        let shortcut = match &self.downsample {
+            Some((conv, bn)) => bn.forward(&conv.forward(x), norm, After::Nothing),
+            None => x.shallow_clone(),
+        };
+        last_bn.forward(&y, norm, After::AddThenRelu(&shortcut))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct ResNet {
+    stem: Stem,
+    conv1: Conv,
+    bn1: BatchNorm,
+    stages: [Vec<Block>; 4],
+    channels: [i64; 4],
+}
+
+impl ResNet {
+    pub(super) fn new(build: &mut Builder<'_>, name: &str, config: &Config) -> ResNet {
+        let (blocks, bottleneck) = match config.backbone {
+            Backbone::Resnet18 => ([2, 2, 2, 2], false),
+            Backbone::Resnet34 => ([3, 4, 6, 3], false),
+            Backbone::Resnet50 => ([3, 4, 6, 3], true),
+            Backbone::Resnet101 => ([3, 4, 23, 3], true),
+        };
+        let (edge, stride) = match config.stem {
+            Stem::Imagenet => (7, 2),
+            Stem::Cifar => (3, 1),
+        };
+        let conv1 = Conv::new(build, &format!("{name}.conv1"), [3, config.width, edge], stride);
+        let bn1 = BatchNorm::new(build, &format!("{name}.bn1"), config.width);
+        let mut channels = config.width;
+        let stages: [Vec<Block>; 4] = std::array::from_fn(|stage| {
+            let width = config.width << stage;
+            let kernels: &[(i64, i64)] = if bottleneck {
+                &[(1, width), (3, width), (1, 4 * width)]
+            } else {
+                &[(3, width), (3, width)]
+            };
+            let mut block = |i: i64| {
+                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+                let name = format!("{name}.layer{}.{i}", stage + 1);
+                let block = Block::new(build, &name, channels, kernels, stride);
+                channels = kernels[kernels.len() - 1].1;
+                block
+            };
+            (0..blocks[stage]).map(&mut block).collect()
+        });
+        let expansion = if bottleneck { 4 } else { 1 };
+        let channels = std::array::from_fn(|stage| (config.width << stage) * expansion);
+        ResNet { stem: config.stem, conv1, bn1, stages, channels }
+    }
+
+    /// Channels of Res2..Res5.
+    pub(super) fn channels(&self) -> [i64; 4] {
+        self.channels
+    }
+
+    /// Images `[n, 3, h, w]` to the maps of Res2 to Res`last`, `[n, c, h', w']` each.
+    pub(super) fn forward(&self, images: &Tensor, norm: &mut Norm<'_>, last: u8) -> Vec<Tensor> {
+        let mut x = self.bn1.forward(&self.conv1.forward(images), norm, After::Relu);
+        if self.stem == Stem::Imagenet {
+            x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        }
+        let mut maps: Vec<Tensor> = Vec::with_capacity(4);
+        for stage in &self.stages[..usize::from(last) - 1] {
+            for block in stage {
+                x = block.forward(&x, norm);
+            }
+            maps.push(x.shallow_clone());
+        }
+        maps
+    }
+
+    pub(super) fn settle(&mut self, moments: &Moments) {
+        self.bn1.settle(moments);
+        for block in self.stages.iter_mut().flatten() {
+            for (_, bn) in block.layers.iter_mut().chain(&mut block.downsample) {
+                bn.settle(moments);
+            }
+        }
+    }
+}

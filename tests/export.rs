@@ -1,0 +1,293 @@
+//! Exported backbones against the programs they are meant for, and other programs' files against
+//! the reader.
+#![cfg(feature = "train")]
+
+mod export_oracle;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use detco::export::{self, Encoder, Format, Origin};
+use detco::weights::{self, WeightsError};
+use export_oracle::run;
+use proptest::prelude::*;
+use tch::{Kind, Tensor, kind::FLOAT_CPU};
+
+/// Names and shapes of torchvision's ResNets, without `fc`.
+fn resnet(blocks: [usize; 4], bottleneck: bool) -> Vec<(String, Tensor)> {
+    tch::manual_seed(7);
+    let mut tensors = Vec::new();
+    let mut conv =
+        |name: String, size: [i64; 4]| tensors.push((name, Tensor::randn(size, FLOAT_CPU)));
+    let expansion = if bottleneck { 4 } else { 1 };
+    let mut norms = vec![("bn1".to_string(), 64)];
+    conv("conv1.weight".into(), [64, 3, 7, 7]);
+    let mut input = 64;
+    for (stage, blocks) in blocks.iter().enumerate() {
+        let width = 64 << stage;
+        for block in 0..*blocks {
+            let at = format!("layer{}.{block}", stage + 1);
+            let output = width * expansion;
+            let shapes = if bottleneck {
+                vec![[width, input, 1, 1], [width, width, 3, 3], [output, width, 1, 1]]
+            } else {
+                vec![[width, input, 3, 3], [width, width, 3, 3]]
+            };
+            for (i, shape) in shapes.into_iter().enumerate() {
+                norms.push((format!("{at}.bn{}", i + 1), shape[0]));
+                conv(format!("{at}.conv{}.weight", i + 1), shape);
+            }
+            if input != output {
+                norms.push((format!("{at}.downsample.1"), output));
+                conv(format!("{at}.downsample.0.weight"), [output, input, 1, 1]);
+            }
+            input = output;
+        }
+    }
+    for (at, width) in norms {
+        for leaf in ["weight", "bias", "running_mean", "running_var"] {
+            tensors.push((format!("{at}.{leaf}"), Tensor::rand([width], FLOAT_CPU)));
+        }
+        tensors.push((format!("{at}.num_batches_tracked"), Tensor::from(70_000_i64 + width)));
+    }
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    tensors
+}
+
+fn origin() -> Origin {
+    Origin {
+        detco: "0.1.0".into(),
+        backbone: "resnet50".into(),
+        encoder: "query".into(),
+        recipe: Some("detco-r50".into()),
+        epoch: 200,
+        step: 1_000_800,
+    }
+}
+
+#[track_caller]
+fn assert_same(found: &[(String, Tensor)], expected: &[(String, Tensor)]) {
+    let names = |tensors: &[(String, Tensor)]| -> Vec<String> {
+        tensors.iter().map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(names(found), names(expected));
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert_eq!(found.kind(), expected.kind(), "{name}");
+        assert_eq!(found.size(), expected.size(), "{name}");
+        assert!(found.equal(expected), "{name}");
+    }
+}
+
+#[test]
+fn torchvision_loads_them_strictly_and_we_read_them_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arch, blocks, bottleneck) in
+        [("resnet18", [2, 2, 2, 2], false), ("resnet50", [3, 4, 6, 3], true)]
+    {
+        let tensors = resnet(blocks, bottleneck);
+        for name in ["x.safetensors", "x.pth"] {
+            let path = folder.path().join(name);
+            export::write(&path, Format::Torchvision, &tensors, &origin()).unwrap();
+            let said = run("export_check.py", &[&"torchvision", &arch, &path]);
+            assert_same(&weights::read_backbone(&path).unwrap(), &tensors);
+            if name == "x.safetensors" {
+                let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+                assert_eq!(said["recipe"], "detco-r50");
+                assert_eq!(said["step"], 1_000_800);
+            }
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 2, "no temporary file stays: {left:?}");
+}
+
+#[test]
+fn detectron2_gets_its_names_and_arrays() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = resnet([3, 4, 6, 3], true);
+    let (pkl, reference) = (folder.path().join("x.pkl"), folder.path().join("x.safetensors"));
+    export::write(&pkl, Format::Detectron2, &tensors, &origin()).unwrap();
+    export::write(&reference, Format::Torchvision, &tensors, &origin()).unwrap();
+    let author = run("export_check.py", &[&"detectron2", &pkl, &reference]);
+    assert_eq!(author.trim(), "detco 0.1.0: detco-r50, query encoder, epoch 200, step 1000800");
+}
+
+#[test]
+fn the_same_weights_give_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = resnet([1, 1, 1, 1], false);
+    for (name, format) in [
+        ("x.safetensors", Format::Torchvision),
+        ("x.pth", Format::Torchvision),
+        ("x.pkl", Format::Detectron2),
+    ] {
+        let path = folder.path().join(name);
+        let mut files = Vec::new();
+        for _ in 0..2 {
+            export::write(&path, format, &tensors, &origin()).unwrap();
+            files.push(std::fs::read(&path).unwrap());
+        }
+        assert!(files[0] == files[1], "{name}");
+    }
+}
+
+#[test]
+fn an_encoder_is_picked_from_a_checkpoint_without_its_heads() {
+    let tensors = resnet([1, 1, 1, 1], false);
+    let mut all: Vec<(String, Tensor)> = vec![
+        ("query.global.5.0.weight".into(), Tensor::zeros([2, 2], FLOAT_CPU)),
+        ("queue.pointer".into(), Tensor::from(0_i64)),
+    ];
+    for (name, tensor) in &tensors {
+        all.push((format!("key.backbone.{name}"), tensor * 2));
+        all.push((format!("query.backbone.{name}"), tensor.shallow_clone()));
+    }
+    assert_same(&export::backbone(&all, Encoder::Query).unwrap(), &tensors);
+    let key = export::backbone(&all, Encoder::Key).unwrap();
+    assert!(key[0].1.equal(&(&tensors[0].1 * 2)));
+    let error = export::backbone(&all[..2], Encoder::Query).unwrap_err().to_string();
+    assert!(error.contains("query.backbone.conv1.weight"), "{error}");
+}
+
+#[test]
+fn wrong_names_and_places_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = resnet([1, 1, 1, 1], false);
+    for (name, format, hint) in [
+        ("x.bin", Format::Torchvision, ".safetensors, .pth or .pt"),
+        ("x.pth", Format::Detectron2, ".pkl"),
+    ] {
+        let path = folder.path().join(name);
+        let error = export::write(&path, format, &tensors, &origin()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(hint), "{error}");
+    }
+    let mut heads = tensors;
+    heads.push(("fc.weight".into(), Tensor::zeros([2, 2], FLOAT_CPU)));
+    let path = folder.path().join("x.pth");
+    assert!(export::write(&path, Format::Torchvision, &heads, &origin()).is_err());
+    heads.pop();
+    heads[0].1 = heads[0].1.to_kind(Kind::Half);
+    for name in ["x.pth", "x.safetensors"] {
+        let path = folder.path().join(name);
+        let error = export::write(&path, Format::Torchvision, &heads, &origin()).unwrap_err();
+        assert!(error.to_string().contains(&heads[0].0), "{error}");
+    }
+    let path = folder.path().join("x.pkl");
+    assert!(export::write(&path, Format::Detectron2, &heads, &origin()).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let path = folder.path().join("no/such/folder/x.pth");
+    let tensors = resnet([1, 1, 1, 1], false);
+    let error = export::write(&path, Format::Torchvision, &tensors, &origin()).unwrap_err();
+    assert!(error.to_string().contains("no/such/folder/x.pth"), "{error}");
+}
+
+#[test]
+fn other_programs_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    run("export_files.py", &[&folder.path()]);
+    let read = |name: &str| weights::read_backbone(&folder.path().join(name));
+    let expected = read("reference.safetensors").unwrap();
+    assert_eq!(expected.len(), 120);
+    let files = ["torchvision.pth", "torchvision.safetensors", "moco.pth", "parameters.pth"];
+    for name in files.into_iter().chain(["views.pth"]) {
+        assert_same(&read(name).unwrap(), &expected);
+    }
+    let half = read("bfloat16-reference.safetensors").unwrap();
+    assert_same(&read("bfloat16.pth").unwrap(), &half);
+    assert_same(&read("bfloat16.safetensors").unwrap(), &half);
+    let old: BTreeMap<String, Tensor> = read("old.pth").unwrap().into_iter().collect();
+    assert_eq!(old.len(), expected.len());
+    assert_eq!(old["layer4.1.bn2.num_batches_tracked"].int64_value(&[]), 0);
+    for (name, hint) in [
+        ("legacy.pth", "torch before 1.6"),
+        ("code.pth", "import pathlib.PurePosixPath"),
+        ("other.pth", "it holds a, b"),
+        ("se.pth", "layer1.0.se.weight"),
+        ("nan.pth", "layer2.0.bn1.bias holds values that are not finite"),
+        ("int.pth", "layer1.0.conv1.weight has the element type Int"),
+        ("deflated.pth", "is compressed"),
+        ("stretched.pth", "holds"),
+        ("missing.pth", "cannot read"),
+    ] {
+        let error = read(name).expect_err(name).to_string();
+        assert!(error.contains(hint) && error.contains(name), "{name}: {error}");
+    }
+    damaged_files_are_errors(folder.path());
+}
+
+/// Cuts and flips bytes all over real files: every outcome but a panic is right, and a cut is
+/// always found.
+fn damaged_files_are_errors(folder: &Path) {
+    let victim = folder.join("damaged");
+    for name in ["old.pth", "bfloat16.safetensors"] {
+        let whole = std::fs::read(folder.join(name)).unwrap();
+        for share in [0, 1, 2, 9, 10, 50, 90, 98, 99] {
+            let cut = whole.len() * share / 100;
+            std::fs::write(&victim, &whole[..cut]).unwrap();
+            assert!(weights::read_backbone(&victim).is_err(), "{name} cut to {cut} bytes");
+        }
+    }
+    // The pickle and the zip directory are where structure is: flip there.
+    let whole = std::fs::read(folder.join("old.pth")).unwrap();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
+    let places = prop_oneof![0..8000_usize, whole.len() - 8000..whole.len()];
+    runner
+        .run(&(prop::collection::vec((places, any::<u8>()), 1..4)), |flips| {
+            let mut bytes = whole.clone();
+            for (place, byte) in flips {
+                bytes[place] = byte;
+            }
+            std::fs::write(&victim, &bytes).unwrap();
+            // Either outcome is right: the property is that there is one.
+            let _ = weights::read_backbone(&victim);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// A tensor that points outside its storage, or claims a terabyte by a zero stride.
+#[test]
+fn windows_outside_their_storage_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.pth");
+    let tensors = vec![("conv1.weight".to_string(), Tensor::zeros([2, 3], FLOAT_CPU))];
+    export::write(&path, Format::Torchvision, &tensors, &origin()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    // Offset 0, then the tuples (2, 3) and (3, 1).
+    let needle = b"K\0(K\x02K\x03t(K\x03K\x01t";
+    let at = whole.windows(needle.len()).position(|window| window == needle).unwrap();
+    let mut tried = 0;
+    for (place, byte) in [(1, 1), (4, 3), (6, 200), (10, 4), (12, 9), (10, 0)] {
+        let mut bytes = whole.clone();
+        bytes[at + place] = byte;
+        if (place, byte) == (10, 0) {
+            bytes[at + 4] = 200;
+        }
+        rewrite_crc(&mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let error = weights::read_backbone(&path).unwrap_err();
+        assert!(matches!(error, WeightsError::Window { .. }), "{place}: {error}");
+        tried += 1;
+    }
+    assert_eq!(tried, 6);
+}
+
+/// Puts the right CRC-32 of the first record into both of its headers.
+fn rewrite_crc(bytes: &mut [u8]) {
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let data = 30 + u16_at(26) + u16_at(28);
+    let size = u32::from_le_bytes(bytes[18..22].try_into().unwrap()) as usize;
+    let crc = crc32(&bytes[data..data + size]).to_le_bytes();
+    let central = bytes.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
+    bytes[14..18].copy_from_slice(&crc);
+    bytes[central + 16..central + 20].copy_from_slice(&crc);
+}
+
+/// CRC-32 of zip, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}

@@ -1,0 +1,239 @@
+//! Training through the program: kills, signals, resumes, refusals.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use detco::checkpoint;
+use support::{DETCO, detco_fails, detco_ok, path, shards};
+
+/// A network so small that an update takes milliseconds; every part of DetCo is in it.
+const TINY: &[&str] = &[
+    "model.width=8",
+    "model.bn_splits=2",
+    "model.dim=16",
+    "loss.queue=64",
+    "train.batch=8",
+    "train.device=cpu",
+    "train.threads=1",
+    "optim.lr=0.2",
+    "optim.lr_batch=8",
+    "views.global.size=32",
+    "views.local.size=36",
+    "views.local.patch=8",
+    "monitor.every_steps=1",
+];
+
+fn new_run<'a>(data: &'a Path, run: &'a Path, sets: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "detco-small", "--data", path(data), "--out", path(run)];
+    for set in TINY.iter().chain(sets) {
+        args.extend(["--set", set]);
+    }
+    args
+}
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(DETCO);
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("the program starts")
+}
+
+/// `loss` by step; a step must not be written twice.
+fn losses(run: &Path) -> BTreeMap<u64, String> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let mut losses = BTreeMap::new();
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect("whole lines");
+        if let Some(loss) = value.get("loss") {
+            let step = value["step"].as_u64().unwrap();
+            assert!(losses.insert(step, loss.to_string()).is_none(), "step {step} twice");
+        }
+    }
+    losses
+}
+
+fn assert_same_model(a: &Path, b: &Path) {
+    let (a, b) = (checkpoint::open(a, None).unwrap(), checkpoint::open(b, None).unwrap());
+    assert_eq!((a.state.step, a.state.cursor), (b.state.step, b.state.cursor));
+    let pairs = [
+        (a.model_tensors().unwrap(), b.model_tensors().unwrap()),
+        (a.optim_tensors().unwrap(), b.optim_tensors().unwrap()),
+    ];
+    for (a, b) in pairs {
+        let b: BTreeMap<_, _> = b.into_iter().collect();
+        assert_eq!(a.len(), b.len());
+        assert!(!a.is_empty());
+        for (name, tensor) in a {
+            assert!(tensor.equal(&b[&name]), "{name} differs");
+        }
+    }
+}
+
+fn wait_for_step(run: &Path, step: u64, child: &mut Child) {
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        let seen = text.lines().filter(|line| line.contains("\"loss\"")).count() as u64;
+        if seen >= step || child.try_wait().unwrap().is_some() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(300), "no step {step} after five minutes");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+#[test]
+fn a_run_killed_at_random_points_is_bit_identical_to_one_that_was_not() {
+    let (folder, data) = shards(14); // 56 samples: 7 steps an epoch
+    let sets = ["train.epochs=6", "checkpoint.every_steps=3", "data.workers=2"];
+    let whole = folder.path().join("whole");
+    detco_ok(&new_run(&data, &whole, &sets));
+
+    let killed = folder.path().join("killed");
+    let mut child = start(&new_run(&data, &killed, &sets));
+    let mut kills = 0;
+    for after in [4, 9, 10, 17, 22, 31, 38] {
+        wait_for_step(&killed, after, &mut child);
+        // Somewhere between two updates, in a write, in a rename: the clock decides.
+        std::thread::sleep(Duration::from_millis(after * 7 % 23));
+        child.kill().unwrap();
+        kills += u32::from(!child.wait().unwrap().success());
+        if checkpoint::list(&killed).unwrap().is_empty() {
+            child = start(&new_run(&data, &killed, &sets));
+        } else {
+            child = start(&["train", "--resume", path(&killed)]);
+        }
+    }
+    assert!(child.wait().unwrap().success(), "the last resume runs to the end");
+    assert!(kills >= 3, "{kills} kills hit a running process");
+    assert_eq!(losses(&whole).len(), 42);
+    assert_eq!(losses(&whole), losses(&killed), "after {kills} kills");
+    assert_same_model(&whole, &killed);
+    println!("{kills} kills, 42 steps: losses, weights, momentum and queues bit-identical");
+}
+
+#[test]
+fn workers_and_batches_ahead_do_not_change_a_bit() {
+    let (folder, data) = shards(8);
+    let (one, three) = (folder.path().join("one"), folder.path().join("three"));
+    detco_ok(&new_run(&data, &one, &["train.epochs=2", "data.workers=1", "data.batches_ahead=1"]));
+    detco_ok(&new_run(
+        &data,
+        &three,
+        &["train.epochs=2", "data.workers=3", "data.batches_ahead=5"],
+    ));
+    assert_eq!(losses(&one), losses(&three));
+    assert_same_model(&one, &three);
+}
+
+#[test]
+fn sigterm_writes_a_checkpoint_and_says_so_with_its_code() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let mut child =
+        start(&new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
+    wait_for_step(&run, 3, &mut child);
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    let saved = checkpoint::open(&run, None).unwrap();
+    assert!(saved.state.step >= 3, "step {}", saved.state.step);
+    assert_eq!(losses(&run).len() as u64, saved.state.step);
+}
+
+#[test]
+fn a_diverging_run_stops_before_its_weights_are_touched() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let sets = ["train.epochs=50", "optim.lr=1e30", "checkpoint.every_steps=1"];
+    let error = detco_fails(&new_run(&data, &run, &sets), 70);
+    assert!(error.contains("not finite") && error.contains("step-0000000"), "{error}");
+    let saved = checkpoint::open(&run, None).unwrap();
+    for (name, tensor) in saved.model_tensors().unwrap() {
+        let finite = tensor.isfinite().all().int64_value(&[]) == 1;
+        assert!(finite, "{name} of {}", saved.folder.display());
+    }
+}
+
+#[test]
+fn a_collapse_is_named() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    // The threshold is put where any network lies below it.
+    let sets = ["train.epochs=50", "monitor.collapse_share=0.99", "monitor.collapse_steps=5"];
+    let error = detco_fails(&new_run(&data, &run, &sets), 70);
+    assert!(error.contains("collapse: since step 1 ") && error.contains("Res"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_resumed_says_why() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    detco_ok(&new_run(&data, &run, &["train.epochs=1"]));
+
+    let error = detco_fails(&new_run(&data, &run, &["train.epochs=1"]), 1);
+    assert!(error.contains("already holds checkpoints"), "{error}");
+
+    let error = detco_fails(&["train", "--resume", path(&run), "--set", "optim.lr=0.1"], 1);
+    assert!(error.contains("change the mathematics"), "{error}");
+
+    let (_other, data) = shards(9);
+    let error = detco_fails(&["train", "--resume", path(&run), "--data", path(&data)], 1);
+    assert!(error.contains("the data is not what the run was started with"), "{error}");
+
+    let nowhere = folder.path().join("nowhere");
+    let error = detco_fails(&["train", "--resume", path(&nowhere)], 1);
+    assert!(error.contains("holds no checkpoint"), "{error}");
+}
+
+#[test]
+fn a_run_in_use_is_left_alone() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let mut child = start(&new_run(&data, &run, &["train.epochs=500"]));
+    wait_for_step(&run, 2, &mut child);
+    let error = detco_fails(&["train", "--resume", path(&run)], 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(error.contains("in use by another process"), "{error}");
+}
+
+#[test]
+fn a_damaged_sample_ends_a_run_or_is_replaced() {
+    let (folder, data) = shards(8);
+    let shard = data.join("000000.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    // The first JPEG's payload begins after its header: nothing of it is left but its place.
+    bytes[512..1024].fill(0);
+    std::fs::write(&shard, bytes).unwrap();
+
+    let run = folder.path().join("fail");
+    let error = detco_fails(&new_run(&data, &run, &["train.epochs=1"]), 65);
+    assert!(error.contains("000000.tar") && error.contains("byte 512"), "{error}");
+
+    let run = folder.path().join("skip");
+    let skip = ["train.epochs=2", "data.on_bad_sample=skip", "data.bad_share_max=0.05"];
+    detco_ok(&new_run(&data, &run, &skip));
+    let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();
+    assert_eq!(quarantine.lines().count(), 2, "once an epoch: {quarantine}");
+    assert_eq!(losses(&run).len(), 8);
+
+    let run = folder.path().join("budget");
+    let skip = ["train.epochs=2", "data.on_bad_sample=skip"];
+    let error = detco_fails(&new_run(&data, &run, &skip), 65);
+    assert!(error.contains("more than the budget"), "{error}");
+}
+
+#[test]
+fn moco_trains_with_the_same_code() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let mut args = new_run(&data, &run, &["train.epochs=2", "train.accumulate=2"]);
+    args[1] = "moco-v2-small";
+    detco_ok(&args);
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert!(text.contains("loss/res5/gg") && !text.contains("/ll"), "{text}");
+}
