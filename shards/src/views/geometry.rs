@@ -1,7 +1,8 @@
 //! Crop, resize, mirror.
 
-use fast_image_resize::images::{CroppedImage, Image as FirImage, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::plan::Rect;
 use crate::decode::Image;
@@ -25,18 +26,19 @@ impl Scratch {
     pub(super) fn crop_resize(&mut self, image: &Image, crop: Rect, side: usize, out: &mut [u8]) {
         let side = u32::try_from(side).expect("a view's side comes from a u32");
         let Rect { left, top, width, height } = crop;
-        let frame = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3)
+        let frame = TypedImageRef::from_buffer(image.width, image.height, &image.pixels)
             .expect("an Image holds width * height * 3 bytes");
-        let frame = CroppedImage::new(&frame, left, top, width, height)
+        let frame = TypedCroppedImage::from_ref(&frame, left, top, width, height)
             .unwrap_or_else(|e| panic!("{crop:?} in {}x{}: {e}", image.width, image.height));
-        let mut out = FirImage::from_slice_u8(side, side, out, PixelType::U8x3)
+        let mut out = TypedImage::from_buffer(side, side, out)
             .expect("the caller checked the length of the view");
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .use_alpha(false);
+        // Typed, because the untyped call compiles every pixel format there is (minutes).
         self.resizer
-            .resize(&frame, &mut out, &options)
-            .expect("both images are U8x3, and the crop is the whole view of the frame");
+            .resize_typed::<U8x3>(&frame, &mut out, &options)
+            .expect("the crop is the whole view of the frame");
     }
 }
 

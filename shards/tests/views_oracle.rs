@@ -1,0 +1,184 @@
+//! Views against Pillow and torchvision: the same plan, rendered by both.
+
+mod support;
+
+use detco_shards::decode::Image;
+use detco_shards::views::{LocalPlan, Op, Recipe, Rect, Renderer, ViewPlan};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Renders plans into files for the oracle.
+struct Cases<'a> {
+    folder: &'a Path,
+    renderer: Renderer,
+    plans: Vec<Value>,
+    names: Vec<String>,
+}
+
+impl<'a> Cases<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Cases { folder, renderer: Renderer::new(), plans: Vec::new(), names: Vec::new() }
+    }
+
+    fn global(&mut self, name: &str, image: (&str, &Image), plan: &ViewPlan) {
+        let mut out = vec![0; (plan.size * plan.size * 3) as usize];
+        self.renderer.global(image.1, plan, &mut out);
+        self.push(name, image, json!(plan), false, &out);
+    }
+
+    fn local(&mut self, name: &str, image: (&str, &Image), plan: &LocalPlan) {
+        let mut out = vec![0; (9 * plan.patch * plan.patch * 3) as usize];
+        self.renderer.local(image.1, plan, &mut out);
+        self.push(name, image, json!(plan), true, &out);
+    }
+
+    fn push(&mut self, name: &str, image: (&str, &Image), plan: Value, local: bool, out: &[u8]) {
+        let file = format!("{}.out", self.plans.len());
+        std::fs::write(self.folder.join(&file), out).unwrap();
+        std::fs::write(self.folder.join(image.0), &image.1.pixels).unwrap();
+        let (width, height) = (image.1.width, image.1.height);
+        self.plans.push(json!({
+            "image": image.0, "width": width, "height": height, "plan": plan, "local": local, "out": file,
+        }));
+        self.names.push(name.to_owned());
+    }
+
+    /// (name, mean, worst, share) of every case.
+    fn compare(self) -> Vec<(String, f64, u64, f64)> {
+        std::fs::write(self.folder.join("plans.json"), serde_json::to_vec(&self.plans).unwrap())
+            .unwrap();
+        let lines = support::oracle("views.py", &[self.folder.as_os_str()]);
+        let errors: Vec<_> = lines
+            .lines()
+            .zip(self.names)
+            .map(|(line, name)| {
+                let error: Value = serde_json::from_str(line).unwrap();
+                let number = |key: &str| error[key].as_f64().unwrap();
+                (name, number("mean"), number("worst") as u64, number("share"))
+            })
+            .collect();
+        assert_eq!(errors.len(), self.plans.len(), "one line a case");
+        errors
+    }
+}
+
+fn whole(image: &Image, size: u32, ops: Vec<Op>) -> ViewPlan {
+    let crop = Rect { left: 0, top: 0, width: image.width, height: image.height };
+    ViewPlan { size, crop, ops, flip: false }
+}
+
+/// Every operation by itself, on an image that is not resized, so that nothing else can differ.
+#[test]
+fn each_operation_is_pillows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases = Cases::new(folder.path());
+    let images = [("photo", support::textured(96, 96, 1)), ("noise", support::noise(96, 96, 2))];
+    let mut ops = vec![Op::Gray];
+    for factor in [0.0, 0.61, 0.9999, 1.0, 1.0001, 1.4, 2.0] {
+        ops.extend([Op::Brightness(factor), Op::Contrast(factor), Op::Saturation(factor)]);
+    }
+    for i in 0..=20 {
+        ops.push(Op::Hue((i as f32 - 10.0) * 0.05));
+        ops.push(Op::Blur(0.1 + i as f32 * 0.095));
+    }
+    ops.extend([Op::Blur(0.0), Op::Blur(3.3), Op::Blur(11.0), Op::Hue(0.0123), Op::Hue(-0.0987)]);
+    for (name, image) in &images {
+        for op in &ops {
+            cases.global(&format!("{name} {op:?}"), (name, image), &whole(image, 96, vec![*op]));
+        }
+        let flip = ViewPlan { flip: true, ..whole(image, 96, vec![]) };
+        cases.global(&format!("{name} flip"), (name, image), &flip);
+    }
+    for (name, mean, worst, share) in cases.compare() {
+        assert_eq!(worst, 0, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
+    }
+}
+
+/// Every hue and saturation there is: the whole cube of colours in steps of 3, turned.
+#[test]
+fn hue_of_every_color_is_pillows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases = Cases::new(folder.path());
+    for (start, turns) in [(0, 0.1f32), (1, -0.1), (2, 0.4)] {
+        let steps: Vec<u8> = (start..=255).step_by(3).map(|v| v as u8).collect();
+        let n = steps.len();
+        let side = ((n * n * n) as f64).sqrt().ceil() as usize;
+        let pixels =
+            (0..side * side).flat_map(|i| [steps[i % n], steps[i / n % n], steps[i / n / n % n]]);
+        let image = Image { width: side as u32, height: side as u32, pixels: pixels.collect() };
+        let name = format!("cube{start}");
+        cases.global(&name, (&name, &image), &whole(&image, side as u32, vec![Op::Hue(turns)]));
+    }
+    for (name, mean, worst, share) in cases.compare() {
+        assert_eq!(worst, 0, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
+    }
+}
+
+/// Resizing alone: down, up, odd sizes, one side kept, crops at the edges. Pixels outside the box
+/// must not be looked at, so the box lies in noise.
+#[test]
+fn resized_crops_are_pillows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases = Cases::new(folder.path());
+    let image = support::noise(401, 293, 3);
+    let photo = support::textured(401, 293, 4);
+    for (left, top, width, height, size) in [
+        (0, 0, 401, 293, 224),
+        (1, 2, 399, 290, 224),
+        (100, 100, 30, 40, 224),
+        (371, 253, 30, 40, 96),
+        (10, 20, 224, 224, 224),
+        (10, 20, 224, 100, 224),
+        (10, 20, 100, 224, 224),
+        (0, 0, 1, 1, 17),
+        (400, 292, 1, 1, 5),
+        (5, 5, 390, 3, 64),
+        (7, 7, 300, 280, 255),
+        (7, 7, 300, 280, 1),
+    ] {
+        for (name, image) in [("noise", &image), ("photo", &photo)] {
+            let crop = Rect { left, top, width, height };
+            let plan = ViewPlan { size, crop, ops: vec![], flip: false };
+            cases.global(&format!("{name} {crop:?} to {size}"), (name, image), &plan);
+        }
+    }
+    for (name, mean, worst, share) in cases.compare() {
+        assert!(mean <= 0.5 && worst <= 1, "{name}: mean {mean}, worst {worst}, share {share}");
+    }
+}
+
+/// Drawn plans of all recipes, end to end, on generated images and on those of DETCO_TEST_IMAGES.
+#[test]
+fn drawn_views_are_torchvisions() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases = Cases::new(folder.path());
+    let mut images: Vec<(String, Image)> =
+        [(500, 375), (375, 500), (256, 256), (64, 40), (901, 77)]
+            .iter()
+            .zip(10..)
+            .map(|(&(width, height), seed)| {
+                (format!("gen{seed}"), support::textured(width, height, seed))
+            })
+            .collect();
+    images.extend(support::real_images(24));
+    for (sample, (name, image)) in images.iter().enumerate() {
+        for preset in Recipe::PRESETS {
+            let recipe = Recipe::preset(preset).unwrap();
+            let plan = recipe.draw(image.width, image.height, 5, 3, sample as u64);
+            for view in &plan.global {
+                cases.global(&format!("{preset} {name} {view:?}"), (name, image), view);
+            }
+            for view in plan.local.iter().flatten() {
+                cases.local(&format!("{preset} local {name} {view:?}"), (name, image), view);
+            }
+        }
+    }
+    let errors = cases.compare();
+    let mean = errors.iter().map(|e| e.1).sum::<f64>() / errors.len() as f64;
+    let worst_mean = errors.iter().map(|e| e.1).fold(0.0, f64::max);
+    let worst = errors.iter().map(|e| e.2).max().unwrap();
+    println!("{} views: mean {mean:.4}, worst mean {worst_mean:.4}, worst {worst}", errors.len());
+    for (name, mean, worst, share) in errors {
+        assert!(mean <= 1.0, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
+    }
+}

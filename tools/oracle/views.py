@@ -1,0 +1,76 @@
+"""Renders view plans with Pillow and torchvision and compares them with what `detco-shards` made.
+
+    python views.py FOLDER
+
+FOLDER holds `plans.json`: a list of cases {image, width, height, plan, local, out}. `image` and `out` are
+files of raw RGB bytes; `out` is [size, size, 3] or, for a local view, [9, patch, patch, 3].
+Prints one JSON line a case: {"mean": .., "worst": .., "share": ..} in grey levels and share of bytes that differ.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+from torchvision.transforms import functional as F
+from torchvision.transforms import InterpolationMode
+
+
+def apply(image, op):
+    if op == "gray":
+        return F.rgb_to_grayscale(image, num_output_channels=3)
+    (name, value), = op.items()
+    value = float(np.float32(value))
+    if name == "brightness":
+        return F.adjust_brightness(image, value)
+    if name == "contrast":
+        return F.adjust_contrast(image, value)
+    if name == "saturation":
+        return F.adjust_saturation(image, value)
+    if name == "hue":
+        return F.adjust_hue(image, value)
+    if name == "blur":
+        return image.filter(ImageFilter.GaussianBlur(radius=value))
+    raise ValueError(name)
+
+
+def view(image, plan):
+    box, size = plan["crop"], plan["size"]
+    image = F.resized_crop(
+        image, box["top"], box["left"], box["height"], box["width"], [size, size],
+        interpolation=InterpolationMode.BILINEAR, antialias=True,
+    )
+    for op in plan["ops"]:
+        image = apply(image, op)
+    return F.hflip(image) if plan["flip"] else image
+
+
+def patches(image, plan):
+    whole = np.asarray(view(image, plan["whole"]))
+    cell, patch = plan["whole"]["size"] // 3, plan["patch"]
+    out = []
+    for i in plan["order"]:
+        left, top = plan["offsets"][i]
+        top, left = (i // 3) * cell + top, (i % 3) * cell + left
+        out.append(whole[top:top + patch, left:left + patch])
+    return np.stack(out)
+
+
+def main(folder):
+    images = {}
+    for case in json.loads((folder / "plans.json").read_text()):
+        if case["image"] not in images:
+            raw = (folder / case["image"]).read_bytes()
+            images[case["image"]] = Image.frombytes("RGB", (case["width"], case["height"]), raw)
+        image = images[case["image"]]
+        want = patches(image, case["plan"]) if case["local"] else np.asarray(view(image, case["plan"]))
+        got = np.frombuffer((folder / case["out"]).read_bytes(), np.uint8).reshape(want.shape)
+        error = np.abs(got.astype(np.int16) - want.astype(np.int16))
+        print(json.dumps({
+            "mean": float(error.mean()), "worst": int(error.max()), "share": float((error > 0).mean()),
+        }))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
