@@ -20,12 +20,11 @@ use crate::{objects, setup, shell};
 /// Written into the demo's folder first: says that the folder is the demo's, and of what images.
 const STATE: &str = "demo.txt";
 /// Everything the demo makes in its folder.
-const PRODUCTS: [&str; 9] = [
+const PRODUCTS: [&str; 8] = [
     "images",
     "images.part",
     "shards",
     "views.png",
-    "untrained",
     "run",
     "backbone.safetensors",
     "backbone.pth",
@@ -199,11 +198,10 @@ impl Demo<'_> {
         self.say("What the model is shown: crops and patches as the recipe draws them");
         self.detco(&["views", &train, "--recipe", RECIPE, "-o", &self.path("views.png")])?;
 
-        let before = self.knn_before(&images)?;
         self.train(&images)?;
-        let after = self.knn_after(&images)?;
+        let gain = self.knn(&images)?;
         self.export(&images)?;
-        self.judge(before, after)?;
+        self.judge(gain)?;
         self.end(started.elapsed())
     }
 
@@ -301,32 +299,22 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// kNN of random weights: what the pictures give away without learning.
-    fn knn_before(&self, images: &Images) -> Result<Option<f64>> {
+    /// kNN top-1 in percent, before and after training.
+    fn knn(&self, images: &Images) -> Result<Option<(f64, f64)>> {
         if !images.labelled {
             return Ok(None);
         }
-        self.say("Before: kNN on the features of random weights (one step at a rate of 0)");
-        let (train, run) = (self.path("shards/train"), self.path("untrained"));
-        remove(&self.options.out.join("untrained"))?;
-        let still = ["--set", "train.steps_max=1", "--set", "optim.lr=0"];
-        let words = [&["train", RECIPE, "--data", &train, "--out", &run], &still[..]].concat();
-        self.detco(&words)?;
-        self.knn(&run).map(Some)
-    }
-
-    fn knn_after(&self, images: &Images) -> Result<Option<f64>> {
-        if !images.labelled {
-            return Ok(None);
-        }
-        self.say("After: the same kNN on the trained features");
-        self.knn(&self.path("run")).map(Some)
-    }
-
-    fn knn(&self, run: &str) -> Result<f64> {
+        let run = self.path("run");
         let (train, test) = (self.path("shards/train"), self.path("shards/test"));
-        let said = self.detco(&["eval", "knn", run, "--train", &train, "--test", &test])?;
-        top1(&said).with_context(|| format!("`detco eval knn` printed no top-1:\n{said}"))
+        let ask = |more: &[&str]| -> Result<f64> {
+            let words = ["eval", "knn", &run, "--train", &train, "--test", &test];
+            let said = self.detco(&[&words, more].concat())?;
+            top1(&said).with_context(|| format!("`detco eval knn` printed no top-1:\n{said}"))
+        };
+        self.say("Before: kNN on the features of the random weights that the run started from");
+        let before = ask(&["--init"])?;
+        self.say("After: the same kNN on the trained features");
+        Ok(Some((before, ask(&[])?)))
     }
 
     /// Trains, with a kill in the middle; goes on with a run that is already there.
@@ -397,8 +385,8 @@ impl Demo<'_> {
         self.child(&mut command, Stdio::inherit()).map(drop)
     }
 
-    fn judge(&self, before: Option<f64>, after: Option<f64>) -> Result<()> {
-        let (Some(before), Some(after)) = (before, after) else { return Ok(()) };
+    fn judge(&self, gain: Option<(f64, f64)>) -> Result<()> {
+        let Some((before, after)) = gain else { return Ok(()) };
         self.say("Did it learn?");
         eprintln!("  kNN top-1 before {before:.1} %, after {after:.1} %");
         ensure!(
