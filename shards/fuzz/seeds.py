@@ -56,7 +56,7 @@ shard = {
 manifest = {
     "format": 1, "samples": 1, "bytes": 3072, "members_per_sample": 2,
     "part": {"number": 1, "of": 1}, "source_sha256": "", "options": {"a": None},
-    "classes": ["x"], "oddities": {"gray": 1}, "skipped": 0, "shards": [shard],
+    "classes": ["x"], "class_samples": [1], "oddities": {"gray": 1}, "skipped": 0, "shards": [shard],
 }
 put("manifest", "good", json.dumps(manifest).encode())
 put("manifest", "sum", json.dumps(manifest | {"samples": 2}).encode())

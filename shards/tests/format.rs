@@ -504,6 +504,7 @@ fn manifest() -> Manifest {
         source_sha256: String::new(),
         options: serde_json::Value::Null,
         classes: vec!["a".to_owned(), "b".to_owned()],
+        class_samples: vec![1, 2],
         oddities: std::collections::BTreeMap::new(),
         skipped: 0,
         shards: vec![record("000000.tar", 2, 10), record("000001.tar", 1, 20)],
@@ -531,6 +532,12 @@ fn a_lying_manifest_is_refused() {
     assert!(matches!(lie(&|m| m.shards[0].crc32c.truncate(8)), ManifestFault::Hex { .. }));
     assert!(matches!(lie(&|m| m.shards[0].sha256 = "é".repeat(32)), ManifestFault::Hex { .. }));
     assert!(matches!(lie(&|m| m.classes[1] = "a".into()), ManifestFault::Class { .. }));
+    assert!(matches!(
+        lie(&|m| m.class_samples[0] = 2),
+        ManifestFault::Sum { total: 3, sum: 4, .. }
+    ));
+    let counts = lie(&|m| m.class_samples.truncate(1));
+    assert!(matches!(counts, ManifestFault::ClassSamples { names: 2, counts: 1 }));
     assert!(matches!(lie(&|m| m.part.number = 0), ManifestFault::Part { .. }));
     assert!(matches!(Manifest::parse(b"{"), Err(ManifestFault::Json(_))));
     let unknown = Manifest::parse(br#"{"format": 7, "everything": "else"}"#);

@@ -92,6 +92,8 @@ fn class_folders_become_shards() {
     assert_eq!(set.classes(), ["cat", "dog", "wild cat"]);
     let packed = samples(out.path());
     assert_eq!(packed.len(), files.len());
+    let manifest = Manifest::read(&summary.manifest).expect("reads");
+    assert_eq!(manifest.class_samples, [8, 8, 7]);
     for (name, bytes) in files {
         let key = name.trim_end_matches(".jpg").replace(' ', "%20");
         let (class, stored) = &packed[&key];
@@ -494,10 +496,31 @@ fn a_run_goes_on_where_a_fault_stopped_it() {
     run(&straight).expect("packs");
     assert_eq!(tree(out.path()), tree(whole.path()));
 
+    // Another run cannot resume a finished one either, and leaves it whole.
+    let mut different = other.clone();
+    different.options.shard_size = ShardSize::Samples(5);
+    let error = run(&different).expect_err("another run");
+    assert!(matches!(error, PackError::Mismatch { .. }), "{error}");
+    assert_eq!(tree(out.path()), tree(whole.path()));
+
     // Once finished, `resume` has nothing to do and a fresh run is refused.
     assert_eq!(run(&other).expect("finished").samples, 23);
     let error = run(&straight).expect_err("finished");
     assert!(matches!(error, PackError::Finished { .. }), "{error}");
+}
+
+#[test]
+fn two_runs_do_not_share_an_output() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    let state = out.path().join(".pack/part.d");
+    std::fs::create_dir_all(&state).expect("creates");
+    let held = std::fs::File::create(state.join("lock")).expect("creates");
+    held.lock().expect("locks");
+    let error = run(&job(source.path(), out.path())).expect_err("busy");
+    assert!(matches!(error, PackError::Busy { .. }), "{error}");
+    drop(held);
+    run(&job(source.path(), out.path())).expect("packs");
 }
 
 #[test]

@@ -117,15 +117,11 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
         }
     }
 
-    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
-    for id in 0..set.len() {
-        if let Some(class) = set.class(id)? {
-            *counts.entry(class).or_default() += 1;
-        }
-    }
-    for number in 0..set.classes().len() {
-        counts.entry(u32::try_from(number)?).or_default();
-    }
+    let (about, recorded) = manifests(&set)?;
+    let counts = match recorded {
+        Some(counts) => counts,
+        None => count_classes(&set)?,
+    };
     let name = |number: u32| set.classes().get(number as usize).cloned();
     let classes = counts
         .into_iter()
@@ -142,24 +138,43 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
         headers_read: headers,
         formats,
         short_side,
-        manifests: manifests(&set)?,
+        manifests: about,
     })
 }
 
-fn manifests(set: &ShardSet) -> anyhow::Result<Vec<About>> {
+/// Samples by class, from the `.cls` member of each.
+fn count_classes(set: &ShardSet) -> anyhow::Result<BTreeMap<u32, u64>> {
+    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    for id in 0..set.len() {
+        if let Some(class) = set.class(id)? {
+            *counts.entry(class).or_default() += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// What the manifests beside the shards say; their counts by class, if they speak of exactly these
+/// shards.
+fn manifests(set: &ShardSet) -> anyhow::Result<(Vec<About>, Option<BTreeMap<u32, u64>>)> {
     let mut folders: Vec<&Path> =
         set.shards().iter().filter_map(|shard| shard.path().parent()).collect();
     folders.sort_unstable();
     folders.dedup();
     let mut all = Vec::new();
+    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut samples = 0;
     for folder in folders {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         for (path, manifest) in Manifest::all_in(folder)? {
+            samples += manifest.samples;
+            for (number, count) in (0..).zip(&manifest.class_samples) {
+                *counts.entry(number).or_default() += count;
+            }
             let Manifest { options, oddities, skipped, .. } = manifest;
             all.push(About { path, options, oddities, skipped });
         }
     }
-    Ok(all)
+    Ok((all, (samples == set.len()).then_some(counts)))
 }
 
 /// A word for the format, and the shorter side in pixels where the header says it.

@@ -33,13 +33,13 @@ pub enum ManifestFault {
         found: u64,
     },
     /// A total that is not the sum of its shards.
-    #[error("it says {total} {what}, its shards add up to {sum}")]
+    #[error("it says {total} {what}, which add up to {sum}")]
     Sum {
         /// What was added.
         what: &'static str,
         /// The total by the manifest.
         total: u64,
-        /// The sum over its shards.
+        /// The sum over its parts.
         sum: u64,
     },
     /// A shard name that is a path, empty or out of order.
@@ -75,6 +75,14 @@ pub enum ManifestFault {
     Class {
         /// The class.
         class: String,
+    },
+    /// Another number of counts than of classes.
+    #[error("{names} classes, but {counts} counts of their samples")]
+    ClassSamples {
+        /// Number of classes.
+        names: u64,
+        /// Number of counts.
+        counts: u64,
     },
     /// A shard of another size than recorded.
     #[error("shard `{name}` has {bytes} bytes, {recorded} are recorded")]
@@ -169,6 +177,8 @@ pub struct Manifest {
     pub options: serde_json::Value,
     /// Class names; a `.cls` member is a position in this list. Empty when there are no classes.
     pub classes: Vec<String>,
+    /// Samples of each class in this part, in the order of `classes`.
+    pub class_samples: Vec<u64>,
     /// What was found in the images, by name.
     pub oddities: BTreeMap<String, u64>,
     /// Files that were skipped: each is a line of `skipped.jsonl`.
@@ -219,6 +229,10 @@ impl Manifest {
         if let Some(class) = self.classes.iter().find(|class| !classes.insert(class.as_str())) {
             return Err(ManifestFault::Class { class: class.clone() });
         }
+        if self.classes.len() != self.class_samples.len() {
+            let (names, counts) = (self.classes.len() as u64, self.class_samples.len() as u64);
+            return Err(ManifestFault::ClassSamples { names, counts });
+        }
         let mut before = "";
         for shard in &self.shards {
             let name = shard.name.as_str();
@@ -253,6 +267,11 @@ impl Manifest {
             let sum = self.shards.iter().map(count).fold(0, u64::saturating_add);
             if sum == total { Ok(()) } else { Err(ManifestFault::Sum { what, total, sum }) }
         };
+        let sum = self.class_samples.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        if !self.classes.is_empty() && sum != self.samples {
+            let (what, total) = ("samples in all classes", self.samples);
+            return Err(ManifestFault::Sum { what, total, sum });
+        }
         add("samples", self.samples, |shard| shard.samples)?;
         add("bytes", self.bytes, |shard| shard.bytes)
     }

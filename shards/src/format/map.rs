@@ -61,10 +61,10 @@ impl Map {
         let _ = self.mmap.advise(Advice::Sequential);
     }
 
-    /// The file will be read in no order.
-    pub fn random(&self) {
-        // See `sequential`.
-        let _ = self.mmap.advise(Advice::Random);
+    /// The file will no longer be read from front to back.
+    pub fn no_order(&self) {
+        // See `sequential`. Not `Random`: that would read a cold image page by page.
+        let _ = self.mmap.advise(Advice::Normal);
     }
 
     /// These bytes will be needed soon. A range outside the file is ignored.

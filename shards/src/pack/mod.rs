@@ -368,7 +368,6 @@ fn pack(job: &Job, progress: &Progress) -> Result<Summary, PackError> {
     if job.options.on_error == OnError::Fail
         && let Some(skip) = source.skips.iter().find(|skip| skip.fault)
     {
-        state.abandon_if_new();
         return Err(PackError::File { path: skip.path.clone(), reason: skip.reason.clone() });
     }
     let layout = Layout::new(&source, &job.options);
@@ -531,14 +530,18 @@ impl Work<'_> {
         }
         let mut writer = ShardWriter::create(&self.job.out, &shard_name(shard))?;
         let mut oddities = Oddities::new();
+        let mut classes = BTreeMap::new();
         let mut skips = Vec::new();
         let mut name = String::new();
-        for position in positions {
+        for position in positions.clone() {
             if self.stop.load(Ordering::Relaxed) {
                 writer.discard();
                 return Ok(None);
             }
             let entry = &self.source.entries[self.layout.entry(position)];
+            if position + 1 < positions.end {
+                self.source.will_need(&self.source.entries[self.layout.entry(position + 1)]);
+            }
             let stored = self.source.read(entry, buffer).and_then(|bytes| {
                 let extension = key::extension(&entry.name);
                 converter.convert(bytes, extension, self.job.options.resize, &mut oddities)
@@ -554,6 +557,7 @@ impl Work<'_> {
                         name.truncate(stem);
                         name.push_str(".cls");
                         writer.append(&name, class.to_string().as_bytes())?;
+                        *classes.entry(class).or_default() += 1;
                     }
                 }
                 Err(reason) => {
@@ -570,12 +574,12 @@ impl Work<'_> {
         }
         if writer.samples() == 0 {
             writer.discard();
-            let done = Done { record: None, oddities, skips };
+            let done = Done { record: None, oddities, classes, skips };
             self.state.record(shard, &done)?;
             return Ok(Some(done));
         }
         let written = writer.finish()?;
-        let done = Done { record: Some(written.record.clone()), oddities, skips };
+        let done = Done { record: Some(written.record.clone()), oddities, classes, skips };
         // First the record, then the names: a shard that has its name has its record.
         self.state.record(shard, &done)?;
         written.seal()?;
@@ -596,6 +600,7 @@ fn finish(
     done: Vec<Done>,
 ) -> Result<Summary, PackError> {
     let mut oddities = Oddities::new();
+    let mut class_samples = vec![0; source.classes.len()];
     let mut shards = Vec::with_capacity(done.len());
     // What the listing left out belongs to no shard: the first part tells of it.
     let mut skips = if job.part.number == 1 { source.skips.clone() } else { Vec::new() };
@@ -603,6 +608,10 @@ fn finish(
     for one in done {
         for (name, count) in one.oddities {
             *oddities.entry(name).or_default() += count;
+        }
+        for (class, count) in one.classes {
+            // A class number comes from the list of this very source.
+            class_samples[class as usize] += count;
         }
         skips.extend(one.skips);
         shards.extend(one.record);
@@ -619,6 +628,7 @@ fn finish(
         source_sha256: plan.source_sha256.clone(),
         options: plan.options.clone(),
         classes: source.classes.clone(),
+        class_samples,
         oddities,
         skipped: skips.len() as u64,
         shards,

@@ -68,7 +68,7 @@ impl Source {
             map.sequential();
             scan.tar(&map)?;
             // Shuffled from here on.
-            map.random();
+            map.no_order();
             Some(map)
         };
         let Scan { found, labels, skips, .. } = scan;
@@ -145,6 +145,13 @@ impl Source {
             digest.update(class);
         }
         crate::format::writer::hex(&digest.finalize())
+    }
+
+    /// Asks the system to read an image's bytes ahead.
+    pub(crate) fn will_need(&self, entry: &Entry) {
+        if let Some(map) = &self.map {
+            map.will_need(entry.offset, entry.size);
+        }
     }
 
     /// The bytes of an image: a slice of the tar, or read into `buffer`.

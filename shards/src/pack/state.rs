@@ -1,5 +1,6 @@
 //! What an interrupted run leaves behind so that another can go on: a plan, and a record a shard.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub(super) struct Plan {
 pub(super) struct Done {
     pub(super) record: Option<ShardRecord>,
     pub(super) oddities: Oddities,
+    /// Samples by class number.
+    pub(super) classes: BTreeMap<u32, u64>,
     pub(super) skips: Vec<Skip>,
 }
 
@@ -36,8 +39,9 @@ pub(super) struct State {
     part: Part,
     folder: PathBuf,
     resume: bool,
-    /// Held for the run: the system lets go of it however the process ends.
-    _lock: File,
+    /// Held for the run: the system lets go of it however the process ends. `None` when an earlier
+    /// run has finished: then nothing is written, and no state may make the output look unfinished.
+    lock: Option<File>,
 }
 
 impl State {
@@ -51,17 +55,13 @@ impl State {
         if !resume && plan.exists() {
             return Err(PackError::Interrupted { out: out.to_path_buf() });
         }
-        std::fs::create_dir_all(&folder).map_err(ShardError::io(&folder, "create"))?;
-        let lock = lock(&folder.join("lock"), out)?;
-        Ok(State { out: out.to_path_buf(), part, folder, resume, _lock: lock })
-    }
-
-    /// Nothing was written: leaves the output as it was found.
-    pub(super) fn abandon_if_new(&self) {
-        if !self.folder.join("plan.json").exists() {
-            // What cannot be removed does no harm: it is an empty state.
-            let _ = self.remove();
+        let mut state = State { out: out.to_path_buf(), part, folder, resume, lock: None };
+        if !manifest.exists() {
+            let folder = &state.folder;
+            std::fs::create_dir_all(folder).map_err(ShardError::io(folder, "create"))?;
+            state.lock = Some(lock(&folder.join("lock"), out)?);
         }
+        Ok(state)
     }
 
     /// The manifest, if an earlier run has finished.
@@ -152,7 +152,12 @@ impl State {
     /// Removes the state: the data set is finished.
     pub(super) fn remove(&self) -> Result<(), PackError> {
         let folder = &self.folder;
-        std::fs::remove_dir_all(folder).map_err(ShardError::io(folder, "remove"))?;
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ShardError::io(folder, "remove")(error).into());
+            }
+            _ => {}
+        }
         // Other parts may be under way in there: then it stays.
         let _ = std::fs::remove_dir(self.out.join(STATE_FOLDER));
         Ok(())
@@ -160,6 +165,16 @@ impl State {
 
     fn record_path(&self, shard: u64) -> PathBuf {
         self.folder.join(shard_name(shard)).with_extension("json")
+    }
+}
+
+impl Drop for State {
+    /// Where nothing was begun, the output is left as it was found.
+    fn drop(&mut self) {
+        if self.lock.is_some() && !self.folder.join("plan.json").exists() {
+            // What cannot be removed does no harm: the next run makes it again.
+            let _ = self.remove();
+        }
     }
 }
 

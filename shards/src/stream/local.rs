@@ -238,7 +238,6 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
             },
         });
     }
-    map.random();
     Ok(Shard { map, table, first: 0, indexed: true })
 }
 
