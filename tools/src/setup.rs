@@ -209,6 +209,15 @@ fn install(root: &Path, venv: &Path) -> Result<File> {
         enough_disk(venv)?;
         make_venv(venv, &base_python()?)?;
     }
+    match found {
+        State::Outdated => eprintln!("set-up: bringing .venv up to tools/requirements.txt"),
+        _ => eprintln!(
+            "set-up: fetching about {:.1} GB of wheels (torch {} and what it needs); {:.1} GB on disk",
+            FETCHED as f64 / 1e9,
+            pin("torch"),
+            INSTALLED as f64 / 1e9
+        ),
+    }
     pip(root, venv, &lock)?;
     try_out(venv)?;
     write_state(venv, &finished(venv)?)?;
@@ -367,12 +376,6 @@ fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
     // Wheels of gigabytes pass through the temporary folder: beside their destination there is room.
     let scratch = venv.join("tmp");
     fs::create_dir_all(&scratch)?;
-    eprintln!(
-        "set-up: fetching about {:.1} GB of wheels (torch {} and what it needs); {:.1} GB on disk",
-        FETCHED as f64 / 1e9,
-        pin("torch"),
-        INSTALLED as f64 / 1e9
-    );
     let to_log = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let mut command = python(&venv.join("bin/python"));
     command
@@ -458,10 +461,12 @@ impl Progress {
         let fetching = self.installing.map_or(self.started.elapsed(), |at| at - self.started);
         let installing = self.installing.map(|at| at.elapsed());
         let left = seconds_left(self.fetched, fetching, installed, installing);
-        let left = left.map_or("…".into(), |left| shell::duration(Duration::from_secs(left)));
+        let left = left.map_or("time left not known yet".into(), |left| {
+            format!("about {} left", shell::duration(Duration::from_secs(left)))
+        });
         let (fetched, installed) = (self.fetched as f64 / 1e9, installed as f64 / 1e9);
         let line = format!(
-            "set-up: fetched {fetched:.1} of {:.1} GB, installed {installed:.1} of {:.1} GB, about {left} left",
+            "set-up: fetched {fetched:.1} of {:.1} GB, installed {installed:.1} of {:.1} GB, {left}",
             FETCHED as f64 / 1e9,
             INSTALLED as f64 / 1e9,
         );
