@@ -1,18 +1,16 @@
 //! What several test files need: images to pack, and the program to call.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use image::{Rgb, RgbImage};
 
 /// The program under test.
-pub const DETCO: &str = env!("CARGO_BIN_EXE_detco");
+pub(crate) const DETCO: &str = env!("CARGO_BIN_EXE_detco");
 
 /// Class folders of small textured JPEGs: `classes` stripe directions, `each` images of each, of
 /// varied size. The same arguments give the same files.
-pub fn images(folder: &Path, classes: u32, each: u32) {
+pub(crate) fn images(folder: &Path, classes: u32, each: u32) {
     for class in 0..classes {
         let name = folder.join(format!("class{class}"));
         std::fs::create_dir_all(&name).expect("a temp folder");
@@ -42,12 +40,12 @@ fn picture(class: u32, i: u32) -> RgbImage {
 }
 
 /// Runs the program.
-pub fn detco(args: &[&str]) -> Output {
+pub(crate) fn detco(args: &[&str]) -> Output {
     Command::new(DETCO).args(args).output().expect("the program starts")
 }
 
 /// Runs the program, which must succeed, and returns what it printed.
-pub fn detco_ok(args: &[&str]) -> String {
+pub(crate) fn detco_ok(args: &[&str]) -> String {
     let output = detco(args);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "detco {args:?}: {}\n{error}", output.status);
@@ -55,7 +53,7 @@ pub fn detco_ok(args: &[&str]) -> String {
 }
 
 /// Runs the program, which must fail with this code, and returns its error message.
-pub fn detco_fails(args: &[&str], code: i32) -> String {
+pub(crate) fn detco_fails(args: &[&str], code: i32) -> String {
     let output = detco(args);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "detco {args:?}: {error}");
@@ -63,7 +61,7 @@ pub fn detco_fails(args: &[&str], code: i32) -> String {
 }
 
 /// Images of four classes, packed: `(temp folder, shards)`.
-pub fn shards(each: u32) -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn shards(each: u32) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temp folder");
     images(&folder.path().join("images"), 4, each);
     let shards = folder.path().join("shards");
@@ -73,6 +71,6 @@ pub fn shards(each: u32) -> (tempfile::TempDir, PathBuf) {
 }
 
 /// A path as an argument.
-pub fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("temp folders have plain names")
 }
