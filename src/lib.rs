@@ -1,4 +1,60 @@
 //! `detco`: from a folder of images to a DetCo backbone.
+//!
+//! # The flow
+//!
+//! ```text
+//!  images ──pack──▶ shards (.tar + .idx)                                            weights ──export──▶ torchvision, detectron2
+//!                      │ mmap, no copies                                               ▲
+//!                      ▼                                                               │
+//!    order ──▶ stream ──▶ decode ──▶ views ──▶ slab ──▶ batch ──▶ model ──▶ loss ──▶ step ──▶ checkpoint
+//! ```
+//!
+//! Two halves. The data plane, crate [`detco_shards`], turns bytes on disk into a slab of pixels and
+//! never names a tensor: it builds, tests and runs without libtorch. The trainer, this crate behind
+//! the feature `train`, turns slabs into tensors and tensors into weights.
+//!
+//! # The map, in the order of the flow
+//!
+//! | module | what it does | what it never does |
+//! |---|---|---|
+//! | [`cli`] | one file a subcommand; exit codes | compute |
+//! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
+//! | `detco_shards::format` | tar, index, map, writer, manifest: the format, byte by byte | end quietly on foreign bytes |
+//! | `detco_shards::pack` | images, class folders, ImageNet's tar of tars to shards | hold more than one image a worker |
+//! | `detco_shards::order` | `(seed, epoch, step, slot)` to a sample id | keep an array |
+//! | `detco_shards::stream` | a sample id to slices of the map | copy an image |
+//! | `detco_shards::decode` | JPEG to RGB, Pillow's pixels | return half a picture |
+//! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
+//! | `detco_shards::slab`, `pipe`, `stats`, `pipeline` | recycled buffers, threads, counters, the wiring | allocate pixels after warm-up |
+//! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
+//! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
+//! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
+//! | [`optim`], [`schedule`] | SGD with a state that can be saved; learning rates | |
+//! | [`dist`] | what ranks do together; today a world of one | |
+//! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
+//! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
+//! | [`metrics`] | JSON lines, TensorBoard events, progress | |
+//! | [`mod@train`] | the loop; the only place that knows everything | |
+//! | [`eval`] | kNN | |
+//! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
+//!
+//! A module names only modules above it; the loop and the command line come last and see everything.
+//!
+//! # Invariants
+//!
+//! - A JPEG byte is not copied between page cache and decoder.
+//! - Views are drawn from `(run seed, epoch, sample, view)` alone, then rendered by a pure function:
+//!   one worker and sixteen give the same bytes.
+//! - Order is arithmetic: global batch *g* of epoch *e* is the same whatever the number of ranks,
+//!   workers or restarts. Resuming is a cursor.
+//! - Every channel is bounded and its bound is named; everything stops by disconnection.
+//! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
+//! - `unsafe` lives in the map, the slab and nowhere else.
+//!
+//! # Two binaries
+//!
+//! `detco` parses the command line and runs the data plane's commands; it hands those that need
+//! libtorch over to `detco-train`, so that nobody pays for loading libtorch who does not use it.
 
 pub mod cli;
 pub mod config;

@@ -111,7 +111,7 @@ pub fn contrast(
 
 /// Queries and their keys `[n, d]`, negatives `[d, k]`, to logits `[n, 1 + k]`.
 pub fn logits(query: &Tensor, key: &Tensor, negatives: &Tensor, temperature: f64) -> Tensor {
-    let positive = (query * key).sum_dim_intlist([1].as_slice(), true, Kind::Float); // [n, 1]
+    let positive = (query * key).sum_dim_intlist([1].as_slice(), true, None); // [n, 1]
     let negative = query.matmul(negatives); // [n, d] x [d, k] -> [n, k]
     Tensor::cat(&[positive, negative], 1) / temperature // [n, 1 + k]
 }
@@ -126,5 +126,35 @@ pub fn info_nce(logits: &Tensor) -> Tensor {
 pub fn total(terms: &[Contrast], level_weights: &[f64]) -> Tensor {
     let weighted: Vec<Tensor> =
         terms.iter().map(|term| &term.loss * level_weights[term.index]).collect();
-    Tensor::stack(&weighted, 0).sum(Kind::Float)
+    Tensor::stack(&weighted, 0).sum(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Draws;
+
+    /// The definition, in loops over f64.
+    #[test]
+    fn info_nce_is_its_definition() {
+        let (n, d, k, temperature) = (5_usize, 4_usize, 7_usize, 0.3);
+        let [query, key, ring] = [("q", [n, d]), ("k", [n, d]), ("r", [d, k])]
+            .map(|(name, s)| Draws::new(1, name, 0).normal(&[s[0] as i64, s[1] as i64], 0.7));
+        let at = |t: &Tensor, i: usize, j: usize| t.double_value(&[i as i64, j as i64]);
+        let found = logits(&query, &key, &ring, temperature);
+        let mut loss = 0.0;
+        for row in 0..n {
+            let dot = |other: &dyn Fn(usize) -> f64| {
+                (0..d).map(|i| at(&query, row, i) * other(i)).sum::<f64>() / temperature
+            };
+            let mut expected = vec![dot(&|i| at(&key, row, i))];
+            expected.extend((0..k).map(|column| dot(&|i| at(&ring, i, column))));
+            for (column, expected) in expected.iter().enumerate() {
+                assert!((at(&found, row, column) - expected).abs() < 1e-5);
+            }
+            let sum: f64 = expected.iter().map(|z| z.exp()).sum();
+            loss += (sum.ln() - expected[0]) / n as f64;
+        }
+        assert!((info_nce(&found).double_value(&[]) - loss).abs() < 1e-5);
+    }
 }

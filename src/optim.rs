@@ -3,7 +3,7 @@
 //! The arithmetic of `torch.optim.SGD` without Nesterov or dampening:
 //! `d = grad + decay * p`, `buffer = momentum * buffer + d`, `p = p - lr * buffer`.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::model::{self, ModelError};
 
@@ -37,7 +37,7 @@ impl Sgd {
     /// Euclidean length of all gradients together, a scalar.
     pub fn gradient_norm(&self) -> Tensor {
         let norms: Vec<Tensor> = self.gradients().iter().map(Tensor::norm).collect();
-        Tensor::stack(&norms, 0).norm().to_kind(Kind::Float)
+        Tensor::stack(&norms, 0).norm()
     }
 
     /// One update. Gradients are left as they are; parameters without one are not touched, nor
@@ -50,7 +50,9 @@ impl Sgd {
                     continue;
                 }
                 // addcmul is libtorch's one-pass `a + b * c`; the scalars ride along as tensors.
-                let scalar = |value: f64| Tensor::from(value as f32).to_device(parameter.device());
+                let scalar = |value: f64| {
+                    Tensor::from(value).to_kind(parameter.kind()).to_device(parameter.device())
+                };
                 let (decay, minus_lr) = (scalar(self.weight_decay), scalar(-lr));
                 let d = grad.addcmul(parameter, &decay);
                 let _ = buffer.g_mul_scalar_(self.momentum).g_add_(&d);

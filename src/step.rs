@@ -339,9 +339,9 @@ impl Tally {
                 let negative = term.logits.narrow(1, 1, negatives); // [n, k]
                 let first = positive.gt_tensor(&negative.amax([1_i64].as_slice(), false));
                 readings.push(term.loss.detach());
-                readings.push(positive.mean(Kind::Float));
-                readings.push(negative.mean(Kind::Float));
-                readings.push(first.to_kind(Kind::Float).mean(Kind::Float));
+                readings.push(positive.mean(None));
+                readings.push(negative.mean(None));
+                readings.push(first.to_kind(term.loss.kind()).mean(None));
             }
             self.readings.push(Tensor::stack(&readings, 0));
             let detached = |of: &[Tensor]| of.iter().map(Tensor::detach).collect();
@@ -354,7 +354,7 @@ impl Tally {
     fn spread(&self, scope: Scope, index: usize) -> Tensor {
         let parts: Vec<&Tensor> =
             self.queries.iter().map(|query| &query.of(scope)[index]).collect();
-        Tensor::cat(&parts, 0).std_dim([0_i64].as_slice(), false, false).mean(Kind::Float)
+        Tensor::cat(&parts, 0).std_dim([0_i64].as_slice(), false, false).mean(None)
     }
 
     fn report(
@@ -371,7 +371,7 @@ impl Tally {
             .flat_map(|scope| (0..levels.len()).map(move |index| (*scope, index)))
             .collect();
         let readings = tch::no_grad(|| {
-            let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, Kind::Float);
+            let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, None);
             let mut rest: Vec<Tensor> =
                 spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
             rest.push(sgd.gradient_norm());

@@ -291,3 +291,45 @@ fn crc32(bytes: &[u8]) -> u32 {
         })
     })
 }
+
+/// The exported network is the trained network: torchvision's features are ours.
+#[test]
+fn features_are_torchvisions() {
+    use detco::{config::Config, model::Model};
+
+    let folder = tempfile::tempdir().unwrap();
+    for (recipe, arch) in [("moco-v2-r50", "resnet18"), ("moco-v2-r50", "resnet50")] {
+        let mut config = Config::load(recipe, &[format!("model.backbone={arch}")]).unwrap();
+        config.loss.queue = 256;
+        let mut model = Model::new(&config, tch::Device::Cpu).unwrap();
+        // Statistics as training would leave them, not the 0 and 1 they start with.
+        tch::manual_seed(21);
+        let mut backbone = model.query.backbone_tensors();
+        for (name, tensor) in &mut backbone {
+            let random = Tensor::rand(tensor.size(), FLOAT_CPU);
+            match name.rsplit('.').next() {
+                Some("running_mean") => *tensor = random * 0.2 - 0.1,
+                Some("running_var") => *tensor = random + 0.5,
+                Some("bias") => *tensor = random * 0.1,
+                _ => {}
+            }
+        }
+        model.start_from(&backbone).unwrap();
+        let images = Tensor::randn([4, 3, 224, 224], FLOAT_CPU);
+        let features = model.query.features(&images);
+        let reference = folder.path().join("reference.safetensors");
+        let dump = [("images", &images), ("features", &features)];
+        Tensor::write_safetensors(&dump, &reference).unwrap();
+        for name in ["x.pth", "x.safetensors"] {
+            let path = folder.path().join(name);
+            let chosen = export::backbone(&model.tensors(), Encoder::Query).unwrap();
+            export::write(&path, Format::Torchvision, &chosen, &origin()).unwrap();
+            let worst = run("export_check.py", &[&"features", &arch, &path, &reference]);
+            println!("{arch} {name}: worst difference {} of the largest feature", worst.trim());
+        }
+        let shape = weights::shape(&export::backbone(&model.tensors(), Encoder::Query).unwrap());
+        let shape = shape.unwrap();
+        assert_eq!((shape.backbone, shape.stem), (config.model.backbone, config.model.stem));
+        assert_eq!(shape.width, 64);
+    }
+}

@@ -50,7 +50,10 @@ pub enum OrderError {
 /// The order of a data set: which samples make up each global batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
+    /// Samples that come.
     samples: u64,
+    /// Samples of the data set: more than come only where a part is spaced evenly over it.
+    of: u64,
     batch: u64,
     seed: Option<u64>,
 }
@@ -63,7 +66,7 @@ impl Order {
             (_, 0) => Err(OrderError::NoBatch),
             (0, _) => Err(OrderError::Empty),
             _ if samples < batch => Err(OrderError::Short { samples, batch }),
-            _ => Ok(Order { samples, batch, seed: Some(seed) }),
+            _ => Ok(Order { samples, of: samples, batch, seed: Some(seed) }),
         }
     }
 
@@ -72,7 +75,16 @@ impl Order {
         match (samples, batch) {
             (_, 0) => Err(OrderError::NoBatch),
             (0, _) => Err(OrderError::Empty),
-            _ => Ok(Order { samples, batch, seed: None }),
+            _ => Ok(Order { samples, of: samples, batch, seed: None }),
+        }
+    }
+
+    /// As [`Order::sequential`], but at most `most` samples, evenly spaced over the data set.
+    pub fn spaced(samples: u64, most: u64, batch: u64) -> Result<Order, OrderError> {
+        let all = Order::sequential(samples, batch)?;
+        match most.min(samples) {
+            0 => Err(OrderError::Empty),
+            part => Ok(Order { samples: part, ..all }),
         }
     }
 
@@ -84,7 +96,7 @@ impl Order {
         }
     }
 
-    /// Samples in the data set.
+    /// Samples that come in an epoch, before a last partial batch is dropped.
     pub fn samples(&self) -> u64 {
         self.samples
     }
@@ -117,7 +129,8 @@ impl Order {
         let position = cursor.step * self.batch + slot;
         match self.seed {
             Some(seed) => permute(position, self.samples, mix(seed ^ mix(u64::from(cursor.epoch)))),
-            None => position,
+            // Below `of`, since the position is below `samples`.
+            None => (u128::from(position) * u128::from(self.of) / u128::from(self.samples)) as u64,
         }
     }
 
@@ -218,6 +231,20 @@ mod tests {
                 .collect();
             prop_assert_eq!(all, (0..samples).collect::<Vec<_>>());
         }
+
+        #[test]
+        fn a_spaced_part_spans_the_set(samples in 1u64..500, most in 1u64..600, batch in 1u64..60) {
+            let order = Order::spaced(samples, most, batch).unwrap();
+            let part: Vec<u64> = (0..order.steps_per_epoch())
+                .flat_map(|step| global_batch(&order, Cursor { epoch: 0, step }, 1))
+                .collect();
+            prop_assert_eq!(part.len() as u64, most.min(samples));
+            prop_assert_eq!(part[0], 0);
+            let gaps: HashSet<u64> = part.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let gap = samples / most.min(samples);
+            prop_assert!(gaps.iter().all(|g| *g == gap || *g == gap + 1), "{gaps:?}");
+            prop_assert!(samples - part[part.len() - 1] <= gap + 1);
+        }
     }
 
     #[test]
@@ -261,5 +288,6 @@ mod tests {
         assert_eq!(Order::shuffled(0, 4, 0), Err(OrderError::Empty));
         assert_eq!(Order::shuffled(3, 4, 0), Err(OrderError::Short { samples: 3, batch: 4 }));
         assert_eq!(Order::shuffled(3, 0, 0), Err(OrderError::NoBatch));
+        assert_eq!(Order::spaced(3, 0, 1), Err(OrderError::Empty));
     }
 }

@@ -1,1 +1,232 @@
 //! `detco eval`.
+
+use std::path::PathBuf;
+
+/// Measure how good a backbone is.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How to measure.
+    #[command(subcommand)]
+    pub how: How,
+}
+
+/// Ways to measure.
+#[derive(clap::Subcommand, Debug)]
+pub enum How {
+    /// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
+    Knn(KnnArgs),
+}
+
+/// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
+///
+/// Features are Res5, average-pooled, of unit length, of the centre of each image. Each of a test
+/// image's k most similar training images votes for its class with weight exp(similarity / t)
+/// (Wu et al., 2018; k and t as in MoCo's CIFAR notebook).
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub struct KnnArgs {
+    /// The run's folder, or a weights file: .safetensors or .pth, ours, torchvision's or MoCo's.
+    pub run: PathBuf,
+
+    /// Labelled shards to compare with: folders, globs, brace lists or tars.
+    #[arg(long, value_name = "SHARDS", num_args = 1.., required = true)]
+    pub train: Vec<String>,
+
+    /// Labelled shards to classify.
+    #[arg(long, value_name = "SHARDS", num_args = 1.., required = true)]
+    pub test: Vec<String>,
+
+    /// Which checkpoint: latest, a name (step-000001200) or a step (1200).
+    #[arg(long, value_name = "NAME", default_value = "latest", conflicts_with = "init")]
+    pub checkpoint: String,
+
+    /// The weights that the run started from, before any training: what to compare with.
+    #[arg(long, conflicts_with = "key")]
+    pub init: bool,
+
+    /// The key encoder (the moving average) instead of the query encoder.
+    #[arg(long)]
+    pub key: bool,
+
+    /// Neighbours that vote; at most the training samples there are.
+    #[arg(short, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
+    pub k: usize,
+
+    /// Temperature of the votes.
+    #[arg(short, value_name = "T", default_value_t = 0.1, value_parser = positive)]
+    pub t: f64,
+
+    /// Edge of the images in pixels [default: the run's global crops; for a file 224, or 32 with a
+    /// CIFAR stem].
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(8..=4096))]
+    pub size: Option<u32>,
+
+    /// At most this many samples of each set, evenly spaced; 0 means all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub samples: u64,
+
+    /// Decode threads; 0 means one a core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub workers: usize,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  detco eval knn runs/a --train shards/train --test shards/val
+  detco eval knn runs/a --train shards/train --test shards/val --init   before training
+  detco eval knn resnet50.pth --train shards/train --test shards/val    someone else's backbone";
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        other => other.map_err(|error: std::num::ParseIntError| error.to_string()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(t) if t.is_finite() && t > 0.0 => Ok(t),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+/// Measures and prints.
+#[cfg(feature = "train")]
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.how {
+        How::Knn(args) => knn::run(args),
+    }
+}
+
+#[cfg(feature = "train")]
+mod knn {
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use anyhow::{Context, bail};
+    use detco_shards::stream::ShardSet;
+    use indicatif::{ProgressBar, ProgressStyle};
+    use tch::Device;
+
+    use super::KnnArgs;
+    use crate::checkpoint;
+    use crate::config::{self, Config, Stem};
+    use crate::eval::knn::{self, KnnOptions, Report};
+    use crate::model::Model;
+    use crate::weights;
+
+    pub(super) fn run(args: &KnnArgs) -> anyhow::Result<()> {
+        let (model, size, what) = model(args)?;
+        let open = |what: &str, spec: &[String]| {
+            ShardSet::open(spec).map(Arc::new).with_context(|| format!("--{what}"))
+        };
+        let (train, test) = (open("train", &args.train)?, open("test", &args.test)?);
+        let options = KnnOptions {
+            k: args.k,
+            temperature: args.t,
+            size: args.size.unwrap_or(size),
+            samples_max: args.samples,
+            workers: args.workers,
+            ..KnnOptions::default()
+        };
+        let encoder = if args.key { &model.key } else { &model.query };
+        // indicatif draws on standard error, and only where that is a terminal.
+        let bar = ProgressBar::new(0);
+        let template = "features {bar:24} {pos}/{len}  {per_sec}  left {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
+        let report = knn::evaluate_watched(encoder, &train, &test, &options, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            ControlFlow::Continue(())
+        });
+        bar.finish_and_clear();
+        print(args, &what, &report?)
+    }
+
+    fn print(args: &KnnArgs, what: &str, report: &Report) -> anyhow::Result<()> {
+        if report.k < args.k {
+            let (k, asked) = (report.k, args.k);
+            eprintln!("note: k = {k}, not {asked}: there are no more training samples");
+        }
+        if args.json {
+            let mut value = serde_json::to_value(report)?;
+            value["weights"] = what.into();
+            println!("{value}");
+            return Ok(());
+        }
+        let top5 = report.top5.map(|top5| format!(", top-5 {top5:.2} %")).unwrap_or_default();
+        println!(
+            "kNN top-1 {:.2} %{top5}  ({what}; {} test samples against {}, {} classes, k = {}, \
+             t = {})",
+            report.top1,
+            report.queries,
+            report.memory,
+            report.classes,
+            report.k,
+            report.temperature
+        );
+        Ok(())
+    }
+
+    /// The model to measure, the size of its images, and what to call it.
+    fn model(args: &KnnArgs) -> anyhow::Result<(Model, u32, String)> {
+        if args.run.is_file() {
+            if args.init || args.key || args.checkpoint != "latest" {
+                bail!(
+                    "{} is a weights file: --init, --key and --checkpoint are for runs",
+                    args.run.display()
+                );
+            }
+            let backbone = weights::read_backbone(&args.run)?;
+            let shape = weights::shape(&backbone).with_context(|| {
+                format!("{}: not the shape of a ResNet-18, 34, 50 or 101", args.run.display())
+            })?;
+            let size = if shape.stem == Stem::Cifar { 32 } else { 224 };
+            let mut config = Config { model: shape, ..Config::default() };
+            config.loss.queue = 1; // not used
+            let mut model = Model::new(&config, device(&config))?;
+            model.start_from(&backbone).with_context(|| args.run.display().to_string())?;
+            return Ok((model, size, args.run.display().to_string()));
+        }
+        let config = config(args)?;
+        let mut model = Model::new(&config, device(&config))?;
+        let size = config.views.global.size;
+        if args.init {
+            if let Some(file) = &config.model.init {
+                model.start_from(&weights::read_backbone(file)?)?;
+            }
+            return Ok((model, size, format!("{} before training", args.run.display())));
+        }
+        let saved = checkpoint::open(&args.run, Some(&args.checkpoint))?;
+        model.load(&saved.model_tensors()?)?;
+        let encoder = if args.key { ", key encoder" } else { "" };
+        let what = format!("{} after step {}{encoder}", args.run.display(), saved.state.step);
+        Ok((model, size, what))
+    }
+
+    /// The run's config: with `--init` there need not be a checkpoint yet.
+    fn config(args: &KnnArgs) -> anyhow::Result<Config> {
+        if !args.init {
+            return Ok(checkpoint::open(&args.run, Some(&args.checkpoint))?.state.config);
+        }
+        let path = args.run.join("config.toml");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Config::from_toml(&text, &path.display().to_string())?)
+    }
+
+    /// Evaluation goes where there is a GPU unless the run was told to stay on the CPU: the figure
+    /// is the same up to rounding.
+    fn device(config: &Config) -> Device {
+        match config.train.device {
+            config::Device::Cpu => Device::Cpu,
+            config::Device::Auto | config::Device::Cuda => Device::cuda_if_available(),
+        }
+    }
+}

@@ -1,1 +1,88 @@
 //! `detco export`.
+
+use std::path::PathBuf;
+
+/// Write a run's backbone for other programs.
+///
+/// The file holds the backbone of the query encoder and nothing else: no heads, no queues, no fc.
+/// It appears whole or not at all.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// The run's folder.
+    pub run: PathBuf,
+
+    /// File to write: .safetensors, .pth or .pt; .pkl for detectron2.
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Whose names: torchvision's (timm's ResNets and mmdetection's have the same), or detectron2's.
+    #[arg(long, value_enum, default_value_t = Format::Torchvision)]
+    pub format: Format,
+
+    /// Which checkpoint: latest, a name (step-000001200) or a step (1200).
+    #[arg(long, value_name = "NAME", default_value = "latest")]
+    pub checkpoint: String,
+
+    /// The key encoder's backbone (the moving average) instead of the query encoder's.
+    #[arg(long)]
+    pub key_encoder: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  detco export runs/a -o backbone.safetensors
+  detco export runs/a -o backbone.pth --checkpoint step-000100000
+  detco export runs/a -o backbone.pkl --format detectron2
+
+In torchvision:
+  net = torchvision.models.resnet50()
+  net.load_state_dict(torch.load(\"backbone.pth\", weights_only=True), strict=False)  # all but fc
+In detectron2's config:
+  MODEL.WEIGHTS: backbone.pkl, MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53],
+  MODEL.PIXEL_STD: [58.395, 57.12, 57.375], INPUT.FORMAT: RGB, MODEL.RESNETS.STRIDE_IN_1X1: False";
+
+/// Whose names the tensors get, and which container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// torchvision's names (timm's ResNets have the same): .safetensors, .pth or .pt
+    #[default]
+    Torchvision,
+    /// detectron2's names, in a .pkl that its checkpointer reads
+    Detectron2,
+}
+
+/// Reads the checkpoint and writes the file.
+#[cfg(feature = "train")]
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    use crate::checkpoint;
+    use crate::export::{self, Encoder, Origin};
+
+    // Before anything is read: a wrong extension should not cost the reading of a checkpoint.
+    export::check(&args.out, args.format)?;
+    let saved = checkpoint::open(&args.run, Some(&args.checkpoint))?;
+    let (encoder, name) = match args.key_encoder {
+        false => (Encoder::Query, "query"),
+        true => (Encoder::Key, "key"),
+    };
+    let backbone = export::backbone(&saved.model_tensors()?, encoder)?;
+    let state = &saved.state;
+    let origin = Origin {
+        detco: env!("CARGO_PKG_VERSION").into(),
+        backbone: format!("{:?}", state.config.model.backbone).to_lowercase(),
+        encoder: name.into(),
+        recipe: state.config.base.clone(),
+        epoch: state.cursor.epoch,
+        step: state.step,
+    };
+    export::write(&args.out, args.format, &backbone, &origin)?;
+    let elements: usize = backbone.iter().map(|(_, tensor)| tensor.numel()).sum();
+    println!(
+        "{}: {} {name} backbone, {} tensors, {elements} numbers, from {}",
+        args.out.display(),
+        origin.backbone,
+        backbone.len(),
+        saved.folder.display()
+    );
+    Ok(())
+}

@@ -1,1 +1,242 @@
-//! `detco views`.
+//! `detco views`: a contact sheet of what the model is shown.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use detco_shards::decode::{Decoder, Image};
+use detco_shards::order::{Cursor, Order};
+use detco_shards::stream::ShardSet;
+use detco_shards::views::{Recipe, Rect, Renderer, SamplePlan};
+use image::imageops::{self, FilterType};
+use image::{ImageFormat, Rgb, RgbImage};
+use serde::Serialize;
+
+use crate::config::Config;
+
+/// Draw a contact sheet of what the model is shown
+///
+/// One row a sample, in the order of training: the original with the four crop boxes, the query's
+/// and the key's global view, the query's and the key's nine patches. The bar above a view has the
+/// colour of its box. The views are those that training with the same recipe, seed and epoch uses.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  detco views shards/train -o views.png
+  detco views shards/train -o views.png --epoch 7 --seed 1
+  detco views shards/train -o v1.png --recipe moco-v1-r50
+  detco views shards/train -o own.png --recipe own.toml --set views.global.size=160
+  detco views shards/train --plans | jq .plan.global[0].ops       # the drawn numbers")]
+pub struct Args {
+    /// Folder of shards, .tar file, glob or brace list
+    #[arg(required = true)]
+    data: Vec<String>,
+
+    /// The sheet, a PNG file
+    #[arg(short, long, value_name = "FILE", default_value = "views.png")]
+    out: PathBuf,
+
+    /// Rows
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=SAMPLES_MAX))]
+    samples: u64,
+
+    /// A built-in recipe by name, or a TOML file; its [views] table is used
+    #[arg(long, value_name = "NAME|FILE", default_value = "detco-r50")]
+    recipe: String,
+
+    /// Change a value of the recipe
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+
+    /// Seed of the run [default: the recipe's]
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// Epoch, from 0
+    #[arg(long, default_value_t = 0)]
+    epoch: u32,
+
+    /// Print the drawn numbers as well, one JSON object a sample
+    #[arg(long, visible_alias = "json")]
+    plans: bool,
+}
+
+/// Rows of a sheet: about 900 MB of pixels at the paper's sizes.
+const SAMPLES_MAX: u64 = 1000;
+/// Pixels between cells.
+const GAP: u32 = 8;
+/// Thickness of the boxes and of the bars above the views.
+const LINE: u32 = 3;
+/// A view smaller than this is enlarged by a whole factor: 32-pixel views cannot be judged at 1:1.
+const LEGIBLE: u32 = 128;
+const BACKGROUND: Rgb<u8> = Rgb([34, 34, 38]);
+/// Query's and key's global view, query's and key's patches.
+const COLORS: [Rgb<u8>; 4] =
+    [Rgb([255, 196, 0]), Rgb([0, 200, 255]), Rgb([255, 90, 90]), Rgb([110, 230, 110])];
+
+/// A sample's drawn numbers, as `--plans` prints them.
+#[derive(Serialize)]
+struct Drawn<'a> {
+    sample: u64,
+    shard: &'a Path,
+    key: &'a str,
+    width: u32,
+    height: u32,
+    plan: &'a SamplePlan,
+}
+
+/// Runs `detco views`.
+///
+/// # Errors
+/// Shards, recipe or an image that cannot be read, a sheet that cannot be written.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.recipe, &args.overrides)?;
+    let (recipe, seed) = (&config.views, args.seed.unwrap_or(config.seed));
+    let set = ShardSet::open(&args.data)?;
+    let order = Order::shuffled(set.len(), 1, seed)?;
+    let rows = args.samples.min(set.len());
+
+    let mut sheet = Sheet::new(recipe, rows as u32);
+    let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
+    let mut stdout = std::io::stdout().lock();
+    for row in 0..rows {
+        let id = order.sample(Cursor { epoch: args.epoch, step: row }, 0);
+        let sample = set.sample(id)?;
+        let shard = set.shards()[sample.shard].path();
+        decoder.decode(sample.jpeg, &mut image).with_context(|| {
+            format!("{}: sample {} at byte {}", shard.display(), sample.key, sample.offset)
+        })?;
+        let (width, height) = (image.width, image.height);
+        let plan = recipe.draw(width, height, seed, args.epoch, id);
+        if args.plans {
+            let drawn = Drawn { sample: id, shard, key: sample.key, width, height, plan: &plan };
+            serde_json::to_writer(&mut stdout, &drawn)?;
+            writeln!(stdout)?;
+        }
+        sheet.row(row as u32, &image, &plan, &mut renderer);
+    }
+    write_whole(&args.out, &sheet.pixels)?;
+    if !args.plans {
+        writeln!(
+            stdout,
+            "{}: {rows} of {} samples, epoch {}, seed {seed}, {}; decoded by {}",
+            args.out.display(),
+            set.len(),
+            args.epoch,
+            args.recipe,
+            Decoder::name()
+        )?;
+    }
+    Ok(())
+}
+
+/// The picture and where its columns are.
+struct Sheet {
+    pixels: RgbImage,
+    /// Side of a cell: the larger of a global view and a patch set, after `scale`.
+    cell: u32,
+    /// Whole factor that views are enlarged by.
+    scale: u32,
+}
+
+impl Sheet {
+    fn new(recipe: &Recipe, rows: u32) -> Sheet {
+        let scale = LEGIBLE.div_ceil(recipe.global.size);
+        let patches = recipe.local.as_ref().map_or(0, |local| local.patch * 3 * scale + 2 * GAP);
+        let cell = patches.max(recipe.global.size * scale);
+        let views = if recipe.local.is_some() { 4 } else { 2 };
+        let width = GAP + cell + cell / 3 + views * (cell + GAP) + GAP;
+        let height = GAP + rows * (LINE + cell + GAP);
+        Sheet { pixels: RgbImage::from_pixel(width, height, BACKGROUND), cell, scale }
+    }
+
+    fn row(&mut self, row: u32, image: &Image, plan: &SamplePlan, renderer: &mut Renderer) {
+        let top = GAP + row * (LINE + self.cell + GAP);
+        self.original(top, image, plan);
+        for (view, plan) in plan.global.iter().enumerate() {
+            let mut pixels = vec![0; (plan.size * plan.size * 3) as usize];
+            renderer.global(image, plan, &mut pixels);
+            let left = self.bar(view, top);
+            self.paste(&pixels, plan.size, left, top + LINE);
+        }
+        for (view, plan) in plan.local.iter().flatten().enumerate() {
+            let bytes = (plan.patch * plan.patch * 3) as usize;
+            let mut pixels = vec![0; bytes * 9];
+            renderer.local(image, plan, &mut pixels);
+            let left = self.bar(view + 2, top);
+            let step = plan.patch * self.scale + GAP;
+            for (slot, patch) in (0u32..).zip(pixels.chunks_exact(bytes)) {
+                let (x, y) = (left + slot % 3 * step, top + LINE + slot / 3 * step);
+                self.paste(patch, plan.patch, x, y);
+            }
+        }
+    }
+
+    /// The whole image, fitted into a cell of 4:3, with the boxes that the views are cut from.
+    fn original(&mut self, top: u32, image: &Image, plan: &SamplePlan) {
+        let (width, height) = (f64::from(image.width), f64::from(image.height));
+        let room = (f64::from(self.cell + self.cell / 3), f64::from(self.cell));
+        let factor = (room.0 / width).min(room.1 / height);
+        let fitted = |length: f64| ((length * factor).round() as u32).max(1);
+        let whole = RgbImage::from_raw(image.width, image.height, image.pixels.clone())
+            .expect("an Image holds width * height * 3 bytes");
+        let mut small =
+            imageops::resize(&whole, fitted(width), fitted(height), FilterType::Triangle);
+        let crops = plan.global.iter().map(|view| view.crop);
+        let crops = crops.chain(plan.local.iter().flatten().map(|view| view.whole.crop));
+        for (crop, color) in crops.zip(COLORS) {
+            outline(&mut small, crop, factor, color);
+        }
+        imageops::replace(&mut self.pixels, &small, GAP.into(), (top + LINE).into());
+    }
+
+    /// The bar above a view; gives the view's left edge.
+    fn bar(&mut self, view: usize, top: u32) -> u32 {
+        let left = 2 * GAP + self.cell + self.cell / 3 + view as u32 * (self.cell + GAP);
+        fill(&mut self.pixels, [left, top, self.cell, LINE - 1], COLORS[view]);
+        left
+    }
+
+    fn paste(&mut self, pixels: &[u8], side: u32, left: u32, top: u32) {
+        let view = RgbImage::from_raw(side, side, pixels.to_vec())
+            .expect("a view holds side * side * 3 bytes");
+        let side = side * self.scale;
+        let view = imageops::resize(&view, side, side, FilterType::Nearest);
+        imageops::replace(&mut self.pixels, &view, left.into(), top.into());
+    }
+}
+
+fn outline(on: &mut RgbImage, crop: Rect, factor: f64, color: Rgb<u8>) {
+    let scaled = |length: u32| (f64::from(length) * factor).round() as u32;
+    let (left, top) = (scaled(crop.left), scaled(crop.top));
+    let (width, height) = (scaled(crop.width).max(LINE), scaled(crop.height).max(LINE));
+    let (right, bottom) = (left + width - LINE.min(width), top + height - LINE.min(height));
+    for side in [
+        [left, top, width, LINE],
+        [left, bottom, width, LINE],
+        [left, top, LINE, height],
+        [right, top, LINE, height],
+    ] {
+        fill(on, side, color);
+    }
+}
+
+/// Fills the part of `[left, top, width, height]` that lies on the picture.
+fn fill(on: &mut RgbImage, [left, top, width, height]: [u32; 4], color: Rgb<u8>) {
+    for y in top..(top + height).min(on.height()) {
+        for x in left..(left + width).min(on.width()) {
+            on.put_pixel(x, y, color);
+        }
+    }
+}
+
+/// Writes beside `path` and renames, so that a sheet is never half there.
+fn write_whole(path: &Path, sheet: &RgbImage) -> anyhow::Result<()> {
+    let mut name = path.file_name().context("the sheet needs a file name")?.to_owned();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    sheet
+        .save_with_format(&part, ImageFormat::Png)
+        .with_context(|| format!("writing {}", part.display()))?;
+    std::fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))
+}

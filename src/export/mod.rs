@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
+pub use crate::cli::export::Format;
 use crate::weights::is_backbone;
 
 /// Why weights could not be exported.
@@ -78,16 +79,6 @@ pub enum ExportError {
     },
 }
 
-/// Whose names and which container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// torchvision's names (timm's ResNets have the same): .safetensors, .pth or .pt
-    #[default]
-    Torchvision,
-    /// detectron2's names in a .pkl that its checkpointer reads
-    Detectron2,
-}
-
 /// Which of the two encoders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoder {
@@ -120,7 +111,7 @@ pub struct Origin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
     /// Finished epochs.
-    pub epoch: u64,
+    pub epoch: u32,
     /// Finished steps.
     pub step: u64,
 }

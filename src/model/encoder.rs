@@ -140,6 +140,13 @@ impl Encoder {
         pool(&self.maps(images)[3])
     }
 
+    pub(super) fn convert(&mut self, kind: Kind) {
+        let all = self.parameters.iter_mut().chain(&mut self.buffers);
+        for (_, tensor) in all.filter(|(_, tensor)| tensor.is_floating_point()) {
+            tensor.set_data(&tensor.detach().to_kind(kind));
+        }
+    }
+
     /// Moves the running statistics towards what one pass saw.
     pub fn settle(&mut self, moments: &Moments) {
         tch::no_grad(|| self.backbone.settle(moments));
@@ -176,7 +183,7 @@ fn swap(rows: &Tensor, a: i64, b: i64) -> Tensor {
 
 /// Global average: `[n, c, h, w]` to `[n, c]`.
 fn pool(map: &Tensor) -> Tensor {
-    map.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)
+    map.mean_dim([2_i64, 3].as_slice(), false, None)
 }
 
 /// Rows of unit length.

@@ -141,6 +141,15 @@ impl Model {
         Ok(Model { query, key, queues })
     }
 
+    /// Changes the element type of everything that is not a counter. Training is in float32; in
+    /// float64, two programs can be compared without ReLUs that rounding puts on the other side of
+    /// zero.
+    pub fn convert(&mut self, kind: Kind) {
+        self.query.convert(kind);
+        self.key.convert(kind);
+        self.queues.convert(kind);
+    }
+
     /// One EMA step of every key parameter, `key = ema * key + (1 - ema) * query` (MoCo, eq. 2).
     /// Buffers are left alone: the key encoder's batch normalisation keeps its own running
     /// statistics.

@@ -5,7 +5,7 @@
 //! by its statistics (MoCo, section 3.3). Running statistics move by the mean of what the groups
 //! would do to them, as in the split batch normalisation of MoCo's notebook.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::weights::{Builder, Init};
 
@@ -32,7 +32,7 @@ impl Moments {
         let seen = self.0.get(slot).filter(|seen| !seen.is_empty())?;
         let mean = |of: fn(&(Tensor, Tensor)) -> &Tensor| {
             let all: Vec<&Tensor> = seen.iter().map(of).collect();
-            Tensor::cat(&all, 0).mean_dim(0, false, Kind::Float)
+            Tensor::cat(&all, 0).mean_dim(0, false, None)
         };
         Some((mean(|(mean, _)| mean), mean(|(_, variance)| variance)))
     }

@@ -1,6 +1,6 @@
 //! Rings of negative keys, one for each level and scope (DetCo, section 3.2; MoCo, section 3.1).
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::weights::Draws;
 use super::{ModelError, Scope};
@@ -76,6 +76,12 @@ impl Queues {
             }
         });
         self.pointer = (self.pointer + n) % k;
+    }
+
+    pub(super) fn convert(&mut self, kind: Kind) {
+        for ring in self.global.iter_mut().chain(&mut self.local) {
+            *ring = ring.to_kind(kind);
+        }
     }
 
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
+use crate::config::{self, Backbone, Stem};
+
 pub use pickle::{PickleError, PickleFault};
 
 /// Where programs keep their backbone. The first prefix with a `conv1.weight` behind it is taken.
@@ -298,6 +300,37 @@ pub fn is_backbone(name: &str) -> bool {
         }
         _ => false,
     }
+}
+
+/// The network that a backbone's tensors are of: which ResNet, which stem, which width. As
+/// evaluation needs it: no patches, one head. `None` for other depths.
+pub fn shape(backbone: &[(String, Tensor)]) -> Option<config::Model> {
+    let find = |wanted: &str| backbone.iter().find(|(name, _)| name == wanted).map(|(_, t)| t);
+    let blocks = [1, 2, 3, 4].map(|stage| {
+        let conv = |block: &i32| format!("layer{stage}.{block}.conv1.weight");
+        (0..).take_while(|block| find(&conv(block)).is_some()).count()
+    });
+    let bottleneck = find("layer1.0.conv3.weight").is_some();
+    let resnet = match (blocks, bottleneck) {
+        ([2, 2, 2, 2], false) => Backbone::Resnet18,
+        ([3, 4, 6, 3], false) => Backbone::Resnet34,
+        ([3, 4, 6, 3], true) => Backbone::Resnet50,
+        ([3, 4, 23, 3], true) => Backbone::Resnet101,
+        _ => return None,
+    };
+    let (width, stem) = match find("conv1.weight")?.size()[..] {
+        [width, 3, 7, 7] => (width, Stem::Imagenet),
+        [width, 3, 3, 3] => (width, Stem::Cifar),
+        _ => return None,
+    };
+    Some(config::Model {
+        backbone: resnet,
+        stem,
+        width,
+        levels: vec![5],
+        local: false,
+        ..config::Model::default()
+    })
 }
 
 fn read_safetensors(

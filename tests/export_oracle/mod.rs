@@ -18,7 +18,7 @@ fn python() -> PathBuf {
 
 /// Runs `tools/oracle/<script>` and returns what it prints. The test fails with the script's own
 /// words where it fails.
-pub fn run(script: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
+pub(crate) fn run(script: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
     let script: OsString = root().join("tools/oracle").join(script).into();
     let output = Command::new(python())
         .arg(&script)

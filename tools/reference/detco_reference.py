@@ -132,7 +132,7 @@ class DetCo:
 
         with torch.no_grad():
             for k, q in zip(self.key.parameters(), self.query.parameters()):
-                k.copy_(case["ema"] * k + (1 - case["ema"]) * q)
+                k.lerp_(q, 1 - case["ema"])  # ema * k + (1 - ema) * q
             back = torch.argsort(shuffle)
             k_g = {i: k[back] for i, k in self.key.crops(crops[1][shuffle]).items()}
             k_l = {}
@@ -148,8 +148,8 @@ class DetCo:
             for pair, (q, k, scope) in pairs.items():
                 q, k = q[level], k[level]
                 negatives = self.queues[f"queue.{scope}.{level}"].clone()
-                positive = torch.einsum("nd,nd->n", q, k).unsqueeze(1)
-                z = torch.cat([positive, torch.einsum("nd,dk->nk", q, negatives)], dim=1)
+                positive = (q * k).sum(1, keepdim=True)
+                z = torch.cat([positive, q @ negatives], dim=1)
                 z = z / case["temperature"]
                 logits[f"{level}.{pair}"] = z
                 terms[f"{level}.{pair}"] = F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
@@ -167,6 +167,7 @@ class DetCo:
 def main(folder):
     case = json.loads((folder / "case.json").read_text())
     torch.set_num_threads(case["threads"])
+    torch.set_default_dtype(getattr(torch, case["dtype"]))
     PerDeviceBatchNorm.devices = case["bn_splits"]
     views = load_file(folder / "views.safetensors")
     detco = DetCo(case, load_file(folder / "initial.safetensors"))

@@ -20,12 +20,11 @@ use crate::{objects, setup, shell};
 /// Written into the demo's folder first: says that the folder is the demo's, and of what images.
 const STATE: &str = "demo.txt";
 /// Everything the demo makes in its folder.
-const PRODUCTS: [&str; 9] = [
+const PRODUCTS: [&str; 8] = [
     "images",
     "images.part",
     "shards",
     "views.png",
-    "untrained",
     "run",
     "backbone.safetensors",
     "backbone.pth",
@@ -40,7 +39,7 @@ const IMAGES_MAX: usize = 1500;
 const RECIPE: &str = "detco-small";
 /// Samples seen in training; the number of epochs follows from the size of the data set.
 const SAMPLES_SEEN: usize = 12_000;
-/// Share of the run after which it is killed.
+/// Share of the epochs after which the run is killed.
 const KILL_AT: f64 = 0.4;
 /// A trained backbone must beat the untrained one by this many percentage points.
 const GAIN_MIN: f64 = 10.0;
@@ -199,11 +198,10 @@ impl Demo<'_> {
         self.say("What the model is shown: crops and patches as the recipe draws them");
         self.detco(&["views", &train, "--recipe", RECIPE, "-o", &self.path("views.png")])?;
 
-        let before = self.knn_before(&images)?;
         self.train(&images)?;
-        let after = self.knn_after(&images)?;
+        let gain = self.knn(&images)?;
         self.export(&images)?;
-        self.judge(before, after)?;
+        self.judge(gain)?;
         self.end(started.elapsed())
     }
 
@@ -301,32 +299,22 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// kNN of random weights: what the pictures give away without learning.
-    fn knn_before(&self, images: &Images) -> Result<Option<f64>> {
+    /// kNN top-1 in percent, before and after training.
+    fn knn(&self, images: &Images) -> Result<Option<(f64, f64)>> {
         if !images.labelled {
             return Ok(None);
         }
-        self.say("Before: kNN on the features of random weights (one step at a rate of 0)");
-        let (train, run) = (self.path("shards/train"), self.path("untrained"));
-        remove(&self.options.out.join("untrained"))?;
-        let still = ["--set", "train.steps_max=1", "--set", "optim.lr=0"];
-        let words = [&["train", RECIPE, "--data", &train, "--out", &run], &still[..]].concat();
-        self.detco(&words)?;
-        self.knn(&run).map(Some)
-    }
-
-    fn knn_after(&self, images: &Images) -> Result<Option<f64>> {
-        if !images.labelled {
-            return Ok(None);
-        }
-        self.say("After: the same kNN on the trained features");
-        self.knn(&self.path("run")).map(Some)
-    }
-
-    fn knn(&self, run: &str) -> Result<f64> {
+        let run = self.path("run");
         let (train, test) = (self.path("shards/train"), self.path("shards/test"));
-        let said = self.detco(&["eval", "knn", run, "--train", &train, "--test", &test])?;
-        top1(&said).with_context(|| format!("`detco eval knn` printed no top-1:\n{said}"))
+        let ask = |more: &[&str]| -> Result<f64> {
+            let words = ["eval", "knn", &run, "--train", &train, "--test", &test];
+            let said = self.detco(&[&words, more].concat())?;
+            top1(&said).with_context(|| format!("`detco eval knn` printed no top-1:\n{said}"))
+        };
+        self.say("Before: kNN on the features of the random weights that the run started from");
+        let before = ask(&["--init"])?;
+        self.say("After: the same kNN on the trained features");
+        Ok(Some((before, ask(&[])?)))
     }
 
     /// Trains, with a kill in the middle; goes on with a run that is already there.
@@ -338,13 +326,14 @@ impl Demo<'_> {
             return self.detco(&resume).map(drop);
         }
         remove(&run)?;
-        let epochs = (SAMPLES_SEEN / images.train.max(1)).clamp(1, 200);
+        let epochs = (SAMPLES_SEEN / images.train.max(1)).clamp(2, 200);
+        let kill_in = (epochs as f64 * KILL_AT) as u64;
         self.say("Training a small DetCo, and killing it halfway");
         let (data, out) = (self.path("shards/train"), self.path("run"));
         let epochs = format!("train.epochs={epochs}");
         let words = ["train", RECIPE, "--data", &data, "--out", &out, "--set", &epochs];
         let mut child = self.start(&words, Stdio::inherit())?;
-        if self.kill_midway(&mut child, &run)? {
+        if self.kill_midway(&mut child, &run, kill_in)? {
             self.say(
                 "Going on with the killed run: same losses, same weights, as if nothing had been",
             );
@@ -353,8 +342,9 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// Kills the run with SIGKILL after [`KILL_AT`] of its steps. `false` if it ended before.
-    fn kill_midway(&self, child: &mut Child, run: &Path) -> Result<bool> {
+    /// Kills the run with SIGKILL in the middle of an epoch (counted from 0), once it has a
+    /// checkpoint to go on from. `false` if it ended before.
+    fn kill_midway(&self, child: &mut Child, run: &Path, epoch: u64) -> Result<bool> {
         loop {
             if let Some(status) = child.try_wait()? {
                 self.signals.check()?;
@@ -366,13 +356,13 @@ impl Demo<'_> {
                 self.signals.wait(child)?;
             }
             let saved = run.join("checkpoints/latest").exists();
-            if let Some((step, steps)) = reached(&run.join("metrics.jsonl"))
+            if let Some((step, at)) = reached(&run.join("metrics.jsonl"))
                 && saved
-                && step as f64 >= steps as f64 * KILL_AT
+                && at >= epoch
             {
                 child.kill().context("killing the run")?;
                 child.wait()?;
-                eprintln!("\n\n  killed with SIGKILL after step {step} of {steps}");
+                eprintln!("\n\n  killed with SIGKILL after step {step}, inside epoch {}", at + 1);
                 return Ok(true);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -395,8 +385,8 @@ impl Demo<'_> {
         self.child(&mut command, Stdio::inherit()).map(drop)
     }
 
-    fn judge(&self, before: Option<f64>, after: Option<f64>) -> Result<()> {
-        let (Some(before), Some(after)) = (before, after) else { return Ok(()) };
+    fn judge(&self, gain: Option<(f64, f64)>) -> Result<()> {
+        let Some((before, after)) = gain else { return Ok(()) };
         self.say("Did it learn?");
         eprintln!("  kNN top-1 before {before:.1} %, after {after:.1} %");
         ensure!(
@@ -493,13 +483,13 @@ fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("removing {}", path.display()))
 }
 
-/// The last step in a metrics file and the steps of the whole run. A line that is being written is
-/// not whole yet and is passed over.
+/// The last step in a metrics file and its epoch. A line that is being written is not whole yet and
+/// is passed over.
 fn reached(metrics: &Path) -> Option<(u64, u64)> {
     let text = fs::read_to_string(metrics).ok()?;
     text.lines().rev().find_map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some((line.get("step")?.as_u64()?, line.get("steps")?.as_u64()?))
+        Some((line.get("step")?.as_u64()?, line.get("epoch")?.as_u64()?))
     })
 }
 
@@ -714,9 +704,9 @@ mod tests {
     #[test]
     fn the_last_whole_line_of_the_metrics_counts() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let text = "{\"step\": 10, \"steps\": 180}\n{\"step\": 20, \"steps\": 180}\n{\"step\": 3";
+        let text = "{\"step\": 10, \"epoch\": 0}\n{\"step\": 20, \"epoch\": 1}\n{\"step\": 3";
         fs::write(file.path(), text).unwrap();
-        assert_eq!(reached(file.path()), Some((20, 180)));
+        assert_eq!(reached(file.path()), Some((20, 1)));
         fs::write(file.path(), "").unwrap();
         assert_eq!(reached(file.path()), None);
     }

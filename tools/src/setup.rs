@@ -22,7 +22,7 @@ const STATE: &str = "detco-setup.txt";
 const UNFINISHED: &str = "unfinished\n";
 /// What pip fetches and what it lays on the disk, in bytes: measured with these requirements on
 /// x86-64 Linux and Python 3.11. Only the time left is reckoned from them.
-const FETCHED: u64 = 2_300_000_000;
+const FETCHED: u64 = 2_800_000_000;
 const INSTALLED: u64 = 4_900_000_000;
 /// Both at once, and some air.
 const DISK_NEEDED: u64 = 8_000_000_000;
@@ -209,6 +209,15 @@ fn install(root: &Path, venv: &Path) -> Result<File> {
         enough_disk(venv)?;
         make_venv(venv, &base_python()?)?;
     }
+    match found {
+        State::Outdated => eprintln!("set-up: bringing .venv up to tools/requirements.txt"),
+        _ => eprintln!(
+            "set-up: fetching about {:.1} GB of wheels (torch {} and what it needs); {:.1} GB on disk",
+            FETCHED as f64 / 1e9,
+            pin("torch"),
+            INSTALLED as f64 / 1e9
+        ),
+    }
     pip(root, venv, &lock)?;
     try_out(venv)?;
     write_state(venv, &finished(venv)?)?;
@@ -367,12 +376,6 @@ fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
     // Wheels of gigabytes pass through the temporary folder: beside their destination there is room.
     let scratch = venv.join("tmp");
     fs::create_dir_all(&scratch)?;
-    eprintln!(
-        "set-up: fetching about {:.1} GB of wheels (torch {} and what it needs); {:.1} GB on disk",
-        FETCHED as f64 / 1e9,
-        pin("torch"),
-        INSTALLED as f64 / 1e9
-    );
     let to_log = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     let mut command = python(&venv.join("bin/python"));
     command
@@ -389,7 +392,7 @@ fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        progress.show(bytes_below(&scratch), bytes_below(&venv.join("lib")));
+        progress.show(fetched_into(&scratch), bytes_below(&venv.join("lib")));
         std::thread::sleep(Duration::from_millis(500));
     };
     progress.end();
@@ -405,6 +408,13 @@ fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Bytes of wheels in pip's scratch folder. They lie in folders; a loose file is the copy for pip's
+/// cache of a wheel that is being fetched, and would count it twice.
+fn fetched_into(scratch: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(scratch) else { return 0 };
+    entries.flatten().map(|entry| bytes_below(&entry.path())).sum()
 }
 
 /// Bytes of all files below a folder that is being written: what vanishes meanwhile counts as 0.
@@ -451,10 +461,12 @@ impl Progress {
         let fetching = self.installing.map_or(self.started.elapsed(), |at| at - self.started);
         let installing = self.installing.map(|at| at.elapsed());
         let left = seconds_left(self.fetched, fetching, installed, installing);
-        let left = left.map_or("…".into(), |left| shell::duration(Duration::from_secs(left)));
+        let left = left.map_or("time left not known yet".into(), |left| {
+            format!("about {} left", shell::duration(Duration::from_secs(left)))
+        });
         let (fetched, installed) = (self.fetched as f64 / 1e9, installed as f64 / 1e9);
         let line = format!(
-            "set-up: fetched {fetched:.1} of {:.1} GB, installed {installed:.1} of {:.1} GB, about {left} left",
+            "set-up: fetched {fetched:.1} of {:.1} GB, installed {installed:.1} of {:.1} GB, {left}",
             FETCHED as f64 / 1e9,
             INSTALLED as f64 / 1e9,
         );

@@ -7,9 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use detco_resize::Filter;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageFormat};
 use serde::{Deserialize, Serialize};
@@ -41,7 +39,7 @@ const OTHERS: [ImageFormat; 2] = [ImageFormat::WebP, ImageFormat::Bmp];
 pub(crate) struct Converter {
     decoder: Decoder,
     image: Image,
-    resizer: Resizer,
+    resizer: detco_resize::Resize,
 }
 
 /// What an image file is by its first bytes.
@@ -135,19 +133,9 @@ impl Converter {
             |side: u32| ((u64::from(side) * u64::from(resize.short) + short / 2) / short) as u32;
         let (new_width, new_height) = (scale(width), scale(height));
         let mut small = vec![0; new_width as usize * new_height as usize * 3];
-        let frame = TypedImageRef::from_buffer(width, height, pixels)
-            .expect("an Image holds width * height * 3 bytes");
-        // The whole of it: this type is the one that the views compile already.
-        let frame = TypedCroppedImage::from_ref(&frame, 0, 0, width, height)
-            .expect("an image contains itself");
-        let mut target = TypedImage::from_buffer(new_width, new_height, &mut small)
-            .expect("made with this size above");
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-            .use_alpha(false);
-        self.resizer
-            .resize_typed::<U8x3>(&frame, &mut target, &options)
-            .expect("the crop is the whole view of the frame");
+        let (size, whole) = ((width, height), [0, 0, width, height]);
+        let into = (new_width, new_height);
+        self.resizer.crop_resize(Filter::Lanczos, pixels, size, whole, into, &mut small);
         self.image = Image { width: new_width, height: new_height, pixels: small };
     }
 

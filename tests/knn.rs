@@ -1,0 +1,213 @@
+//! The kNN monitor against an independent implementation, and end to end from shards.
+#![cfg(feature = "train")]
+
+mod export_oracle;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use detco::config::Config;
+use detco::eval::knn::{self, Features, KnnError, KnnOptions, Report};
+use detco::model::Model;
+use detco_shards::stream::ShardSet;
+use export_oracle::run;
+use tch::{Device, Kind, Tensor, kind::FLOAT_CPU};
+
+struct Case {
+    train: (Tensor, Tensor),
+    test: (Tensor, Tensor),
+}
+
+fn rust(case: &Case, k: usize, t: f64) -> Report {
+    let features = |(rows, classes): &(Tensor, Tensor), which| {
+        let classes = Vec::<i64>::try_from(classes).unwrap();
+        Features::new(rows, classes.into_iter().map(|class| class as u32).collect(), which).unwrap()
+    };
+    knn::classify(&features(&case.train, "train"), &features(&case.test, "test"), k, t).unwrap()
+}
+
+/// What the oracle says, and how many queries are too close to call in `f32`.
+fn python(case: &Case, k: usize, t: f64) -> (f64, f64, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("case.safetensors");
+    let tensors = [
+        ("train_features", &case.train.0),
+        ("train_classes", &case.train.1),
+        ("test_features", &case.test.0),
+        ("test_classes", &case.test.1),
+    ];
+    Tensor::write_safetensors(&tensors, &path).unwrap();
+    let said = run("knn_reference.py", &[&path, &k.to_string(), &t.to_string()]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let number = |name: &str| said[name].as_f64().unwrap();
+    (number("top1"), number("top5"), said["close"].as_u64().unwrap())
+}
+
+/// Features around class centres, as far apart as `signal` says.
+fn clusters(m: i64, n: i64, classes: i64, signal: f64) -> Case {
+    let centres = Tensor::randn([classes, 32], FLOAT_CPU) * signal;
+    let set = |rows: i64| {
+        let of = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+        (centres.index_select(0, &of) + Tensor::randn([rows, 32], FLOAT_CPU), of)
+    };
+    let (train, test) = (set(m), set(n));
+    Case { train, test }
+}
+
+#[test]
+fn percentages_are_those_of_an_independent_implementation() {
+    tch::manual_seed(11);
+    for (m, n, classes, signal, k, t) in [
+        (900, 600, 10, 0.35, 200, 0.1),
+        (900, 300, 40, 0.5, 20, 0.07),
+        (150, 300, 7, 0.3, 200, 0.5), // fewer in memory than k
+        (400, 300, 3, 0.2, 1, 0.1),
+    ] {
+        let case = clusters(m, n, classes, signal);
+        let report = rust(&case, k, t);
+        let (top1, top5, close) = python(&case, k, t);
+        // Each query that is too close to call may go either way.
+        let slack = 100.0 * close as f64 / n as f64 + 1e-9;
+        assert!(close <= 2, "{close} of {n} queries are too close to call");
+        assert!((report.top1 - top1).abs() <= slack, "top-1 {} and {top1}", report.top1);
+        assert!((10.0..99.0).contains(&top1), "{top1} % tells right from wrong badly");
+        match report.top5 {
+            Some(mine) => assert!((mine - top5).abs() <= slack, "top-5 {mine} and {top5}"),
+            None => assert!(classes <= 5),
+        }
+        assert_eq!(report.k, k.min(m as usize));
+        assert_eq!((report.memory, report.queries), (m as usize, n as usize));
+        assert_eq!(report.classes, classes as usize);
+    }
+}
+
+/// Features from four directions: everything ties, also across the blocks the memory is cut into.
+#[test]
+fn ties_are_decided_alike() {
+    tch::manual_seed(12);
+    let directions = Tensor::eye(4, FLOAT_CPU);
+    let integers = |high: i64, n: i64| Tensor::randint(high, [n], (Kind::Int64, Device::Cpu));
+    for m in [300, 70_000] {
+        let set = |n: i64| (directions.index_select(0, &integers(4, n)), integers(12, n));
+        let case = Case { train: set(m), test: set(150) };
+        for k in [1, 7, 200] {
+            let report = rust(&case, k, 0.1);
+            let (top1, top5, _) = python(&case, k, 0.1);
+            assert_eq!((report.top1, report.top5), (top1, Some(top5)), "m = {m}, k = {k}");
+            assert_eq!(report, rust(&case, k, 0.1), "the same again");
+        }
+    }
+}
+
+/// A tar of JPEGs: three classes told apart by colour, with `.cls` members unless `bare`.
+fn shard(path: &Path, seed: u32, each: u32, bare: bool) {
+    let mut tar = Vec::new();
+    let mut member = |name: String, data: &[u8]| {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..108].copy_from_slice(b"0000644\0");
+        header[108..124].copy_from_slice(b"0000000\x000000000\0");
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[136..148].copy_from_slice(b"00000000000\0");
+        header[148..156].copy_from_slice(b"        ");
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.extend(header);
+        tar.extend(data);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    };
+    for i in 0..3 * each {
+        let class = i % 3;
+        let image = image::RgbImage::from_fn(40, 36, |x, y| {
+            let noise =
+                (x * 7919 + y * 104_729 + (i + seed) * 31_337).wrapping_mul(2_654_435_761) >> 26;
+            let mut pixel = [60 + noise as u8; 3];
+            pixel[class as usize] += 90;
+            image::Rgb(pixel)
+        });
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        member(format!("{i:04}.jpg"), jpeg.get_ref());
+        if !bare {
+            member(format!("{i:04}.cls"), class.to_string().as_bytes());
+        }
+    }
+    tar.resize(tar.len() + 1024, 0);
+    std::fs::write(path, tar).unwrap();
+}
+
+fn small() -> Config {
+    let sets = ["model.backbone=resnet18", "model.width=8", "model.stem=cifar", "train.device=cpu"];
+    let sets: Vec<String> = sets.into_iter().map(String::from).collect();
+    Config::load("moco-v2-small", &sets).unwrap()
+}
+
+#[test]
+fn shards_are_classified_end_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    shard(&path("train.tar"), 1, 40, false);
+    shard(&path("test.tar"), 1000, 15, false);
+    shard(&path("bare.tar"), 1, 2, true);
+    let open =
+        |name: &str| Arc::new(ShardSet::open(&[path(name).to_str().unwrap().to_string()]).unwrap());
+    let (train, test, bare) = (open("train.tar"), open("test.tar"), open("bare.tar"));
+    let model = Model::new(&small(), Device::Cpu).unwrap();
+    let options = KnnOptions { k: 20, size: 32, batch: 16, workers: 1, ..KnnOptions::default() };
+    let report = knn::evaluate(&model.query, &train, &test, &options).unwrap();
+    assert_eq!((report.memory, report.queries, report.classes), (120, 45, 3));
+    // Colour survives random convolutions.
+    assert!(report.top1 > 90.0, "{report:?}");
+    // Neither batches nor workers change the figure; a part is a part.
+    let other = KnnOptions { batch: 7, workers: 3, ..options.clone() };
+    assert_eq!(knn::evaluate(&model.query, &train, &test, &other).unwrap(), report);
+    let part = KnnOptions { samples_max: 31, ..options.clone() };
+    let report = knn::evaluate(&model.query, &train, &test, &part).unwrap();
+    assert_eq!((report.memory, report.queries, report.k), (31, 31, 20));
+    assert_eq!(report.classes, 3);
+    let error = knn::evaluate(&model.query, &train, &bare, &options).unwrap_err();
+    assert!(matches!(&error, KnnError::NoClass { which: "test", key, .. } if key == "0000"));
+    assert!(error.to_string().contains("bare.tar"), "{error}");
+
+    command_line(&path, &model);
+}
+
+fn detco(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_detco")).args(arguments).output().unwrap()
+}
+
+/// `detco eval knn` of a weights file and of a run's initial weights.
+fn command_line(path: &dyn Fn(&str) -> std::path::PathBuf, model: &Model) {
+    let text = |name: &str| path(name).to_str().unwrap().to_string();
+    let weights = path("weights.safetensors");
+    detco::export::write(
+        &weights,
+        detco::export::Format::Torchvision,
+        &model.query.backbone_tensors(),
+        &detco::export::Origin::default(),
+    )
+    .unwrap();
+    let run = path("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("config.toml"), small().to_toml()).unwrap();
+    let (train, test) = (text("train.tar"), text("test.tar"));
+    let sets = ["--train", &train, "--test", &test, "-k", "300", "--json"];
+    let json = |what: &[&str]| -> serde_json::Value {
+        let output = detco(&[&["eval", "knn"], what, &sets].concat());
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{complaint}");
+        assert!(complaint.contains("k = 120, not 300"), "{complaint}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let of_file = json(&[weights.to_str().unwrap(), "--size", "64"]);
+    let of_run = json(&[run.to_str().unwrap(), "--init"]);
+    assert_eq!(of_file["top1"], of_run["top1"]);
+    assert_eq!(of_run["classes"], 3);
+    let output = detco(&["eval", "knn", run.to_str().unwrap(), "--train", &train, "--test", &test]);
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("checkpoint"), "{complaint}");
+}

@@ -1,0 +1,396 @@
+//! The trainer against PyTorch: same weights, same views, same shuffles, compared after every step.
+//!
+//! The other side is `tools/reference/*.py`, with torchvision's ResNet inside. An error is
+//! `max |a - b| / max |b|` of a tensor; the worst of each kind is printed (`--nocapture`).
+#![cfg(feature = "train")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use detco::batch::Batch;
+use detco::config::{Backbone, Config};
+use detco::dist::local::Local;
+use detco::model::{Draws, Model, Moments, Scope};
+use detco::optim::Sgd;
+use detco::step::{At, permutation, update_watched};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+/// One each, so that both sides sum in the same order.
+const THREADS: i32 = 1;
+
+fn python() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    let python = std::env::var_os("DETCO_PYTHON").map_or_else(own, PathBuf::from);
+    assert!(python.is_file(), "no Python at {}: run `cargo xtask setup`", python.display());
+    python
+}
+
+fn reference(script: &str, folder: &Path) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/reference").join(script);
+    let mut command = Command::new(python());
+    command.arg(script).arg(folder);
+    command
+}
+
+/// `max |a - b| / max |b|`.
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+    let scale = b.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
+    (a - b).abs().max().double_value(&[]) / scale
+}
+
+/// Worst error of each kind, and where.
+#[derive(Default)]
+struct Worst(BTreeMap<String, (Vec<f64>, f64, String)>);
+
+impl Worst {
+    fn note(&mut self, kind: &str, name: &str, step: u64, error: f64) {
+        assert!(!error.is_nan(), "{kind} {name} is not a number");
+        let fresh = || (vec![0.0; STEPS as usize], -1.0, String::new());
+        let (by_step, worst, place) = self.0.entry(kind.to_string()).or_insert_with(fresh);
+        let of_step = &mut by_step[step as usize];
+        *of_step = of_step.max(error);
+        if error > *worst {
+            (*worst, *place) = (error, format!("{name} after step {}", step + 1));
+        }
+    }
+}
+
+/// What our side of the comparison holds after a step: kind, name, tensor.
+type Readings = Vec<(String, String, Tensor)>;
+
+#[derive(Clone, Copy)]
+struct Case {
+    recipe: &'static str,
+    sets: &'static [&'static str],
+    size: i64,
+    patch: i64,
+}
+
+const STEPS: u64 = 5;
+
+fn stop(mut child: Child) {
+    drop(child.stdin.take());
+    let status = child.wait().expect("the reference was started by this test");
+    assert!(status.success(), "the reference failed: {status}");
+}
+
+fn name_of(backbone: Backbone) -> String {
+    serde_json::to_value(backbone).unwrap().as_str().unwrap().to_string()
+}
+
+/// Images that differ as photographs do: a few large blobs of colour, and noise on top. Pure noise
+/// would give every sample nearly the same features, and gradients that are nothing but rounding.
+fn picture(name: &str, view: usize, shape: &[i64]) -> Tensor {
+    let (edge, n) = (shape[shape.len() - 1], shape[..shape.len() - 3].iter().product::<i64>());
+    let blobs = Draws::new(7, name, 0).normal(&[n, 3, 4, 4], 1.0);
+    let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+    let noise = Draws::new(8, name, view as u64).normal(&[n, 3, edge, edge], 0.3);
+    (blobs + noise).reshape(shape)
+}
+
+/// Two views of the same pictures for every step.
+fn draw_views(case: &Case, config: &Config, kind: Kind) -> Vec<(String, Tensor)> {
+    let n = config.train.batch;
+    let mut views = Vec::new();
+    for step in 0..STEPS {
+        for view in 0..2 {
+            let mut add = |scope: &str, shape: &[i64]| {
+                let pixels = picture(&format!("{step}.{scope}"), view, shape);
+                views.push((format!("{step}.{scope}.{view}"), pixels.to_kind(kind)));
+            };
+            add("global", &[n, 3, case.size, case.size]);
+            if config.model.local {
+                add("local", &[n, 9, 3, case.patch, case.patch]);
+            }
+        }
+    }
+    views
+}
+
+fn state(model: &Model, sgd: &Sgd) -> Readings {
+    let mut ours = Readings::new();
+    for (name, parameter) in model.query.parameters() {
+        let grad = parameter.grad();
+        if grad.defined() {
+            ours.push(("gradients".into(), format!("grad.{name}"), grad));
+        }
+    }
+    for (name, buffer) in sgd.tensors() {
+        ours.push(("momentum".into(), format!("momentum.{name}"), buffer));
+    }
+    for (name, tensor) in model.tensors() {
+        let side = name.split('.').next().unwrap();
+        let kind = match name.rsplit('.').next().unwrap() {
+            "running_mean" | "running_var" => format!("{side} BN statistics"),
+            "num_batches_tracked" | "pointer" => "counters".to_string(),
+            _ if side == "queue" => "queues".to_string(),
+            _ => format!("{side} weights"),
+        };
+        ours.push((kind, name, tensor));
+    }
+    ours
+}
+
+fn compare(case: &Case, groups: i64, kind: Kind) {
+    tch::set_num_threads(THREADS);
+    let mut sets: Vec<String> = case.sets.iter().map(ToString::to_string).collect();
+    sets.push(format!("model.bn_splits={groups}"));
+    let config = Config::load(case.recipe, &sets).unwrap();
+    let (n, lr) = (config.train.batch, config.base_lr());
+    let (momentum, decay) = (config.optim.momentum, config.optim.weight_decay);
+    let mut model = Model::new(&config, Device::Cpu).unwrap();
+    model.convert(kind);
+    let mut sgd = Sgd::new(model.query.parameters(), momentum, decay);
+
+    let views = draw_views(case, &config, kind);
+    let shuffles: Vec<Vec<i64>> =
+        (0..STEPS).map(|step| permutation(config.seed, step, n as usize)).collect();
+    let settings = json!({
+        "backbone": name_of(config.model.backbone), "levels": config.model.levels,
+        "local": config.model.local, "head": config.model.head,
+        "local_head": config.model.local_head, "dim": config.model.dim,
+        "bn_splits": config.model.bn_splits, "temperature": config.loss.temperature,
+        "level_weights": config.loss.level_weights, "queue": config.loss.queue,
+        "ema": config.loss.ema, "batch": n, "lr": lr, "momentum": momentum,
+        "weight_decay": decay, "threads": THREADS, "shuffles": shuffles,
+        "dtype": if kind == Kind::Double { "float64" } else { "float32" },
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("case.json"), settings.to_string()).unwrap();
+    // The reference has to make its own key encoder: it is given none.
+    let mut initial = model.tensors();
+    initial.retain(|(name, _)| !name.starts_with("key."));
+    Tensor::write_safetensors(&initial, folder.path().join("initial.safetensors")).unwrap();
+    Tensor::write_safetensors(&views, folder.path().join("views.safetensors")).unwrap();
+
+    let mut child = reference("detco_reference.py", folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let views: HashMap<String, Tensor> = views.into_iter().collect();
+    let (mut worst, mut trace) = (Worst::default(), Vec::new());
+    for step in 0..STEPS {
+        let view = |scope: &str| [0, 1].map(|i| views[&format!("{step}.{scope}.{i}")].copy());
+        let local = config.model.local.then(|| view("local"));
+        let batch = Batch { global: view("global"), local };
+        let mut ours = Readings::new();
+        let report = update_watched(
+            &mut model,
+            &mut sgd,
+            &Local,
+            &config,
+            &batch,
+            At { step, learning_rate: lr },
+            &mut |terms| {
+                for term in terms {
+                    let level = config.model.levels[term.index];
+                    let name = format!("logits.{level}.{}", term.pair);
+                    ours.push(("logits".into(), name, term.logits.detach().copy()));
+                }
+            },
+        )
+        .unwrap();
+        assert!(report.applied);
+        trace.push(format!("{:.4}", report.loss));
+
+        ours.push(("losses".into(), "loss".into(), Tensor::from(report.loss)));
+        for term in &report.terms {
+            let name = format!("loss.{}.{}", term.level, term.pair);
+            ours.push(("losses".into(), name, Tensor::from(term.loss)));
+        }
+        ours.extend(state(&model, &sgd));
+
+        let line = lines.next().expect("the reference ended early").unwrap();
+        assert_eq!(line, step.to_string());
+        let theirs = Tensor::read_safetensors(folder.path().join("step.safetensors")).unwrap();
+        let mut theirs: HashMap<String, Tensor> = theirs.into_iter().collect();
+        for (kind, name, ours) in ours {
+            match theirs.remove(&name) {
+                Some(theirs) => {
+                    worst.note(&kind, &name, step, error(&ours, &theirs));
+                }
+                // torch has no momentum for what never had a gradient; ours must be untouched.
+                None if kind == "momentum" => assert_eq!(ours.abs().max().double_value(&[]), 0.0),
+                None => panic!("the reference has no {name}"),
+            }
+        }
+        assert!(theirs.is_empty(), "not compared: {:?}", theirs.keys());
+        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+    stop(child);
+
+    println!("{} {sets:?} in {kind:?}: losses {}", case.recipe, trace.join(" "));
+    for (kind, (by_step, _, place)) in &worst.0 {
+        let by_step: Vec<String> = by_step.iter().map(|error| format!("{error:.1e}")).collect();
+        println!("  {kind:<20} {}  worst: {place}", by_step.join(" "));
+    }
+    let bound = if kind == Kind::Double { 1e-9 } else { 1e-4 };
+    for (kind, (_, error, place)) in &worst.0 {
+        let bound = if kind == "counters" { 0.0 } else { bound };
+        assert!(*error <= bound, "{kind}: {error:.2e} at {place}");
+    }
+}
+
+const DETCO_18: Case = Case {
+    recipe: "detco-r50",
+    sets: &[
+        "model.backbone=resnet18",
+        "train.batch=8",
+        "optim.lr_batch=8",
+        "loss.queue=32",
+        "loss.ema=0.9",
+    ],
+    size: 64,
+    patch: 32,
+};
+
+const DETCO_50: Case = Case {
+    recipe: "detco-r50",
+    sets: &["model.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "loss.queue=16"],
+    size: 64,
+    patch: 32,
+};
+
+const MOCO_V2: Case = Case {
+    recipe: "moco-v2-r50",
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=16"],
+    size: 64,
+    patch: 0,
+};
+
+const MOCO_V1: Case = Case {
+    recipe: "moco-v1-r50",
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=64"],
+    size: 64,
+    patch: 0,
+};
+
+/// The highest level is not Res5: what lies above takes no part, and is not decayed.
+const SHALLOW: Case = Case {
+    recipe: "detco-r50",
+    sets: &[
+        "model.backbone=resnet18",
+        "model.levels=[2, 3]",
+        "loss.level_weights=[0.5, 2.0]",
+        "model.local_head=9c-9c",
+        "model.dim=16",
+        "train.batch=8",
+        "optim.lr_batch=8",
+        "loss.queue=16",
+    ],
+    size: 32,
+    patch: 16,
+};
+
+// With several BN groups our convolutions see the batch in another order, so float32 sums round
+// otherwise; a unit within 1e-7 of zero then falls on the other side of its ReLU, which alone changes
+// a gradient of Res5 by percents (seen at step 2, and it grows from there). In float64 that does not
+// happen, so groups are compared in float64, to 1e-9, and in float32 where nets are shallow; one
+// group in float32, to 1e-4.
+
+#[test]
+fn detco_on_resnet18_trains_as_pytorch_does() {
+    compare(&DETCO_18, 1, Kind::Float);
+}
+
+#[test]
+fn detco_on_resnet18_in_groups_trains_as_pytorch_does() {
+    compare(&DETCO_18, 2, Kind::Double);
+}
+
+#[test]
+fn detco_on_resnet50_with_pirl_heads_trains_as_pytorch_does() {
+    compare(&DETCO_50, 1, Kind::Float);
+}
+
+#[test]
+fn detco_on_resnet50_with_pirl_heads_in_groups_trains_as_pytorch_does() {
+    compare(&DETCO_50, 2, Kind::Double);
+}
+
+#[test]
+fn moco_v2_trains_as_pytorch_does() {
+    compare(&MOCO_V2, 1, Kind::Float);
+}
+
+#[test]
+fn moco_v2_in_groups_trains_as_pytorch_does() {
+    compare(&MOCO_V2, 2, Kind::Double);
+}
+
+#[test]
+fn moco_v1_trains_as_pytorch_does() {
+    compare(&MOCO_V1, 1, Kind::Float);
+}
+
+#[test]
+fn moco_v1_in_groups_trains_as_pytorch_does() {
+    compare(&MOCO_V1, 4, Kind::Double);
+}
+
+#[test]
+fn shallow_detco_in_groups_trains_as_pytorch_does() {
+    compare(&SHALLOW, 4, Kind::Float);
+}
+
+/// Names, shapes and numbers of the backbone: torchvision loads our weights strictly.
+fn features_equal_torchvisions(backbone: &str) {
+    tch::set_num_threads(THREADS);
+    let sets = [format!("model.backbone={backbone}"), "model.bn_splits=1".to_string()];
+    let config = Config::load("moco-v2-r50", &sets).unwrap();
+    let mut model = Model::new(&config, Device::Cpu).unwrap();
+    let images = Draws::new(7, "images", 0).normal(&[4, 3, 96, 64], 1.0);
+    // Running statistics that are nobody's default.
+    let mut seen = Moments::default();
+    drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen)));
+    model.query.settle(&seen);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let settings = json!({ "backbone": backbone, "threads": THREADS });
+    std::fs::write(path("case.json"), settings.to_string()).unwrap();
+    let weights = model.query.backbone_tensors();
+    Tensor::write_safetensors(&weights, path("weights.safetensors")).unwrap();
+    Tensor::write_safetensors(&[("images", &images)], path("images.safetensors")).unwrap();
+    let status = reference("torchvision_resnet.py", folder.path()).status().unwrap();
+    assert!(status.success(), "{status}");
+
+    let theirs = Tensor::read_safetensors(path("maps.safetensors")).unwrap();
+    let theirs: HashMap<String, Tensor> = theirs.into_iter().collect();
+    let maps = model.query.maps(&images).into_iter().zip(2..);
+    let mut ours: Vec<(String, Tensor)> =
+        maps.map(|(map, level)| (format!("res{level}"), map)).collect();
+    ours.push(("features".to_string(), model.query.features(&images)));
+    for (name, ours) in ours {
+        let error = error(&ours, &theirs[&name]);
+        println!("{backbone} {name:<9} {error:.1e}");
+        assert!(error <= 1e-5, "{backbone} {name}: {error:.2e}");
+    }
+}
+
+#[test]
+fn resnet18_is_torchvisions() {
+    features_equal_torchvisions("resnet18");
+}
+
+#[test]
+fn resnet34_is_torchvisions() {
+    features_equal_torchvisions("resnet34");
+}
+
+#[test]
+fn resnet50_is_torchvisions() {
+    features_equal_torchvisions("resnet50");
+}
+
+#[test]
+fn resnet101_is_torchvisions() {
+    features_equal_torchvisions("resnet101");
+}
