@@ -74,6 +74,9 @@ struct About {
     skipped: u64,
 }
 
+/// Samples by class number.
+type Counts = BTreeMap<u32, u64>;
+
 /// Runs the command.
 ///
 /// # Errors
@@ -143,8 +146,8 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
 }
 
 /// Samples by class, from the `.cls` member of each.
-fn count_classes(set: &ShardSet) -> anyhow::Result<BTreeMap<u32, u64>> {
-    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+fn count_classes(set: &ShardSet) -> anyhow::Result<Counts> {
+    let mut counts = Counts::new();
     for id in 0..set.len() {
         if let Some(class) = set.class(id)? {
             *counts.entry(class).or_default() += 1;
@@ -155,13 +158,13 @@ fn count_classes(set: &ShardSet) -> anyhow::Result<BTreeMap<u32, u64>> {
 
 /// What the manifests beside the shards say; their counts by class, if they speak of exactly these
 /// shards.
-fn manifests(set: &ShardSet) -> anyhow::Result<(Vec<About>, Option<BTreeMap<u32, u64>>)> {
+fn manifests(set: &ShardSet) -> anyhow::Result<(Vec<About>, Option<Counts>)> {
     let mut folders: Vec<&Path> =
         set.shards().iter().filter_map(|shard| shard.path().parent()).collect();
     folders.sort_unstable();
     folders.dedup();
     let mut all = Vec::new();
-    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut counts = Counts::new();
     let mut samples = 0;
     for folder in folders {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
