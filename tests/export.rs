@@ -229,7 +229,11 @@ fn damaged_files_are_errors(folder: &Path) {
     }
     // The pickle and the zip directory are where structure is: flip there.
     let whole = std::fs::read(folder.join("old.pth")).unwrap();
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
     let places = prop_oneof![0..8000_usize, whole.len() - 8000..whole.len()];
     runner
         .run(&(prop::collection::vec((places, any::<u8>()), 1..4)), |flips| {
@@ -332,4 +336,60 @@ fn features_are_torchvisions() {
         assert_eq!((shape.backbone, shape.stem), (config.model.backbone, config.model.stem));
         assert_eq!(shape.width, 64);
     }
+}
+
+/// `detco export` of a run's checkpoint.
+#[test]
+fn a_run_is_exported_from_the_command_line() {
+    use std::process::Command;
+
+    use detco::checkpoint::{self, State};
+    use detco::{config::Config, model::Model};
+    use detco_shards::order::Cursor;
+
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let config = Config::load("moco-v2-small", &["train.device=cpu".into()]).unwrap();
+    let model = Model::new(&config, tch::Device::Cpu).unwrap();
+    let state = State {
+        config,
+        cursor: Cursor { epoch: 2, step: 5 },
+        step: 1200,
+        fingerprint: 1,
+        samples: 1,
+    };
+    checkpoint::save(&run, &state, &model.tensors(), &[]).unwrap();
+    let expected = export::backbone(&model.tensors(), Encoder::Query).unwrap();
+    let detco = |name: &str, more: &[&str]| {
+        let path = folder.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detco"));
+        command.arg("export").arg(&run).arg("-o").arg(&path).args(more);
+        let output = command.output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        (path, output.status.code(), complaint)
+    };
+    for name in ["x.safetensors", "x.pth"] {
+        let (path, code, complaint) = detco(name, &["--checkpoint", "1200"]);
+        assert_eq!(code, Some(0), "{complaint}");
+        assert_same(&weights::read_backbone(&path).unwrap(), &expected);
+    }
+    let (path, code, complaint) = detco("x.pkl", &["--format", "detectron2", "--key-encoder"]);
+    assert_eq!(code, Some(0), "{complaint}");
+    let reference = folder.path().join("x.safetensors");
+    let author = run_check(&path, &reference);
+    assert!(author.contains("key encoder, epoch 2, step 1200"), "{author}");
+    for (name, more, hint) in [
+        ("y.onnx", &[][..], ".safetensors, .pth or .pt"),
+        ("y.pth", &["--checkpoint", "7"][..], "step-000001200"),
+    ] {
+        let (path, code, complaint) = detco(name, more);
+        assert_eq!(code, Some(1), "{complaint}");
+        assert!(complaint.contains(hint), "{complaint}");
+        assert!(!path.exists());
+    }
+}
+
+/// The key encoder starts as a copy of the query encoder, so its export is compared with that.
+fn run_check(pkl: &Path, reference: &Path) -> String {
+    run("export_check.py", &[&"detectron2", &pkl, &reference])
 }
