@@ -72,7 +72,7 @@ fn whole(image: &Image, size: u32, ops: Vec<Op>) -> ViewPlan {
 fn each_operation_is_pillows() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = Cases::new(folder.path());
-    let images = [("photo", support::textured(96, 96, 1)), ("noise", support::noise(96, 96, 2))];
+    let images = [("photo", support::images::textured(96, 96, 1)), ("noise", support::images::noise(96, 96, 2))];
     let mut ops = vec![Op::Gray];
     for factor in [0.0, 0.61, 0.9999, 1.0, 1.0001, 1.4, 2.0] {
         ops.extend([Op::Brightness(factor), Op::Contrast(factor), Op::Saturation(factor)]);
@@ -120,8 +120,8 @@ fn hue_of_every_color_is_pillows() {
 fn resized_crops_are_pillows() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = Cases::new(folder.path());
-    let image = support::noise(401, 293, 3);
-    let photo = support::textured(401, 293, 4);
+    let image = support::images::noise(401, 293, 3);
+    let photo = support::images::textured(401, 293, 4);
     for (left, top, width, height, size) in [
         (0, 0, 401, 293, 224),
         (1, 2, 399, 290, 224),
@@ -157,7 +157,7 @@ fn drawn_views_are_torchvisions() {
             .iter()
             .zip(10..)
             .map(|(&(width, height), seed)| {
-                (format!("gen{seed}"), support::textured(width, height, seed))
+                (format!("gen{seed}"), support::images::textured(width, height, seed))
             })
             .collect();
     images.extend(support::real_images(24));

@@ -6,7 +6,7 @@
 /// Box blurs in a row; Pillow's number.
 const PASSES: usize = 3;
 
-/// Two padded images that the passes alternate between.
+/// A padded line and a padded image: what a pass reads.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     row: Vec<u8>,
@@ -43,26 +43,27 @@ impl Kernel {
 }
 
 impl Scratch {
-    /// Blurs `pixels`, `[side, side, 3]`, in place. `sigma` in pixels.
-    pub(super) fn gaussian(&mut self, pixels: &mut [u8], side: usize, sigma: f32) {
+    /// Blurs `view`, row-planar `[side, 3, side]`, in place. `sigma` in pixels.
+    #[inline(always)]
+    pub(super) fn gaussian(&mut self, view: &mut [u8], side: usize, sigma: f32) {
         let kernel = Kernel::gaussian(sigma);
-        let stride = side * 3;
-        for row in pixels.chunks_exact_mut(stride) {
+        for line in view.chunks_exact_mut(side) {
             for _ in 0..PASSES {
-                // Neighbours along a row are 3 bytes apart.
-                pad(row, 3, kernel.radius + 1, &mut self.row);
-                convolve(&self.row, 3, kernel, row);
+                pad(line, 1, kernel.radius + 1, &mut self.row);
+                convolve(&self.row, 1, kernel, line);
             }
         }
+        let stride = side * 3;
         for _ in 0..PASSES {
-            // Neighbours along a column are a row apart: the same sum over one long row.
-            pad(pixels, stride, kernel.radius + 1, &mut self.rows);
-            convolve(&self.rows, stride, kernel, pixels);
+            // Neighbours along a column are a row apart: the same sum over one long line.
+            pad(view, stride, kernel.radius + 1, &mut self.rows);
+            convolve(&self.rows, stride, kernel, view);
         }
     }
 }
 
 /// Copies `line` with its first and last element (of `step` bytes) repeated `times` before and after.
+#[inline(always)]
 fn pad(line: &[u8], step: usize, times: usize, into: &mut Vec<u8>) {
     into.clear();
     for _ in 0..times {
@@ -75,6 +76,7 @@ fn pad(line: &[u8], step: usize, times: usize, into: &mut Vec<u8>) {
 }
 
 /// One pass over a line padded by `radius + 1` elements of `step` bytes on either side.
+#[inline(always)]
 fn convolve(padded: &[u8], step: usize, kernel: Kernel, out: &mut [u8]) {
     let n = out.len();
     let Kernel { radius, full, far } = kernel;
@@ -104,6 +106,7 @@ fn convolve(padded: &[u8], step: usize, kernel: Kernel, out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn weigh(sum: u32, left: u8, right: u8, full: u32, far: u32) -> u8 {
     let ends = u32::from(left) + u32::from(right);
     // At most 255 * 2^24 + 2^23: the weights add up to 2^24.

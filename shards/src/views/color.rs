@@ -1,102 +1,140 @@
 //! Colour, as Pillow's `ImageEnhance` and `convert` do it on 8-bit pixels: blends are computed in
-//! `f32` and truncated, and every operation rounds to 8 bits before the next.
+//! `f32` and truncated, hues partly in `f64`, and every operation rounds to 8 bits before the next.
+//!
+//! Views are row-planar here (see [`super::geometry`]). Loops have no branches and no tables, so that
+//! they become vector code; conversions to integers add 2^52 (or 2^23) and keep the low bits, because
+//! a saturating cast does not.
 
 /// Blends with black. Factor 1 is the image.
-pub(super) fn brightness(pixels: &mut [u8], factor: f32) {
-    blend_flat(pixels, 0, factor);
+#[inline(always)]
+pub(super) fn brightness(view: &mut [u8], factor: f32) {
+    blend_flat(view, 0, factor);
 }
 
 /// Blends with the mean of the image's luma. Factor 1 is the image.
-pub(super) fn contrast(pixels: &mut [u8], factor: f32) {
-    let (pixels_rgb, _) = pixels.as_chunks::<3>();
-    let sum: u64 = pixels_rgb.iter().map(|p| u64::from(luma(*p))).sum();
-    let mean = (sum as f64 / pixels_rgb.len() as f64 + 0.5) as u8;
-    blend_flat(pixels, mean, factor);
+#[inline(always)]
+pub(super) fn contrast(view: &mut [u8], side: usize, factor: f32) {
+    let mut sum = 0;
+    for row in view.chunks_exact(3 * side) {
+        let (r, g, b) = (&row[..side], &row[side..2 * side], &row[2 * side..]);
+        // A row of at most 4096 values of at most 255 fits.
+        let row: u32 = (0..side).map(|x| luma(r[x], g[x], b[x])).sum();
+        sum += u64::from(row);
+    }
+    let mean = (sum as f64 / (side * side) as f64 + 0.5) as u8;
+    blend_flat(view, mean, factor);
 }
 
 /// Blends with the image's luma. Factor 1 is the image.
-pub(super) fn saturation(pixels: &mut [u8], factor: f32) {
-    let (pixels, _) = pixels.as_chunks_mut::<3>();
-    for pixel in pixels {
-        let gray = luma(*pixel);
-        *pixel = pixel.map(|value| blend(gray, value, factor));
-    }
+#[inline(always)]
+pub(super) fn saturation(view: &mut [u8], side: usize, factor: f32) {
+    for_pixels(view, side, |[r, g, b]| {
+        let gray = luma(r, g, b) as f32;
+        [r, g, b].map(|value| blend(gray, value, factor))
+    });
 }
 
 /// Three equal channels of luma.
-pub(super) fn gray(pixels: &mut [u8]) {
-    let (pixels, _) = pixels.as_chunks_mut::<3>();
-    for pixel in pixels {
-        *pixel = [luma(*pixel); 3];
-    }
+#[inline(always)]
+pub(super) fn gray(view: &mut [u8], side: usize) {
+    for_pixels(view, side, |[r, g, b]| [luma(r, g, b) as u8; 3]);
 }
 
 /// Turns the hue, through 8-bit HSV as Pillow does: the shift is truncated to 1/255 turns and the
 /// sum wraps at 256.
-pub(super) fn hue(pixels: &mut [u8], turns: f32) {
+#[inline(always)]
+pub(super) fn hue(view: &mut [u8], side: usize, turns: f32) {
     let shift = (f64::from(turns) * 255.0) as i32 as u8;
-    let (pixels, _) = pixels.as_chunks_mut::<3>();
-    for pixel in pixels {
-        let [h, s, v] = to_hsv(*pixel);
-        *pixel = to_rgb([h.wrapping_add(shift), s, v]);
+    for_pixels(view, side, |pixel| {
+        let (h, s, v) = to_hsv(pixel);
+        to_rgb(h.wrapping_add(shift), s, v)
+    });
+}
+
+#[inline(always)]
+fn for_pixels(view: &mut [u8], side: usize, f: impl Fn([u8; 3]) -> [u8; 3]) {
+    for row in view.chunks_exact_mut(3 * side) {
+        let (r, rest) = row.split_at_mut(side);
+        let (g, b) = rest.split_at_mut(side);
+        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+            [*r, *g, *b] = f([*r, *g, *b]);
+        }
     }
 }
 
 /// ITU-R 601-2 luma in 16-bit fixed point, rounded.
-fn luma([r, g, b]: [u8; 3]) -> u8 {
-    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+#[inline(always)]
+fn luma(r: u8, g: u8, b: u8) -> u32 {
+    (u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16
 }
 
-/// `from` at factor 0, `to` at factor 1, truncated and clamped.
-fn blend(from: u8, to: u8, factor: f32) -> u8 {
-    let (from, to) = (f32::from(from), f32::from(to));
-    // The cast saturates and truncates, as Pillow's clamp and cast do.
-    (from + factor * (to - from)) as u8
+/// `from` at factor 0, `to` at factor 1, clamped and truncated.
+#[inline(always)]
+fn blend(from: f32, to: u8, factor: f32) -> u8 {
+    let value = from + factor * (f32::from(to) - from);
+    let value = value.clamp(0.0, 255.0).floor();
+    (value + (1 << 23) as f32).to_bits() as u8
 }
 
-fn blend_flat(pixels: &mut [u8], from: u8, factor: f32) {
-    let table: [u8; 256] = std::array::from_fn(|value| blend(from, value as u8, factor));
-    for value in pixels {
-        *value = table[usize::from(*value)];
+#[inline(always)]
+fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
+    for value in view {
+        *value = blend(f32::from(from), *value, factor);
     }
 }
 
-fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
+/// The integer part of a number in `[0, 256)`.
+#[inline(always)]
+fn truncate(value: f64) -> u8 {
+    (value.floor() + (1u64 << 52) as f64).to_bits() as u8
+}
+
+/// Pillow's hue and saturation: `f32` where it has `float` variables, `f64` within expressions.
+#[inline(always)]
+fn to_hsv([r, g, b]: [u8; 3]) -> (u8, u8, u8) {
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
-    if most == least {
-        return [0, 0, most];
-    }
     let range = f32::from(most - least);
+    // Gray pixels divide by zero; their hue is replaced below.
     let distance = |channel: u8| f32::from(most - channel) / range;
     let (r_far, g_far, b_far) = (distance(r), distance(g), distance(b));
+    let red = b_far - g_far;
+    let green = (2.0 + f64::from(r_far) - f64::from(b_far)) as f32;
+    let blue = (4.0 + f64::from(g_far) - f64::from(r_far)) as f32;
     let sector = if r == most {
-        b_far - g_far
+        red
     } else if g == most {
-        (2.0 + f64::from(r_far) - f64::from(b_far)) as f32
+        green
     } else {
-        (4.0 + f64::from(g_far) - f64::from(r_far)) as f32
+        blue
     };
-    let h = ((f64::from(sector) / 6.0 + 1.0) % 1.0) as f32;
-    let s = range / f32::from(most);
-    [(f64::from(h) * 255.0) as u8, (f64::from(s) * 255.0) as u8, most]
+    let turned = f64::from(sector) / 6.0 + 1.0;
+    let h = truncate(f64::from((turned - turned.floor()) as f32) * 255.0);
+    let s = truncate(f64::from(range / f32::from(most)) * 255.0);
+    if most == least { (0, 0, most) } else { (h, s, most) }
 }
 
-fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
-    if s == 0 {
-        return [v; 3];
-    }
+/// The inverse. Without saturation all three are `v`, whatever the hue.
+#[inline(always)]
+fn to_rgb(h: u8, s: u8, v: u8) -> [u8; 3] {
     let turned = f64::from(h) * 6.0 / 255.0;
-    let sector = turned.floor();
-    let part = f64::from((turned - sector) as f32);
+    let whole = turned.floor();
+    let part = f64::from((turned - whole) as f32);
     let s = f64::from((f64::from(s) / 255.0) as f32);
-    let scale = |x: f64| (f64::from(v) * (1.0 - x)).round() as u8;
+    let scale = |x: f64| truncate(f64::from(v) * (1.0 - x) + 0.5);
     let (low, fall, rise) = (scale(s), scale(s * part), scale(s * (1.0 - part)));
-    match sector as u8 % 6 {
-        0 => [v, rise, low],
-        1 => [fall, v, low],
-        2 => [low, v, rise],
-        3 => [low, fall, v],
-        4 => [rise, low, v],
-        _ => [v, low, fall],
-    }
+    let sector = truncate(whole);
+    // Hue 255 is a full turn, sector 6: the same as sector 0.
+    let pick = |at: [u8; 6]| match sector {
+        1 => at[1],
+        2 => at[2],
+        3 => at[3],
+        4 => at[4],
+        5 => at[5],
+        _ => at[0],
+    };
+    [
+        pick([v, fall, low, low, rise, v]),
+        pick([rise, v, v, fall, low, low]),
+        pick([low, low, rise, v, v, fall]),
+    ]
 }

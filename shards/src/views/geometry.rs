@@ -1,31 +1,193 @@
-//! Crop, resize, mirror.
-
-use detco_resize::{Filter, Resize};
+//! Crop, resize, interleave, mirror.
+//!
+//! While a view is worked on it is *row-planar*, `[side, 3, side]`: each row holds its red, then its
+//! green, then its blue values. Neighbours along a row are adjacent, neighbours along a column a whole
+//! row apart, and every loop runs over contiguous bytes of one meaning.
 
 use super::plan::Rect;
 use crate::decode::Image;
 
-/// The resizer and its intermediate image.
+/// Bits after the point of a filter weight; Pillow's number, so that its sums are ours.
+const WEIGHT_BITS: u32 = 22;
+/// Half, at that precision: added once to a sum, it rounds.
+const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+
+/// Memory of the resizer.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    resize: Resize,
+    columns: Axis,
+    rows: Axis,
+    /// Two source rows, each with a byte to spare.
+    lines: [Vec<u8>; 2],
+    /// The crop after the horizontal pass, `[crop height, 3, side]`.
+    narrow: Vec<u8>,
 }
 
-impl Scratch {
-    /// Cuts `crop` out of `image` and resizes it to `side` x `side` as Pillow's `BILINEAR` does.
-    pub(super) fn crop_resize(&mut self, image: &Image, crop: Rect, side: usize, out: &mut [u8]) {
-        let side = u32::try_from(side).expect("a view's side comes from a u32");
-        let crop = [crop.left, crop.top, crop.width, crop.height];
-        let size = (image.width, image.height);
-        let (pixels, into) = (&image.pixels, (side, side));
-        self.resize.crop_resize(Filter::Bilinear, pixels, size, crop, into, out);
+/// A filter along one axis: for each output pixel the inputs it covers and their weights.
+#[derive(Debug, Default)]
+struct Axis {
+    /// First input pixel.
+    starts: Vec<usize>,
+    /// `[outputs, taps]`; zero beyond the inputs that are covered.
+    weights: Vec<i32>,
+    /// Inputs covered by each output: the widest of them.
+    taps: usize,
+    real: Vec<f64>,
+}
+
+impl Axis {
+    /// A triangle as wide as the reduction (no narrower than for none), cut off at the edges.
+    fn triangle(&mut self, inputs: usize, outputs: usize) {
+        let scale = inputs as f64 / outputs as f64;
+        let stretch = scale.max(1.0);
+        let inverse = 1.0 / stretch;
+        self.taps = (stretch.ceil() as usize * 2 + 1).min(inputs);
+        self.starts.clear();
+        self.weights.clear();
+        for output in 0..outputs {
+            let center = (output as f64 + 0.5) * scale;
+            // The casts saturate at 0, where the filter would reach beyond the first input.
+            let start = (center - stretch + 0.5) as usize;
+            let end = ((center + stretch + 0.5) as usize).min(inputs);
+            self.real.clear();
+            self.real.extend((start..end).map(|input| {
+                let distance = (input as f64 - center + 0.5) * inverse;
+                (1.0 - distance.abs()).max(0.0)
+            }));
+            let sum: f64 = self.real.iter().sum();
+            // Near the end the window is moved back, so that every output has all its taps.
+            let moved = start - start.min(inputs - self.taps);
+            self.starts.push(start - moved);
+            let first = self.weights.len() + moved;
+            self.weights.resize(self.weights.len() + self.taps, 0);
+            let one = f64::from(1 << WEIGHT_BITS);
+            for (weight, real) in self.weights[first..].iter_mut().zip(&self.real) {
+                *weight = (0.5 + real / sum * one) as i32;
+            }
+        }
+    }
+
+    fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.starts.iter().copied().zip(self.weights.chunks_exact(self.taps))
     }
 }
 
-/// Mirrors left and right, in place.
-pub(super) fn flip(pixels: &mut [u8], side: usize) {
-    for row in pixels.chunks_exact_mut(side * 3) {
-        let (pixels, _) = row.as_chunks_mut::<3>();
-        pixels.reverse();
+impl Scratch {
+    /// Cuts `crop` out of `image` and resizes it to `side` x `side`, row-planar: along rows, then along
+    /// columns, each rounded to 8 bits, as Pillow's `BILINEAR`. Pixels outside the box are not looked
+    /// at, because torchvision crops first.
+    #[inline(always)]
+    pub(super) fn crop_resize(&mut self, image: &Image, crop: Rect, side: usize, out: &mut [u8]) {
+        let [left, top, width, height] =
+            [crop.left, crop.top, crop.width, crop.height].map(|length| length as usize);
+        let stride = image.width as usize * 3;
+        assert!(
+            width > 0
+                && height > 0
+                && left + width <= image.width as usize
+                && top + height <= image.height as usize,
+            "{crop:?} in {}x{}",
+            image.width,
+            image.height
+        );
+        self.columns.triangle(width, side);
+        self.rows.triangle(height, side);
+        self.narrow.resize(height * 3 * side, 0);
+
+        let source = |y: usize| &image.pixels[(top + y) * stride + left * 3..][..width * 3];
+        let [first, second] = &mut self.lines;
+        for (y, narrow) in (0..height).step_by(2).zip(self.narrow.chunks_mut(6 * side)) {
+            // Pairs of rows; an odd last row is paired with itself.
+            for (line, y) in [(&mut *first, y), (&mut *second, (y + 1).min(height - 1))] {
+                line.clear();
+                line.extend_from_slice(source(y));
+                line.push(0);
+            }
+            along_rows(first, second, &self.columns, side, narrow);
+        }
+        along_columns(&self.narrow, &self.rows, 3 * side, out);
+    }
+}
+
+/// Two rows of RGB, each followed by a byte to spare, through the filter; row-planar.
+#[inline(always)]
+fn along_rows(first: &[u8], second: &[u8], axis: &Axis, side: usize, out: &mut [u8]) {
+    let (out_first, out_second) = out.split_at_mut(3 * side);
+    for (x, (start, weights)) in axis.windows().enumerate() {
+        // Red, green, blue and the next pixel's red, of both rows: eight lanes of 32 bits.
+        let mut sums = [HALF; 8];
+        let bytes = start * 3..(start + weights.len()) * 3 + 1;
+        let (first, second) = (&first[bytes.clone()], &second[bytes]);
+        for (tap, weight) in weights.iter().enumerate() {
+            let at = tap * 3..tap * 3 + 4;
+            let (first, second) = (&first[at.clone()], &second[at]);
+            for lane in 0..4 {
+                sums[lane] += i32::from(first[lane]) * weight;
+                sums[lane + 4] += i32::from(second[lane]) * weight;
+            }
+        }
+        for channel in 0..3 {
+            out_first[channel * side + x] = (sums[channel] >> WEIGHT_BITS) as u8;
+        }
+        if !out_second.is_empty() {
+            for channel in 0..3 {
+                out_second[channel * side + x] = (sums[channel + 4] >> WEIGHT_BITS) as u8;
+            }
+        }
+    }
+}
+
+/// Rows of `stride` bytes through the filter, column by column.
+#[inline(always)]
+fn along_columns(rows: &[u8], axis: &Axis, stride: usize, out: &mut [u8]) {
+    const LANES: usize = 32;
+    for (out, (start, weights)) in out.chunks_exact_mut(stride).zip(axis.windows()) {
+        let rows = &rows[start * stride..(start + weights.len()) * stride];
+        let whole = stride / LANES * LANES;
+        for x in (0..whole).step_by(LANES) {
+            let mut sums = [HALF; LANES];
+            for (row, weight) in rows.chunks_exact(stride).zip(weights) {
+                for (sum, value) in sums.iter_mut().zip(&row[x..x + LANES]) {
+                    *sum += i32::from(*value) * weight;
+                }
+            }
+            for (out, sum) in out[x..x + LANES].iter_mut().zip(sums) {
+                *out = (sum >> WEIGHT_BITS) as u8;
+            }
+        }
+        for x in whole..stride {
+            let products = rows.chunks_exact(stride).zip(weights);
+            let sum: i32 = products.map(|(row, weight)| i32::from(row[x]) * weight).sum();
+            out[x] = ((sum + HALF) >> WEIGHT_BITS) as u8;
+        }
+    }
+}
+
+/// Part of a row-planar row as interleaved RGB: `columns` of it, from left to right, or from right to
+/// left where the row is `mirrored`; the columns are counted in the mirrored row.
+#[inline(always)]
+pub(super) fn interleave(
+    row: &[u8],
+    columns: std::ops::Range<usize>,
+    mirrored: bool,
+    out: &mut [u8],
+) {
+    let side = row.len() / 3;
+    let (out, _) = out.as_chunks_mut::<3>();
+    let (left, right) = if mirrored {
+        (side - columns.end, side - columns.start)
+    } else {
+        (columns.start, columns.end)
+    };
+    let channel = |c: usize| &row[c * side..][left..right];
+    let pixels = channel(0).iter().zip(channel(1)).zip(channel(2));
+    if mirrored {
+        for (to, ((r, g), b)) in out.iter_mut().rev().zip(pixels) {
+            *to = [*r, *g, *b];
+        }
+    } else {
+        for (to, ((r, g), b)) in out.iter_mut().zip(pixels) {
+            *to = [*r, *g, *b];
+        }
     }
 }

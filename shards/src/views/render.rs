@@ -11,8 +11,8 @@ use crate::decode::Image;
 pub struct Renderer {
     geometry: geometry::Scratch,
     blur: blur::Scratch,
-    /// The whole local image before the cut, `[size, size, 3]`.
-    whole: Vec<u8>,
+    /// The view that is worked on, row-planar, `[size, 3, size]`.
+    view: Vec<u8>,
 }
 
 impl Renderer {
@@ -28,12 +28,9 @@ impl Renderer {
     pub fn global(&mut self, image: &Image, plan: &ViewPlan, out: &mut [u8]) {
         let side = plan.size as usize;
         assert_eq!(out.len(), side * side * 3, "a global view is [{side}, {side}, 3]");
-        self.geometry.crop_resize(image, plan.crop, side, out);
-        for op in &plan.ops {
-            self.apply(*op, side, out);
-        }
-        if plan.flip {
-            geometry::flip(out, side);
+        self.render(image, plan);
+        for (row, out) in self.view.chunks_exact(3 * side).zip(out.chunks_exact_mut(3 * side)) {
+            geometry::interleave(row, 0..side, plan.flip, out);
         }
     }
 
@@ -49,10 +46,7 @@ impl Renderer {
             CELLS as usize * patch * patch * 3,
             "a local view is [9, {patch}, {patch}, 3]"
         );
-        // Taken out for the borrow checker; put back below, so that its memory is kept.
-        let mut whole = std::mem::take(&mut self.whole);
-        whole.resize(side * side * 3, 0);
-        self.global(image, &plan.whole, &mut whole);
+        self.render(image, &plan.whole);
         let cell_side = side / GRID as usize;
         for (slot, cell) in out.chunks_exact_mut(patch * patch * 3).zip(plan.order) {
             let cell = usize::from(cell);
@@ -63,23 +57,50 @@ impl Renderer {
             );
             let left = cell % GRID as usize * cell_side + left;
             let top = cell / GRID as usize * cell_side + top;
-            for (to, from) in
-                slot.chunks_exact_mut(patch * 3).zip(whole.chunks_exact(side * 3).skip(top))
-            {
-                to.copy_from_slice(&from[left * 3..(left + patch) * 3]);
+            let rows = self.view.chunks_exact(side * 3).skip(top);
+            for (row, out) in rows.zip(slot.chunks_exact_mut(patch * 3)) {
+                geometry::interleave(row, left..left + patch, plan.whole.flip, out);
             }
         }
-        self.whole = whole;
     }
 
-    fn apply(&mut self, op: Op, side: usize, pixels: &mut [u8]) {
-        match op {
-            Op::Brightness(factor) => color::brightness(pixels, factor),
-            Op::Contrast(factor) => color::contrast(pixels, factor),
-            Op::Saturation(factor) => color::saturation(pixels, factor),
-            Op::Hue(turns) => color::hue(pixels, turns),
-            Op::Gray => color::gray(pixels),
-            Op::Blur(sigma) => self.blur.gaussian(pixels, side, sigma),
+    /// Everything but the flip, into `self.view`.
+    fn render(&mut self, image: &Image, plan: &ViewPlan) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
+            // SAFETY: this CPU has AVX2: the line above asked it.
+            unsafe {
+                self.render_avx2(image, plan);
+            }
+            return;
+        }
+        self.render_any(image, plan);
+    }
+
+    /// [`Renderer::render_any`] with vectors of 32 bytes instead of 16: half the time.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn render_avx2(&mut self, image: &Image, plan: &ViewPlan) {
+        self.render_any(image, plan);
+    }
+
+    // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
+    #[inline(always)]
+    fn render_any(&mut self, image: &Image, plan: &ViewPlan) {
+        let side = plan.size as usize;
+        self.view.resize(side * side * 3, 0);
+        let view = &mut self.view[..];
+        self.geometry.crop_resize(image, plan.crop, side, view);
+        for op in &plan.ops {
+            match *op {
+                Op::Brightness(factor) => color::brightness(view, factor),
+                Op::Contrast(factor) => color::contrast(view, side, factor),
+                Op::Saturation(factor) => color::saturation(view, side, factor),
+                Op::Hue(turns) => color::hue(view, side, turns),
+                Op::Gray => color::gray(view, side),
+                Op::Blur(sigma) => self.blur.gaussian(view, side, sigma),
+            }
         }
     }
 }

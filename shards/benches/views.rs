@@ -1,0 +1,94 @@
+//! Speed of one thread from JPEG bytes to DetCo's four views:
+//! `taskset -c 1 cargo bench -p detco-shards --bench views`.
+//!
+//! The floor is what no recipe can avoid: decoding and four resizes. Each figure adds up the least time of
+//! every image over all rounds.
+
+#[path = "../tests/support/images.rs"]
+mod images;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use detco_shards::decode::{Decoder, Image};
+use detco_shards::views::{Op, Recipe, Rect, Renderer, SamplePlan, ViewPlan};
+
+fn main() {
+    let measured = std::env::args().any(|argument| argument == "--bench");
+    let (rounds, count) = if measured { (7, 400) } else { (1, 2) };
+    let files = images::jpegs(count);
+    let recipe = Recipe::detco();
+    let bare = {
+        let mut bare = recipe.clone();
+        bare.global.photometric.order.clear();
+        bare
+    };
+    let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
+    let mut out = vec![0; recipe.global_bytes().max(recipe.local_bytes())];
+
+    let names = ["decode", "4 resizes, cut, flip", "4 views"];
+    let mut least = vec![[Duration::MAX; 3]; files.len()];
+    for _ in 0..rounds {
+        for (sample, (file, least)) in files.iter().zip(&mut least).enumerate() {
+            let mut time = |what: usize, work: &mut dyn FnMut()| {
+                let start = Instant::now();
+                work();
+                least[what] = start.elapsed().min(least[what]);
+            };
+            time(0, &mut || {
+                decoder.decode(file, &mut image).expect("the files of a benchmark decode");
+            });
+            for (what, recipe) in [(1, &bare), (2, &recipe)] {
+                time(what, &mut || {
+                    let plan = recipe.draw(image.width, image.height, 1, 0, sample as u64);
+                    render(&mut renderer, &image, &plan, &mut out);
+                });
+            }
+        }
+    }
+    let seconds: [f64; 3] = std::array::from_fn(|what| {
+        least.iter().map(|times| times[what]).sum::<Duration>().as_secs_f64()
+    });
+    for (name, seconds) in names.iter().zip(seconds) {
+        println!("{name}: {:.0} us an image", seconds / files.len() as f64 * 1e6);
+    }
+    let rate = |seconds: f64| files.len() as f64 / seconds;
+    println!("floor (decode + 4 resizes): {:.1} images/s", rate(seconds[0] + seconds[1]));
+    println!("DetCo views: {:.1} images/s on one core", rate(seconds[0] + seconds[2]));
+
+    decoder.decode(&files[0], &mut image).expect("the files of a benchmark decode");
+    let crop = Rect { left: 0, top: 0, width: image.width, height: image.height };
+    let mut baseline = 0.0;
+    for ops in [
+        vec![],
+        vec![Op::Brightness(1.2)],
+        vec![Op::Contrast(1.2)],
+        vec![Op::Saturation(1.2)],
+        vec![Op::Hue(0.07)],
+        vec![Op::Gray],
+        vec![Op::Blur(0.7)],
+        vec![Op::Blur(1.7)],
+    ] {
+        let plan = ViewPlan { size: 224, crop, ops, flip: false };
+        let mut least = f64::INFINITY;
+        for _ in 0..rounds * 20 {
+            let start = Instant::now();
+            renderer.global(black_box(&image), &plan, &mut out[..recipe.global_bytes()]);
+            least = least.min(start.elapsed().as_secs_f64() * 1e6);
+        }
+        match plan.ops.first() {
+            None => baseline = least,
+            Some(op) => println!("{op:?}: {:.0} us a view of 224", least - baseline),
+        }
+    }
+}
+
+fn render(renderer: &mut Renderer, image: &Image, plan: &SamplePlan, out: &mut [u8]) {
+    for view in &plan.global {
+        renderer.global(image, view, &mut out[..(view.size * view.size * 3) as usize]);
+    }
+    for view in plan.local.iter().flatten() {
+        renderer.local(image, view, &mut out[..(9 * view.patch * view.patch * 3) as usize]);
+    }
+    black_box(out);
+}

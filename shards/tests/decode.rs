@@ -1,0 +1,247 @@
+//! The decoder against Pillow, and against bytes that are no picture.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use detco_shards::decode::{Components, DecodeError, Decoder, Format, Image, probe};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use serde_json::Value;
+
+/// How far our pixels of a file are from Pillow's.
+#[derive(Debug, Clone, Copy)]
+struct Distance {
+    mean: f64,
+    worst: u8,
+}
+
+/// Decodes a file that Pillow has read and compares: size, EXIF, progressive, pixels.
+fn compare(folder: &Path, seen: &Value) -> Distance {
+    let text = |key: &str| seen[key].as_str().unwrap();
+    let number = |key: &str| seen[key].as_u64().unwrap();
+    let bytes = std::fs::read(folder.join(text("file"))).unwrap();
+    let name = text("file");
+    let header = probe(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let size = (u64::from(header.width), u64::from(header.height));
+    assert_eq!(size, (number("width"), number("height")), "{name}");
+    assert_eq!(u64::from(header.orientation), number("orientation"), "{name}");
+    if header.format == Format::Jpeg {
+        assert_eq!(Some(header.progressive), seen["progressive"].as_bool(), "{name}");
+        let mode = match header.components {
+            Components::Gray => "L",
+            Components::Ycc | Components::Rgb => "RGB",
+            Components::Cmyk | Components::Ycck => "CMYK",
+        };
+        assert_eq!(mode, text("mode"), "{name}");
+    }
+    let mut image = Image::new();
+    Decoder::new().decode(&bytes, &mut image).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!((image.width, image.height), (header.width, header.height), "{name}");
+    let want = std::fs::read(folder.join(text("rgb"))).unwrap();
+    assert_eq!(image.pixels.len(), want.len(), "{name}");
+    let differences = image.pixels.iter().zip(&want).map(|(a, b)| a.abs_diff(*b));
+    let worst = differences.clone().max().unwrap();
+    let mean = differences.map(f64::from).sum::<f64>() / want.len() as f64;
+    Distance { mean, worst }
+}
+
+fn seen(output: &str) -> Vec<Value> {
+    output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Compares all files and panics with every one that is too far off.
+fn hold(folder: &Path, files: &[Value], mean_max: f64, worst_max: u8) {
+    let mut faults = Vec::new();
+    let mut by_kind = BTreeMap::<String, Distance>::new();
+    for file in files {
+        let distance = compare(folder, file);
+        let name = file["file"].as_str().unwrap();
+        let kind = name.rsplit('/').next().unwrap().split_once('-').map_or("file", |k| k.1);
+        let worst = by_kind.entry(kind.to_owned()).or_insert(distance);
+        worst.mean = worst.mean.max(distance.mean);
+        worst.worst = worst.worst.max(distance.worst);
+        if distance.mean > mean_max || distance.worst > worst_max {
+            faults.push((name, distance));
+        }
+    }
+    for (kind, distance) in &by_kind {
+        println!("{kind}: mean {:.4}, worst {}", distance.mean, distance.worst);
+    }
+    assert!(faults.is_empty(), "{} of {} files: {faults:#?}", faults.len(), files.len());
+}
+
+#[test]
+fn every_kind_of_file_looks_as_in_pillow() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = support::oracle("decode.py", &["make".as_ref(), folder.path().as_os_str()]);
+    let files = seen(&made);
+    assert!(files.len() > 200, "{} files", files.len());
+    hold(folder.path(), &files, 1.0, 12);
+}
+
+/// Samplings that Pillow does not write, by another encoder, at sizes that end inside a block.
+#[test]
+fn every_chroma_sampling_looks_as_in_pillow() {
+    use SamplingFactor::{F_1_1, F_1_2, F_2_1, F_2_2, F_4_1, F_4_2};
+    let folder = tempfile::tempdir().unwrap();
+    let mut names = Vec::new();
+    for (width, height) in [(1, 1), (5, 7), (17, 33), (31, 16), (64, 64), (131, 77)] {
+        let picture = support::images::textured(width, height, 8);
+        let samplings = [
+            ("444", F_1_1),
+            ("422", F_2_1),
+            ("440", F_1_2),
+            ("420", F_2_2),
+            ("411", F_4_1),
+            ("410", F_4_2),
+        ];
+        for (sampling, factor) in samplings {
+            for progressive in [false, true] {
+                for restart in [0, 3] {
+                    let kind = if progressive { "p" } else { "b" };
+                    let name = format!("{width}x{height}-{sampling}{kind}{restart}.jpg");
+                    let path = folder.path().join(&name);
+                    let mut encoder = Encoder::new_file(&path, 90).unwrap();
+                    encoder.set_sampling_factor(factor);
+                    encoder.set_progressive(progressive);
+                    encoder.set_restart_interval(restart);
+                    let (w, h) = (width as u16, height as u16);
+                    encoder.encode(&picture.pixels, w, h, ColorType::Rgb).unwrap();
+                    names.push(path.into_os_string());
+                }
+            }
+        }
+    }
+    let mut arguments = vec![OsStr::new("read"), folder.path().as_os_str()];
+    arguments.extend(names.iter().map(|name| name.as_os_str()));
+    let files = seen(&support::oracle("decode.py", &arguments));
+    assert_eq!(files.len(), names.len());
+    hold(folder.path(), &files, 1.0, 12);
+}
+
+/// The files of DETCO_TEST_IMAGES, if it is set.
+#[test]
+fn real_files_look_as_in_pillow() {
+    let folder = tempfile::tempdir().unwrap();
+    let real: Vec<_> = support::images::real_files().into_iter().map(|f| f.into_os_string()).collect();
+    if real.is_empty() {
+        return;
+    }
+    let mut arguments = vec![OsStr::new("read"), folder.path().as_os_str()];
+    arguments.extend(real.iter().map(|name| name.as_os_str()));
+    hold(folder.path(), &seen(&support::oracle("decode.py", &arguments)), 1.0, 24);
+}
+
+fn jpeg(width: u32, height: u32, progressive: bool, color: ColorType, restart: u16) -> Vec<u8> {
+    let picture = support::images::textured(width, height, 3);
+    let pixels = match color {
+        ColorType::Luma => picture.pixels.iter().step_by(3).copied().collect(),
+        ColorType::Cmyk => picture.pixels.chunks(3).flat_map(|p| [p[0], p[1], p[2], 99]).collect(),
+        _ => picture.pixels,
+    };
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes, 80);
+    encoder.set_progressive(progressive);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_restart_interval(restart);
+    encoder.encode(&pixels, width as u16, height as u16, color).unwrap();
+    bytes
+}
+
+fn kinds() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("baseline", jpeg(90, 70, false, ColorType::Rgb, 0)),
+        ("restarts", jpeg(90, 70, false, ColorType::Rgb, 2)),
+        ("progressive", jpeg(90, 70, true, ColorType::Rgb, 0)),
+        ("gray", jpeg(90, 70, false, ColorType::Luma, 0)),
+        ("cmyk", jpeg(90, 70, false, ColorType::Cmyk, 0)),
+    ]
+}
+
+/// Cut anywhere, a file is an error: no picture ends in gray, however late the cut.
+#[test]
+fn truncated_anywhere_is_an_error() {
+    let (mut decoder, mut image) = (Decoder::new(), Image::new());
+    for (name, bytes) in kinds() {
+        decoder.decode(&bytes, &mut image).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let whole = image.clone();
+        // The last two bytes are the end marker. Without it nothing of the picture is missing.
+        for end in 0..bytes.len() - 2 {
+            if let Ok(()) = decoder.decode(&bytes[..end], &mut image) {
+                // The bits before the end may all be padding: then the picture must be whole.
+                assert!(end + 3 >= bytes.len(), "{name} cut at {end} of {} decodes", bytes.len());
+                assert_eq!(image, whole, "{name} cut at {end} of {}", bytes.len());
+            }
+        }
+    }
+}
+
+/// Flipped bits give a picture or an error, never a panic, and never another size of buffer.
+#[test]
+fn flipped_bits_never_panic() {
+    let (mut decoder, mut image) = (Decoder::new(), Image::new());
+    let mut state = 1u64;
+    let mut next = |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let (mut decoded, mut refused) = (0, 0);
+    for (_, bytes) in kinds() {
+        for _ in 0..1200 {
+            let mut bent = bytes.clone();
+            for _ in 0..=next(3) {
+                // Half of the flips in the headers, where they do most.
+                let at = if next(2) == 0 { next(bent.len().min(700)) } else { next(bent.len()) };
+                bent[at] ^= 1 << next(8);
+            }
+            // Headers may now claim a size of gigabytes: those cost time, not safety.
+            if probe(&bent).is_ok_and(|p| u64::from(p.width) * u64::from(p.height) > 1 << 22) {
+                continue;
+            }
+            match decoder.decode(&bent, &mut image) {
+                Ok(()) => {
+                    decoded += 1;
+                    let size = image.width as usize * image.height as usize * 3;
+                    assert_eq!(image.pixels.len(), size);
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    println!("{decoded} decoded, {refused} refused");
+}
+
+#[test]
+fn what_is_no_image_is_named() {
+    let error = |bytes: &[u8]| Decoder::new().decode(bytes, &mut Image::new()).unwrap_err();
+    assert!(matches!(error(b""), DecodeError::NotAnImage { len: 0, .. }));
+    assert!(matches!(error(b"<html>not found</html>"), DecodeError::NotAnImage { len: 22, .. }));
+    assert!(matches!(error(&[0xFF, 0xD8]), DecodeError::Truncated { offset: 2, .. }));
+    assert!(matches!(error(&[0xFF, 0xD8, 0xFF, 0xD9]), DecodeError::Malformed { offset: 2, .. }));
+    assert!(matches!(error(&[0xFF, 0xD8, 0xFF, 0xC3, 0, 2]), DecodeError::Unsupported { .. }));
+}
+
+/// A header that claims 65500 x 65500 is refused before its 12 GB are allocated.
+#[test]
+fn huge_images_are_refused() {
+    let mut bytes = jpeg(16, 16, false, ColorType::Rgb, 0);
+    let frame = bytes.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
+    bytes[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+    let error = Decoder::new().decode(&bytes, &mut Image::new()).unwrap_err();
+    assert!(matches!(error, DecodeError::TooLarge { width: 65500, height: 65500 }), "{error}");
+}
+
+/// Memory is reused: a smaller image leaves no trace of a larger one.
+#[test]
+fn an_image_is_reused() {
+    let (mut decoder, mut image, mut fresh) = (Decoder::new(), Image::new(), Image::new());
+    decoder.decode(&jpeg(90, 70, false, ColorType::Rgb, 0), &mut image).unwrap();
+    let small = jpeg(20, 30, false, ColorType::Luma, 0);
+    decoder.decode(&small, &mut image).unwrap();
+    Decoder::new().decode(&small, &mut fresh).unwrap();
+    assert_eq!(image, fresh);
+    assert!(Decoder::name().contains(char::is_numeric));
+}

@@ -1,0 +1,323 @@
+//! The drawn numbers: ranges, distributions, independence, and that they depend on nothing else.
+
+use detco_shards::views::{LocalPlan, Op, Recipe, RecipeError, SamplePlan, ViewPlan};
+
+const SAMPLES: u64 = 20_000;
+
+fn draw_all(recipe: &Recipe) -> Vec<SamplePlan> {
+    (0..SAMPLES).map(|sample| recipe.draw(500, 375, 42, 3, sample)).collect()
+}
+
+fn views(plans: &[SamplePlan]) -> impl Iterator<Item = &ViewPlan> + Clone {
+    plans.iter().flat_map(|plan| {
+        plan.global.iter().chain(plan.local.iter().flatten().map(|local| &local.whole))
+    })
+}
+
+fn locals(plans: &[SamplePlan]) -> impl Iterator<Item = &LocalPlan> + Clone {
+    plans.iter().flat_map(|plan| plan.local.iter().flatten())
+}
+
+/// Mean of `values` must be within six standard errors of that of `[from, to]` uniform, and all of
+/// them inside.
+fn hold_uniform(what: &str, values: &[f64], from: f64, to: f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    let (want_mean, want_variance) = ((from + to) / 2.0, (to - from).powi(2) / 12.0);
+    let error = 6.0 * (want_variance / n).sqrt();
+    assert!((mean - want_mean).abs() < error, "{what}: mean {mean}, not {want_mean} +- {error}");
+    assert!((variance / want_variance - 1.0).abs() < 0.05, "{what}: variance {variance}");
+    // A tenth of the values in each tenth of the range.
+    let mut tenths = [0.0; 10];
+    for value in values {
+        assert!((from..=to).contains(&(*value + 0.0)), "{what}: {value} not in [{from}, {to}]");
+        tenths[(((value - from) / (to - from) * 10.0) as usize).min(9)] += 1.0;
+    }
+    let chi: f64 = tenths.iter().map(|c: &f64| (c - n / 10.0).powi(2) / (n / 10.0)).sum();
+    assert!(chi < 40.0, "{what}: chi-squared {chi} with 9 degrees of freedom: {tenths:?}");
+}
+
+fn hold_share(what: &str, hits: usize, of: usize, want: f64) {
+    let share = hits as f64 / of as f64;
+    let error = 6.0 * (want * (1.0 - want) / of as f64).sqrt() + 1e-12;
+    assert!((share - want).abs() <= error, "{what}: {share}, not {want} +- {error}");
+}
+
+#[test]
+fn crops_have_torchvisions_distribution() {
+    let plans = draw_all(&Recipe::detco());
+    let area = 500.0 * 375.0;
+    for (what, least, crops) in [
+        ("global", 0.2, plans.iter().flat_map(|p| &p.global).map(|v| v.crop).collect::<Vec<_>>()),
+        ("local", 0.6, locals(&plans).map(|l| l.whole.crop).collect()),
+    ] {
+        for crop in &crops {
+            assert!(crop.width > 0 && crop.left + crop.width <= 500, "{crop:?}");
+            assert!(crop.height > 0 && crop.top + crop.height <= 375, "{crop:?}");
+            let share = f64::from(crop.width) * f64::from(crop.height) / area;
+            let ratio = f64::from(crop.width) / f64::from(crop.height);
+            assert!((least - 0.01..=1.0).contains(&share), "{what}: {share}");
+            assert!((0.74..1.35).contains(&ratio), "{what}: {ratio}");
+        }
+        // Where every box fits, nothing is rejected: positions and log ratios are uniform.
+        let small: Vec<_> = crops
+            .iter()
+            .filter(|c| f64::from(c.width) * f64::from(c.height) / area < 0.5)
+            .collect();
+        if small.len() > 1000 {
+            let log =
+                |c: &&detco_shards::views::Rect| (f64::from(c.width) / f64::from(c.height)).ln();
+            let ratios: Vec<f64> = small.iter().map(log).collect();
+            let bound = (4.0f64 / 3.0).ln() + 0.01;
+            hold_uniform("log ratio", &ratios, -bound, bound);
+        }
+    }
+}
+
+/// A box of the whole image in a square: area share uniform, position uniform.
+#[test]
+fn crop_area_and_position_are_uniform() {
+    let mut recipe = Recipe::moco_v2();
+    recipe.global.crop.scale = [0.1, 0.5];
+    let crops: Vec<_> = (0..SAMPLES)
+        .flat_map(|s| recipe.draw(3000, 3000, 1, 0, s).global.map(|view| view.crop))
+        .collect();
+    let share = |c: &detco_shards::views::Rect| f64::from(c.width) * f64::from(c.height) / 9e6;
+    hold_uniform("area", &crops.iter().map(share).collect::<Vec<_>>(), 0.0999, 0.5001);
+    let left = |c: &detco_shards::views::Rect| f64::from(c.left) / f64::from(3000 - c.width);
+    hold_uniform("left", &crops.iter().map(left).collect::<Vec<_>>(), 0.0, 1.0);
+    let top = |c: &detco_shards::views::Rect| f64::from(c.top) / f64::from(3000 - c.height);
+    hold_uniform("top", &crops.iter().map(top).collect::<Vec<_>>(), 0.0, 1.0);
+}
+
+/// An image that no box fits into: torchvision's central box.
+#[test]
+fn strips_fall_back_to_the_centre() {
+    let recipe = Recipe::moco_v2();
+    for sample in 0..50 {
+        for view in recipe.draw(1000, 100, 0, 0, sample).global {
+            let crop = view.crop;
+            assert!(crop.width <= 133 && crop.height <= 100, "{crop:?}");
+        }
+        for view in recipe.draw(1, 400, 0, 0, sample).global {
+            assert_eq!((view.crop.left, view.crop.width, view.crop.height), (0, 1, 1));
+            assert!(view.crop.top == 199 || view.crop.height == 1, "{:?}", view.crop);
+        }
+        for view in recipe.draw(1, 1, 0, 0, sample).global {
+            assert_eq!((view.crop.width, view.crop.height), (1, 1));
+        }
+    }
+}
+
+fn value(op: &Op) -> (usize, f64) {
+    match *op {
+        Op::Brightness(x) => (0, x.into()),
+        Op::Contrast(x) => (1, x.into()),
+        Op::Saturation(x) => (2, x.into()),
+        Op::Hue(x) => (3, x.into()),
+        Op::Gray => (4, 0.0),
+        Op::Blur(x) => (5, x.into()),
+    }
+}
+
+#[test]
+fn colors_have_moco_v2s_distribution() {
+    let plans = draw_all(&Recipe::detco());
+    let mut values = vec![Vec::new(); 6];
+    let mut orders = std::collections::BTreeMap::<Vec<usize>, usize>::new();
+    let (mut flips, mut total) = (0, 0);
+    for view in views(&plans) {
+        total += 1;
+        flips += usize::from(view.flip);
+        let kinds: Vec<usize> = view.ops.iter().map(|op| value(op).0).collect();
+        for op in &view.ops {
+            values[value(op).0].push(value(op).1);
+        }
+        // Jitter all or nothing, then gray, then blur.
+        let jitter: Vec<usize> = kinds.iter().copied().filter(|k| *k < 4).collect();
+        assert!(jitter.is_empty() || jitter.len() == 4, "{kinds:?}");
+        assert!(kinds[jitter.len()..].is_sorted() && kinds[..jitter.len()] == jitter[..]);
+        if !jitter.is_empty() {
+            *orders.entry(jitter).or_default() += 1;
+        }
+    }
+    let jittered = values[0].len();
+    hold_share("jitter", jittered, total, 0.8);
+    hold_share("gray", values[4].len(), total, 0.2);
+    hold_share("blur", values[5].len(), total, 0.5);
+    hold_share("flip", flips, total, 0.5);
+    for factor in &values[..3] {
+        hold_uniform("factor", factor, 0.6, 1.4000001);
+    }
+    hold_uniform("hue", &values[3], -0.1000001, 0.1000001);
+    hold_uniform("sigma", &values[5], 0.1, 2.0000001);
+    assert_eq!(orders.len(), 24, "all orders of the four");
+    for (order, count) in orders {
+        hold_share(&format!("order {order:?}"), count, jittered, 1.0 / 24.0);
+    }
+}
+
+#[test]
+fn moco_v1_has_gray_first_jitter_always_and_no_blur() {
+    let plans = draw_all(&Recipe::moco_v1());
+    let mut grays = 0;
+    let mut hues = Vec::new();
+    for view in views(&plans) {
+        let kinds: Vec<usize> = view.ops.iter().map(|op| value(op).0).collect();
+        grays += usize::from(kinds[0] == 4);
+        assert_eq!(kinds.len(), 4 + usize::from(kinds[0] == 4), "{kinds:?}");
+        assert!(!kinds.contains(&5));
+        hues.extend(view.ops.iter().filter(|op| matches!(op, Op::Hue(_))).map(|op| value(op).1));
+    }
+    hold_share("gray", grays, 2 * plans.len(), 0.2);
+    hold_uniform("hue", &hues, -0.4000001, 0.4000001);
+    assert!(plans.iter().all(|plan| plan.local.is_none()));
+}
+
+#[test]
+fn offsets_are_uniform_and_reach_21() {
+    let plans = draw_all(&Recipe::detco());
+    let n = locals(&plans).count() as f64;
+    for cell in 0..9 {
+        for axis in 0..2 {
+            let mut counts = [0.0; 22];
+            for local in locals(&plans) {
+                counts[local.offsets[cell][axis] as usize] += 1.0;
+            }
+            let want = n / 22.0;
+            let chi: f64 = counts.iter().map(|c: &f64| (c - want).powi(2) / want).sum();
+            assert!(chi < 65.0, "cell {cell} axis {axis}: chi-squared {chi} with 21: {counts:?}");
+        }
+    }
+    // Each cell and axis has its own: the correlation of any two is noise.
+    let series = |cell: usize, axis: usize| -> Vec<f64> {
+        locals(&plans).map(|l| f64::from(l.offsets[cell][axis])).collect()
+    };
+    let bound = 6.0 / n.sqrt();
+    for (a, b) in [((0, 0), (0, 1)), ((0, 0), (1, 0)), ((4, 0), (8, 1)), ((2, 1), (3, 0))] {
+        let r = correlation(&series(a.0, a.1), &series(b.0, b.1));
+        assert!(r.abs() < bound, "offsets of {a:?} and {b:?}: correlation {r}");
+    }
+}
+
+#[test]
+fn permutations_are_uniform() {
+    let plans = draw_all(&Recipe::detco());
+    let total = locals(&plans).count();
+    let mut counts = [[0usize; 9]; 9];
+    for local in locals(&plans) {
+        let mut sorted = local.order;
+        sorted.sort_unstable();
+        assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        for (slot, cell) in local.order.iter().enumerate() {
+            counts[slot][usize::from(*cell)] += 1;
+        }
+    }
+    for (slot, row) in counts.iter().enumerate() {
+        for (cell, count) in row.iter().enumerate() {
+            hold_share(&format!("cell {cell} in slot {slot}"), *count, total, 1.0 / 9.0);
+        }
+    }
+}
+
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let n = a.len() as f64;
+    let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let covariance: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
+    let spread = |v: &[f64], mean: f64| v.iter().map(|x| (x - mean).powi(2)).sum::<f64>().sqrt();
+    covariance / (spread(a, mean_a) * spread(b, mean_b))
+}
+
+/// The four views of a sample, the same view of neighbouring samples, epochs and seeds: unrelated.
+#[test]
+fn views_samples_epochs_and_seeds_are_independent() {
+    let recipe = Recipe::detco();
+    let area = |view: &ViewPlan| f64::from(view.crop.width) * f64::from(view.crop.height);
+    let series = |seed: u64, epoch: u32, shift: u64, view: usize| -> Vec<f64> {
+        (0..8000)
+            .map(|sample| {
+                let plan = recipe.draw(640, 480, seed, epoch, sample + shift);
+                let local = plan.local.unwrap();
+                match view {
+                    0 | 1 => area(&plan.global[view]),
+                    _ => area(&local[view - 2].whole),
+                }
+            })
+            .collect()
+    };
+    let base = series(9, 0, 0, 0);
+    let bound = 6.0 / (base.len() as f64).sqrt();
+    for (what, other) in [
+        ("view 1", series(9, 0, 0, 1)),
+        ("local 0", series(9, 0, 0, 2)),
+        ("local 1", series(9, 0, 0, 3)),
+        ("next sample", series(9, 0, 1, 0)),
+        ("next epoch", series(9, 1, 0, 0)),
+        ("next seed", series(10, 0, 0, 0)),
+        ("far sample", series(9, 0, 1 << 40, 0)),
+    ] {
+        let r = correlation(&base, &other);
+        assert!(r.abs() < bound, "{what}: correlation {r}, bound {bound}");
+    }
+    assert_eq!(recipe.draw(640, 480, 9, 0, 7), recipe.draw(640, 480, 9, 0, 7));
+}
+
+/// A plan survives JSON, and a recipe survives TOML's lack of null.
+#[test]
+fn plans_and_recipes_are_data() {
+    let plan = Recipe::detco().draw(320, 240, 1, 2, 3);
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<SamplePlan>(&text).unwrap(), plan);
+    for recipe in [Recipe::detco(), Recipe::moco_v2(), Recipe::moco_v1()] {
+        let text = serde_json::to_string(&recipe).unwrap();
+        assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe, "{text}");
+        recipe.validate().unwrap();
+        recipe.with_size(32).validate().unwrap();
+    }
+    let read = |text: &str| serde_json::from_str::<Recipe>(text);
+    assert_eq!(read("{}").unwrap(), Recipe::detco());
+    assert_eq!(read(r#"{"local": false}"#).unwrap(), Recipe::moco_v2());
+    assert_eq!(read(r#"{"local": {"patch": 32}}"#).unwrap().local.unwrap().size, 255);
+    let error = read(r#"{"local": {"ptach": 32}}"#).unwrap_err().to_string();
+    assert!(error.contains("ptach") && error.contains("patch"), "{error}");
+    assert_eq!(Recipe::detco().global_bytes(), 224 * 224 * 3);
+    assert_eq!(Recipe::detco().local_bytes(), 9 * 64 * 64 * 3);
+}
+
+#[test]
+fn impossible_recipes_are_named() {
+    let broken = |change: fn(&mut Recipe)| {
+        let mut recipe = Recipe::detco();
+        change(&mut recipe);
+        recipe.validate().unwrap_err()
+    };
+    assert_eq!(
+        broken(|r| r.local.as_mut().unwrap().patch = 86),
+        RecipeError::PatchTooLarge { patch: 86, cell: 85, size: 255 }
+    );
+    assert_eq!(
+        broken(|r| r.local.as_mut().unwrap().size = 256),
+        RecipeError::NotAGrid { size: 256 }
+    );
+    for (field, error) in [
+        ("global.flip", broken(|r| r.global.flip = 1.5)),
+        ("global.crop.scale", broken(|r| r.global.crop.scale = [0.0, 1.0])),
+        ("global.crop.scale", broken(|r| r.global.crop.scale = [0.9, 0.2])),
+        ("global.photometric.jitter.hue", broken(|r| r.global.photometric.jitter.hue = 0.6)),
+        (
+            "global.photometric.blur.sigma",
+            broken(|r| r.global.photometric.blur.sigma[1] = f64::NAN),
+        ),
+        ("global.size", broken(|r| r.global.size = 0)),
+        (
+            "global.photometric.order",
+            broken(|r| {
+                let order = &mut r.global.photometric.order;
+                order.push(order[0]);
+            }),
+        ),
+    ] {
+        assert!(error.to_string().starts_with(field), "{error}");
+    }
+}
