@@ -61,8 +61,14 @@ impl Map {
         let _ = self.mmap.advise(Advice::Sequential);
     }
 
-    /// The file will no longer be read from front to back.
-    pub fn no_order(&self) {
+    /// Single pages will be read: touching one brings no neighbours in.
+    pub fn pages(&self) {
+        // See `sequential`.
+        let _ = self.mmap.advise(Advice::Random);
+    }
+
+    /// Whole images will be read, in no order.
+    pub fn images(&self) {
         // See `sequential`. Not `Random`: that would read a cold image page by page.
         let _ = self.mmap.advise(Advice::Normal);
     }

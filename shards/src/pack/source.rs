@@ -68,7 +68,7 @@ impl Source {
             map.sequential();
             scan.tar(&map)?;
             // Shuffled from here on.
-            map.no_order();
+            map.images();
             Some(map)
         };
         let Scan { found, labels, skips, .. } = scan;
