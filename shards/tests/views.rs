@@ -69,7 +69,8 @@ fn crops_have_torchvisions_distribution() {
             let log =
                 |c: &&detco_shards::views::Rect| (f64::from(c.width) / f64::from(c.height)).ln();
             let ratios: Vec<f64> = small.iter().map(log).collect();
-            let bound = (4.0f64 / 3.0).ln() + 0.01;
+            // Whole sides of 160 pixels and more move the ratio by 0.006 at most.
+            let bound = (4.0f64 / 3.0).ln() + 0.006;
             hold_uniform("log ratio", &ratios, -bound, bound);
         }
     }
@@ -84,7 +85,8 @@ fn crop_area_and_position_are_uniform() {
         .flat_map(|s| recipe.draw(3000, 3000, 1, 0, s).global.map(|view| view.crop))
         .collect();
     let share = |c: &detco_shards::views::Rect| f64::from(c.width) * f64::from(c.height) / 9e6;
-    hold_uniform("area", &crops.iter().map(share).collect::<Vec<_>>(), 0.0999, 0.5001);
+    // Boxes have whole sides: the share moves by up to a row and a column of 3000.
+    hold_uniform("area", &crops.iter().map(share).collect::<Vec<_>>(), 0.0996, 0.5004);
     let left = |c: &detco_shards::views::Rect| f64::from(c.left) / f64::from(3000 - c.width);
     hold_uniform("left", &crops.iter().map(left).collect::<Vec<_>>(), 0.0, 1.0);
     let top = |c: &detco_shards::views::Rect| f64::from(c.top) / f64::from(3000 - c.height);

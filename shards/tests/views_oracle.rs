@@ -2,7 +2,7 @@
 
 mod support;
 
-use detco_shards::decode::Image;
+use detco_shards::decode::{Decoder, Image};
 use detco_shards::views::{LocalPlan, Op, Recipe, Rect, Renderer, ViewPlan};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -72,7 +72,10 @@ fn whole(image: &Image, size: u32, ops: Vec<Op>) -> ViewPlan {
 fn each_operation_is_pillows() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = Cases::new(folder.path());
-    let images = [("photo", support::images::textured(96, 96, 1)), ("noise", support::images::noise(96, 96, 2))];
+    let images = [
+        ("photo", support::images::textured(96, 96, 1)),
+        ("noise", support::images::noise(96, 96, 2)),
+    ];
     let mut ops = vec![Op::Gray];
     for factor in [0.0, 0.61, 0.9999, 1.0, 1.0001, 1.4, 2.0] {
         ops.extend([Op::Brightness(factor), Op::Contrast(factor), Op::Saturation(factor)]);
@@ -160,7 +163,7 @@ fn drawn_views_are_torchvisions() {
                 (format!("gen{seed}"), support::images::textured(width, height, seed))
             })
             .collect();
-    images.extend(support::real_images(24));
+    images.extend(real_images(24));
     for (sample, (name, image)) in images.iter().enumerate() {
         for preset in Recipe::PRESETS {
             let recipe = Recipe::preset(preset).unwrap();
@@ -181,4 +184,22 @@ fn drawn_views_are_torchvisions() {
     for (name, mean, worst, share) in errors {
         assert!(mean <= 1.0, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
     }
+}
+
+/// Up to `count` images of the folder DETCO_TEST_IMAGES; none where it is not set.
+fn real_images(count: usize) -> Vec<(String, Image)> {
+    let mut decoder = Decoder::new();
+    let files = support::images::real_files();
+    let every = (files.len() / count).max(1);
+    files
+        .iter()
+        .step_by(every)
+        .take(count)
+        .enumerate()
+        .map(|(i, path)| {
+            let mut image = Image::new();
+            decoder.decode(&std::fs::read(path).unwrap(), &mut image).unwrap();
+            (format!("real{i}"), image)
+        })
+        .collect()
 }

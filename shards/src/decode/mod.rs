@@ -7,6 +7,7 @@
 mod inks;
 mod png;
 mod probe;
+mod rare;
 
 #[path = "zune.rs"]
 mod imp;

@@ -45,6 +45,8 @@ pub struct Probe {
     pub orientation: u8,
     /// True where an Adobe segment is present: its CMYK is stored inverted.
     pub adobe: bool,
+    /// The largest sampling factor of a component, 1 to 4; 2 for 4:2:0, 4 for 4:1:1. 1 for PNG.
+    pub sampling: u8,
 }
 
 /// The signature of a PNG file.
@@ -142,6 +144,7 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
         progressive: frame.progressive,
         orientation,
         adobe: adobe.is_some(),
+        sampling: frame.sampling,
     })
 }
 
@@ -150,6 +153,7 @@ struct Frame {
     width: u32,
     height: u32,
     ids: Vec<u8>,
+    sampling: u8,
     progressive: bool,
 }
 
@@ -170,7 +174,10 @@ impl Frame {
             return Err(malformed("JPEG frame header"));
         }
         let ids = rest.chunks_exact(3).take(usize::from(*count)).map(|c| c[0]).collect();
-        Ok(Frame { width: width.into(), height: height.into(), ids, progressive })
+        let factors =
+            rest.chunks_exact(3).take(usize::from(*count)).flat_map(|c| [c[1] >> 4, c[1] & 15]);
+        let sampling = factors.max().unwrap_or(1);
+        Ok(Frame { width: width.into(), height: height.into(), ids, sampling, progressive })
     }
 
     /// libjpeg's guess: the Adobe segment's transform, else JFIF, else the components' names.
@@ -245,5 +252,6 @@ fn png(bytes: &[u8]) -> Result<Probe, DecodeError> {
         progressive: body[12] == 1,
         orientation: 1,
         adobe: false,
+        sampling: 1,
     })
 }

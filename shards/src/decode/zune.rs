@@ -1,11 +1,13 @@
 //! The decoder in pure Rust: zune-jpeg.
 
+use std::cell::Cell;
+
 use zune_core::bytestream::{ZByteIoError, ZByteReaderTrait, ZSeekFrom};
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-use super::{Components, DecodeError, Format, Image, Probe, inks, png, probe};
+use super::{Components, DecodeError, Format, Image, Probe, inks, png, probe, rare};
 
 /// Decodes images, one after the other. One per thread.
 #[derive(Debug, Default)]
@@ -40,6 +42,24 @@ impl Decoder {
     }
 
     fn jpeg(&mut self, bytes: &[u8], header: &Probe, into: &mut Image) -> Result<(), DecodeError> {
+        if is_rare(header) {
+            return rare::decode(bytes, header, &mut into.pixels);
+        }
+        let ran_out = Cell::new(false);
+        self.common(Bytes { bytes, at: 0, ran_out: &ran_out }, header, into)?;
+        if ran_out.get() {
+            let (what, offset, len) = ("picture", bytes.len(), bytes.len());
+            return Err(DecodeError::Truncated { what, offset, len });
+        }
+        Ok(())
+    }
+
+    fn common(
+        &mut self,
+        bytes: Bytes<'_>,
+        header: &Probe,
+        into: &mut Image,
+    ) -> Result<(), DecodeError> {
         // The decoder's own four-component conversions are not Pillow's: take the inks as they are.
         let (space, channels) = match header.components {
             Components::Cmyk => (ColorSpace::CMYK, 4),
@@ -52,7 +72,7 @@ impl Decoder {
             .set_max_height(usize::from(u16::MAX))
             // Without it a truncated picture ends in gray and says nothing.
             .set_strict_mode(true);
-        let mut decoder = JpegDecoder::new_with_options(Bytes { bytes, at: 0 }, options);
+        let mut decoder = JpegDecoder::new_with_options(bytes, options);
         decoder.decode_headers().map_err(damaged)?;
         let pixels = if channels == 4 { &mut self.inks } else { &mut into.pixels };
         pixels.resize(header.width as usize * header.height as usize * channels, 0);
@@ -62,6 +82,12 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// What zune-jpeg 0.5.15 gets wrong, found by comparing with Pillow: chroma sampled by more than two
+/// (4:1:0, and 4:1:1 with restart markers).
+fn is_rare(header: &Probe) -> bool {
+    matches!(header.components, Components::Ycc | Components::Rgb) && header.sampling > 2
 }
 
 fn damaged(error: zune_jpeg::errors::DecodeErrors) -> DecodeError {
@@ -76,6 +102,9 @@ struct Bytes<'a> {
     bytes: &'a [u8],
     /// May lie beyond the end: reads past it give zeros, and `is_eof` tells.
     at: usize,
+    /// Set by a read past the end: the picture's end marker stops every sound file before that, and
+    /// the decoder would fill up with zeros and say nothing.
+    ran_out: &'a Cell<bool>,
 }
 
 impl<'a> Bytes<'a> {
@@ -87,9 +116,12 @@ impl<'a> Bytes<'a> {
 impl ZByteReaderTrait for Bytes<'_> {
     #[inline(always)]
     fn read_byte_no_error(&mut self) -> u8 {
-        let byte = self.bytes.get(self.at).copied().unwrap_or(0);
+        let byte = self.bytes.get(self.at).copied();
         self.at += 1;
-        byte
+        byte.unwrap_or_else(|| {
+            self.ran_out.set(true);
+            0
+        })
     }
 
     #[inline(always)]

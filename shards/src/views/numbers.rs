@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(drawn, PINNED);
     }
 
-    const PINNED: [f64; 3] = [0.0, 0.0, 0.0];
+    const PINNED: [f64; 3] = [0.07508556593060478, 0.7055298198050151, 19.0];
 
     #[test]
     fn below_is_uniform_and_reaches_both_ends() {

@@ -6,10 +6,6 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use detco_shards::decode::{Decoder, Image};
-
-use images::real_files;
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
@@ -32,22 +28,4 @@ pub(crate) fn oracle(script: &str, arguments: &[&OsStr]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script} failed: {errors}\nrun `cargo xtask setup`");
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Up to `count` images of the folder DETCO_TEST_IMAGES; none where it is not set.
-pub(crate) fn real_images(count: usize) -> Vec<(String, Image)> {
-    let mut decoder = Decoder::new();
-    let files = real_files();
-    let every = (files.len() / count).max(1);
-    files
-        .iter()
-        .step_by(every)
-        .take(count)
-        .enumerate()
-        .map(|(i, path)| {
-            let mut image = Image::new();
-            decoder.decode(&std::fs::read(path).unwrap(), &mut image).unwrap();
-            (format!("real{i}"), image)
-        })
-        .collect()
 }
