@@ -83,9 +83,9 @@ pub enum TrainError {
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error("the kNN monitor failed: {0}")]
-    Knn(#[from] KnnError),
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
+    Knn(#[source] Box<KnnError>),
+    #[error("{0}")]
+    Weights(#[source] Box<WeightsError>),
     #[error("no shards: name them with --data, or in the config under data.shards")]
     NoData,
     #[error("train.device = \"cuda\": libtorch finds no GPU")]
@@ -137,6 +137,18 @@ pub enum TrainError {
 impl From<PipelineError> for TrainError {
     fn from(error: PipelineError) -> TrainError {
         TrainError::Pipeline(Box::new(error))
+    }
+}
+
+impl From<WeightsError> for TrainError {
+    fn from(error: WeightsError) -> TrainError {
+        TrainError::Weights(Box::new(error))
+    }
+}
+
+impl From<KnnError> for TrainError {
+    fn from(error: KnnError) -> TrainError {
+        TrainError::Knn(Box::new(error))
     }
 }
 

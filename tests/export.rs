@@ -185,7 +185,7 @@ fn wrong_names_and_places_leave_nothing_behind() {
 fn other_programs_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
     run("export_files.py", &[&folder.path()]);
-    let read = |name: &str| weights::read_backbone(&folder.path().join(name));
+    let read = |name: &str| weights::read_backbone(&folder.path().join(name)).map_err(Box::new);
     let expected = read("reference.safetensors").unwrap();
     assert_eq!(expected.len(), 120);
     let files = ["torchvision.pth", "torchvision.safetensors", "moco.pth", "parameters.pth"];

@@ -53,6 +53,7 @@ pub enum OnBadSample {
 
 /// What to render of each sample.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one a loader")]
 pub enum Views {
     /// DetCo's views: two global crops, and two patch sets if the recipe has local views.
     Train(Recipe),

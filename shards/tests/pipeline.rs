@@ -253,7 +253,7 @@ fn counters_tell_every_sample_and_byte() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path(), 40, &[]);
     let mut loader = Loader::start(Arc::clone(&set), options(&set, 8)).unwrap();
-    while let Some(filled) = loader.next() {
+    for filled in loader.by_ref() {
         filled.unwrap();
     }
     let stats = loader.stats();

@@ -229,7 +229,7 @@ fn extract(
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
     let mut loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
     let (mut rows, mut classes) = (Vec::new(), Vec::new());
-    while let Some(batch) = loader.next() {
+    for batch in loader.by_ref() {
         let batch = batch.map_err(pipeline)?;
         for id in &batch.samples {
             let sample = set.sample(*id)?;

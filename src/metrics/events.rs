@@ -138,7 +138,7 @@ mod tests {
     fn crcs_are_castagnoli_masked() {
         // RFC 3720, B.4: 32 zero bytes have the CRC32C 0x8a9136aa.
         let crc: u32 = 0x8a91_36aa;
-        let masked = (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8);
+        let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_crc(&[0; 32]), masked);
     }
 

@@ -35,6 +35,9 @@ const PREFIXES: &[&str] = &[
     "encoder.",
 ];
 
+/// Picks, from all names of a file, those to read, each with the name it gets.
+pub(crate) type Choose<'a> = dyn Fn(&[&str]) -> Result<Vec<(String, String)>, WeightsError> + 'a;
+
 /// Why weights could not be read.
 #[derive(Debug, Error)]
 pub enum WeightsError {
@@ -335,7 +338,7 @@ pub fn shape(backbone: &[(String, Tensor)]) -> Option<config::Model> {
 
 fn read_safetensors(
     path: &Path,
-    choose: &dyn Fn(&[&str]) -> Result<Vec<(String, String)>, WeightsError>,
+    choose: &Choose<'_>,
 ) -> Result<Vec<(String, Tensor)>, WeightsError> {
     let bytes = std::fs::read(path)
         .map_err(|source| WeightsError::Read { path: path.to_path_buf(), source })?;

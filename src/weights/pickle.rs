@@ -360,7 +360,7 @@ impl<'a> Machine<'a> {
         let Some(Value::Dict(dict)) = self.stack.last().copied() else {
             return Err(PickleFault::Expected { expected: "items of a dict" });
         };
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(PickleFault::Expected { expected: "as many values as keys" });
         }
         self.dicts[dict].extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));

@@ -142,7 +142,7 @@ fn window(tensor: &TensorRef<'_>) -> Option<Window> {
 /// The tensors that `choose` picks among the names in the file, under the names it gives them.
 pub(super) fn read(
     path: &Path,
-    choose: &dyn Fn(&[&str]) -> Result<Vec<(String, String)>, WeightsError>,
+    choose: &super::Choose<'_>,
 ) -> Result<Vec<(String, Tensor)>, WeightsError> {
     let mut file = Pth::open(path)?;
     let bytes = file.pickle()?;

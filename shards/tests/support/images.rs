@@ -31,7 +31,11 @@ pub(crate) fn textured(width: u32, height: u32, seed: u64) -> Image {
                 let phase = (seed * 3 + channel) as f64;
                 let wave = (fx * 0.031 + phase).sin() + (fy * 0.047 - phase).cos();
                 let fine = ((fx + fy * 0.7) * 0.9 + phase).sin() * 0.3;
-                let edge = if ((x / 37) ^ (y / 29)) as u64 + channel & 1 == 0 { 0.5 } else { -0.3 };
+                let edge = if (u64::from((x / 37) ^ (y / 29)) + channel).is_multiple_of(2) {
+                    0.5
+                } else {
+                    -0.3
+                };
                 let grain = ((noise >> (channel * 8)) & 15) as f64 - 7.5;
                 let value = 128.0 + 45.0 * (wave + fine + edge) + grain;
                 pixels.push(value.clamp(0.0, 255.0) as u8);
