@@ -303,10 +303,10 @@ fn shuffling_puts_keys_into_other_groups_than_their_queries() {
         let shuffled = shuffled.index_select(0, &order.argsort(0, false));
         assert!(difference(plain, &shuffled) > 1e-3, "groups do not matter");
     }
-    // And in the step: identical views no longer give 1/tau.
+    // And in the step: identical views no longer give 1/tau, which they reach to 1e-6 otherwise.
     let mut sgd = optimizer(&model, &config);
     let report = step(&mut model, &mut sgd, &config, &identical_views(8), at(0));
-    assert!(report.terms.iter().all(|term| term.positive_mean < 4.999), "{:?}", report.terms);
+    assert!(report.terms.iter().all(|term| term.positive_mean < 4.9999), "{:?}", report.terms);
 }
 
 /// Groups are contiguous, keep a sample's nine patches together, and move the running statistics
