@@ -242,20 +242,20 @@ const DETCO_18: Case = Case {
     recipe: "detco-r50",
     sets: &[
         "model.backbone=resnet18",
-        "train.batch=8",
-        "optim.lr_batch=8",
-        "loss.queue=32",
+        "train.batch=4",
+        "optim.lr_batch=4",
+        "loss.queue=16",
         "loss.ema=0.9",
     ],
     size: 64,
-    patch: 32,
+    patch: 16,
 };
 
 const DETCO_50: Case = Case {
     recipe: "detco-r50",
     sets: &["model.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "loss.queue=16"],
     size: 64,
-    patch: 32,
+    patch: 16,
 };
 
 const MOCO_V2: Case = Case {

@@ -143,7 +143,7 @@ impl Model {
 
     /// Changes the element type of everything that is not a counter. Training is in float32; in
     /// float64, two programs can be compared without ReLUs that rounding puts on the other side of
-    /// zero.
+    /// zero. Comes before the optimizer, whose buffers take the parameters' type.
     pub fn convert(&mut self, kind: Kind) {
         self.query.convert(kind);
         self.key.convert(kind);

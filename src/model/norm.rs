@@ -44,7 +44,8 @@ pub(super) enum Norm<'a> {
     /// The running statistics: evaluation.
     Running,
     /// Each group's own. Sample `j` of group `g` lies at row `j * groups + g`, so that a group is a
-    /// block of channels of a view and no activation is copied.
+    /// block of channels of a view and no activation is copied (in NCHW; channels-last memory has
+    /// no such view, and a kernel for it would replace the body of [`BatchNorm::forward`] alone).
     Groups { groups: i64, moments: &'a mut Moments },
 }
 
