@@ -36,12 +36,21 @@ fn model(config: &Config) -> Model {
     Model::new(config, Device::Cpu).unwrap()
 }
 
+/// Blobs of colour and some noise: pure noise would have the same statistics in every sample.
+fn picture(seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    let (edge, n) = (shape[shape.len() - 1], shape[..shape.len() - 3].iter().product::<i64>());
+    let blobs = Draws::new(seed, name, 0).normal(&[n, 3, 4, 4], 1.0);
+    let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+    let noise = Draws::new(seed, name, 1).normal(&[n, 3, edge, edge], 0.3);
+    (blobs + noise).reshape(shape)
+}
+
 fn crops(n: i64, name: &str) -> Tensor {
-    Draws::new(3, name, 0).normal(&[n, 3, SIZE, SIZE], 1.0)
+    picture(3, name, &[n, 3, SIZE, SIZE])
 }
 
 fn patches(n: i64, name: &str) -> Tensor {
-    Draws::new(4, name, 0).normal(&[n, 9, 3, PATCH, PATCH], 1.0)
+    picture(4, name, &[n, 9, 3, PATCH, PATCH])
 }
 
 fn batch(n: i64, name: &str) -> Batch {
