@@ -1,5 +1,7 @@
 //! Training through the program: kills, signals, resumes, refusals.
 
+#![cfg(feature = "train")]
+
 mod support;
 
 use std::collections::BTreeMap;
