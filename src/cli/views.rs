@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=SAMPLES_MAX))]
     samples: u64,
 
-    /// A built-in recipe by name, or a TOML file; its [views] table is used
+    /// A built-in recipe by name, or a TOML file; its `views` table is used
     #[arg(long, value_name = "NAME|FILE", default_value = "detco-r50")]
     recipe: String,
 

@@ -483,7 +483,7 @@ impl Progress {
     }
 }
 
-/// Time left at the rates seen so far; a rate not yet seen is taken to be [`INSTALL_RATE`], and
+/// Time left at the rates seen so far; a rate not yet seen is taken to be one that ordinary machines reach, and
 /// before the first megabytes there is nothing to say.
 fn seconds_left(
     fetched: u64,
