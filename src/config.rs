@@ -266,6 +266,10 @@ pub struct Loss {
     pub level_weights: Vec<f64>,
     /// Negative keys in each queue, k; the global batch must divide it.
     pub queue: i64,
+    /// Fill the queues before the first change of a weight. They start with random directions
+    /// (MoCo), from which every key is easily told apart if all keys are alike: a short run at a
+    /// high rate collapses on that and loses its time coming back.
+    pub fill_first: bool,
     /// Momentum of the key encoder, m: `key = m * key + (1 - m) * query`.
     pub ema: f64,
 }
@@ -276,6 +280,7 @@ impl Default for Loss {
             temperature: 0.2,
             level_weights: vec![0.1, 0.4, 0.7, 1.0],
             queue: 65_536,
+            fill_first: false,
             ema: 0.999,
         }
     }

@@ -3,8 +3,13 @@
 use crate::config::{Config, Schedule, SchedulePer};
 
 /// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
-/// the batch, times the schedule. No warm-up.
+/// the batch, times the schedule. No warm-up; 0 while `loss.fill_first` fills the queues.
 pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
+    let steps_before = u64::from(epoch) * steps_per_epoch + step;
+    let steps_to_fill = (config.loss.queue / config.train.batch.max(1)) as u64;
+    if config.loss.fill_first && steps_before < steps_to_fill {
+        return 0.0;
+    }
     let position = match config.optim.schedule_per {
         SchedulePer::Epoch => f64::from(epoch),
         SchedulePer::Step => f64::from(epoch) + step as f64 / steps_per_epoch.max(1) as f64,
@@ -40,6 +45,16 @@ mod tests {
         config.optim.schedule_per = SchedulePer::Step;
         close(learning_rate(&config, 99, 5000, 5000), 0.015);
         assert!(learning_rate(&config, 0, 1, 5000) < 0.03);
+    }
+
+    #[test]
+    fn the_rate_is_zero_until_the_queues_are_full() {
+        let mut config = Config::default();
+        config.loss.fill_first = true; // 65,536 keys of 256 samples: 256 steps
+        close(learning_rate(&config, 0, 255, 5000), 0.0);
+        close(learning_rate(&config, 0, 256, 5000), 0.03);
+        close(learning_rate(&config, 2, 55, 100), 0.0);
+        assert!(learning_rate(&config, 2, 56, 100) > 0.0);
     }
 
     #[test]

@@ -56,7 +56,8 @@ pub enum StepError {
 pub struct At {
     /// Updates before this one, over the whole run: the address of the shuffle.
     pub step: u64,
-    /// Learning rate of this update.
+    /// Learning rate of this update; at 0 it only fills the queues: no weight and no momentum
+    /// changes.
     pub learning_rate: f64,
 }
 
@@ -157,7 +158,9 @@ pub fn update_watched(
     world.average(&mut sgd.gradients())?; // 8
     let report = tally.report(world, config, sgd)?;
     if report.applied {
-        sgd.step(at.learning_rate); // 9
+        if at.learning_rate > 0.0 {
+            sgd.step(at.learning_rate); // 9
+        }
         seen.settle(&mut model.query);
         key_seen.settle(&mut model.key);
         model.queues.enqueue(&all_keys.global, &all_keys.local); // 10

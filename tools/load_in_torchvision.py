@@ -100,9 +100,11 @@ def main():
     parser.add_argument("files", nargs="+")
     parser.add_argument("--train")
     parser.add_argument("--test")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--share", type=float, default=0.875)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--share", type=float, help="as detco: 1 below 96 pixels, else 0.875")
     args = parser.parse_args()
+    if args.share is None:
+        args.share = 1.0 if args.size < 96 else 0.875
 
     first = read(args.files[0])
     for path in args.files[1:]:

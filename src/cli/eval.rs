@@ -146,10 +146,10 @@ mod knn {
             ControlFlow::Continue(())
         });
         bar.finish_and_clear();
-        print(args, &what, &report?)
+        print(args, &what, options.size, &report?)
     }
 
-    fn print(args: &KnnArgs, what: &str, report: &Report) -> anyhow::Result<()> {
+    fn print(args: &KnnArgs, what: &str, size: u32, report: &Report) -> anyhow::Result<()> {
         if report.k < args.k {
             let (k, asked) = (report.k, args.k);
             eprintln!("note: k = {k}, not {asked}: there are no more training samples");
@@ -157,13 +157,14 @@ mod knn {
         if args.json {
             let mut value = serde_json::to_value(report)?;
             value["weights"] = what.into();
+            value["size"] = size.into();
             println!("{value}");
             return Ok(());
         }
         let top5 = report.top5.map(|top5| format!(", top-5 {top5:.2} %")).unwrap_or_default();
         println!(
             "kNN top-1 {:.2} %{top5}  ({what}; {} test samples against {}, {} classes, k = {}, \
-             t = {})",
+             t = {}, images of {size} px)",
             report.top1,
             report.queries,
             report.memory,

@@ -31,14 +31,14 @@ const PRODUCTS: [&str; 8] = [
     STATE,
 ];
 const SEED: u64 = 1;
-/// Images of each of the eight generated classes.
-const TRAIN_EACH: usize = 150;
-const TEST_EACH: usize = 38;
+/// Images of each generated class.
+const TRAIN_EACH: usize = 300;
+const TEST_EACH: usize = 100;
 /// Of a user's images at most these many are taken: what two cores can train on in three minutes.
 const IMAGES_MAX: usize = 1500;
 const RECIPE: &str = "detco-small";
 /// Samples seen in training; the number of epochs follows from the size of the data set.
-const SAMPLES_SEEN: usize = 12_000;
+const SAMPLES_SEEN: usize = 20_000;
 /// Share of the epochs after which the run is killed.
 const KILL_AT: f64 = 0.4;
 /// A trained backbone must beat the untrained one by this many percentage points.
@@ -199,9 +199,9 @@ impl Demo<'_> {
         self.detco(&["views", &train, "--recipe", RECIPE, "-o", &self.path("views.png")])?;
 
         self.train(&images)?;
-        let gain = self.knn(&images)?;
-        self.export(&images)?;
-        self.judge(gain)?;
+        let answers = self.knn(&images)?;
+        self.export(&answers)?;
+        self.judge(&answers)?;
         self.end(started.elapsed())
     }
 
@@ -250,7 +250,7 @@ impl Demo<'_> {
             let started = Instant::now();
             match &self.options.images {
                 None => {
-                    self.say("Drawing objects: 8 classes, each a shape with a texture");
+                    self.say("Drawing objects: four classes, each a shape with a texture");
                     objects::write_set(&part, SEED, TRAIN_EACH, TEST_EACH)?;
                 }
                 Some(folder) => {
@@ -299,22 +299,22 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// kNN top-1 in percent, before and after training.
-    fn knn(&self, images: &Images) -> Result<Option<(f64, f64)>> {
+    /// kNN before and after training.
+    fn knn(&self, images: &Images) -> Result<Option<[Knn; 2]>> {
         if !images.labelled {
             return Ok(None);
         }
         let run = self.path("run");
         let (train, test) = (self.path("shards/train"), self.path("shards/test"));
-        let ask = |more: &[&str]| -> Result<f64> {
+        let ask = |more: &[&str]| -> Result<Knn> {
             let words = ["eval", "knn", &run, "--train", &train, "--test", &test];
             let said = self.detco(&[&words, more].concat())?;
-            top1(&said).with_context(|| format!("`detco eval knn` printed no top-1:\n{said}"))
+            Knn::read(&said).with_context(|| format!("`detco eval knn` printed no result:\n{said}"))
         };
         self.say("Before: kNN on the features of the random weights that the run started from");
         let before = ask(&["--init"])?;
         self.say("After: the same kNN on the trained features");
-        Ok(Some((before, ask(&[])?)))
+        Ok(Some([before, ask(&[])?]))
     }
 
     /// Trains, with a kill in the middle; goes on with a run that is already there.
@@ -369,7 +369,7 @@ impl Demo<'_> {
         }
     }
 
-    fn export(&self, images: &Images) -> Result<()> {
+    fn export(&self, answers: &Option<[Knn; 2]>) -> Result<()> {
         self.say("Exporting the backbone for other programs");
         let run = self.path("run");
         let (safetensors, pth) = (self.path("backbone.safetensors"), self.path("backbone.pth"));
@@ -378,15 +378,16 @@ impl Demo<'_> {
         self.say("Loading both files in torchvision");
         let mut command = Command::new(&self.python);
         command.args(["tools/load_in_torchvision.py", &safetensors, &pth]);
-        if images.labelled {
+        if let Some([_, after]) = answers {
             let (train, test) = (self.path("shards/train"), self.path("shards/test"));
-            command.args(["--train", &train, "--test", &test]);
+            command.args(["--train", &train, "--test", &test, "--size", &after.pixels]);
         }
         self.child(&mut command, Stdio::inherit()).map(drop)
     }
 
-    fn judge(&self, gain: Option<(f64, f64)>) -> Result<()> {
-        let Some((before, after)) = gain else { return Ok(()) };
+    fn judge(&self, answers: &Option<[Knn; 2]>) -> Result<()> {
+        let Some([before, after]) = answers else { return Ok(()) };
+        let (before, after) = (before.top1, after.top1);
         self.say("Did it learn?");
         eprintln!("  kNN top-1 before {before:.1} %, after {after:.1} %");
         ensure!(
@@ -493,11 +494,24 @@ fn reached(metrics: &Path) -> Option<(u64, u64)> {
     })
 }
 
-/// The percentage after the word `top-1`.
-fn top1(said: &str) -> Option<f64> {
-    let (_, rest) = said.split_once("top-1")?;
-    let (number, _) = rest.split_once('%')?;
-    number.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()
+/// What `detco eval knn` printed.
+#[derive(Debug, PartialEq)]
+struct Knn {
+    /// In percent.
+    top1: f64,
+    /// Edge of the images that the network was shown.
+    pixels: String,
+}
+
+impl Knn {
+    /// The percentage after the word `top-1`, the number before `px`.
+    fn read(said: &str) -> Option<Knn> {
+        let (_, rest) = said.split_once("top-1")?;
+        let (number, rest) = rest.split_once('%')?;
+        let top1 = number.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()?;
+        let pixels = rest.split_once(" px")?.0.rsplit(' ').next()?.to_string();
+        Some(Knn { top1, pixels })
+    }
 }
 
 /// Copies a train and a test part of a user's images: class folders, `train` and `val` or `test`
@@ -695,10 +709,12 @@ mod tests {
     }
 
     #[test]
-    fn top1_is_read_from_the_line_that_states_it() {
-        assert_eq!(top1("samples 304\ntop-1  61.25 %  top-5 90.0 %\n"), Some(61.25));
-        assert_eq!(top1("top-1: 7%"), Some(7.0));
-        assert_eq!(top1("nothing"), None);
+    fn the_result_is_read_from_the_line_that_states_it() {
+        let said = "note: k\nkNN top-1 61.25 %, top-5 90.0 %  (run; k = 7, images of 48 px)\n";
+        let expected = Knn { top1: 61.25, pixels: "48".into() };
+        assert_eq!(Knn::read(said), Some(expected));
+        assert_eq!(Knn::read("kNN top-1 7 %"), None);
+        assert_eq!(Knn::read("nothing"), None);
     }
 
     #[test]

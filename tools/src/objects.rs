@@ -14,16 +14,12 @@ use anyhow::{Context, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
-/// The classes: a name, a shape, a texture. Each shape and each texture occurs twice.
-pub(crate) const CLASSES: [Class; 8] = [
+/// The classes: a name, a shape, a texture.
+pub(crate) const CLASSES: [Class; 4] = [
     Class { name: "striped-disc", shape: Shape::Disc, texture: Texture::Stripes },
-    Class { name: "checked-disc", shape: Shape::Disc, texture: Texture::Checks },
     Class { name: "dotted-square", shape: Shape::Square, texture: Texture::Dots },
-    Class { name: "striped-square", shape: Shape::Square, texture: Texture::Stripes },
     Class { name: "cracked-triangle", shape: Shape::Triangle, texture: Texture::Cracks },
-    Class { name: "dotted-triangle", shape: Shape::Triangle, texture: Texture::Dots },
     Class { name: "checked-star", shape: Shape::Star, texture: Texture::Checks },
-    Class { name: "cracked-star", shape: Shape::Star, texture: Texture::Cracks },
 ];
 
 /// What a class is.
@@ -112,7 +108,7 @@ impl Picture {
 /// Draws picture `number` of class `label`; `part` keeps train and test apart.
 fn draw(seed: u64, part: usize, label: usize, number: usize) -> Picture {
     let mut rng = Rng::at(&[seed, part as u64, label as u64, number as u64]);
-    let (width, height) = (rng.whole(96, 160), rng.whole(96, 160));
+    let (width, height) = (rng.whole(80, 112), rng.whole(80, 112));
     let short = width.min(height) as f32;
 
     let backdrop = Backdrop::draw(&mut rng);
@@ -225,8 +221,8 @@ impl Object {
                 y: rng.between(room, height - room),
             },
             radius,
-            turn: rng.between(0.0, TAU),
-            texture_turn: rng.between(0.0, TAU),
+            turn: rng.between(-0.35, 0.35),
+            texture_turn: rng.between(-0.25, 0.25),
             frequency: rng.between(2.4, 3.6),
             colors: if rng.chance(0.5) { [dark, bright] } else { [bright, dark] },
             seed: rng.next(),
@@ -349,8 +345,8 @@ impl Light {
         let angle = rng.between(0.0, TAU);
         Light {
             toward: Point { x: angle.cos(), y: angle.sin() },
-            gain: rng.between(0.7, 1.15),
-            falloff: rng.between(0.0, 0.6),
+            gain: rng.between(0.85, 1.1),
+            falloff: rng.between(0.0, 0.3),
             gamma: rng.between(0.8, 1.3),
             glint: rng.between(0.0, 0.35),
             grain: rng.between(0.0, 0.06),
@@ -505,17 +501,16 @@ impl Color {
         Color { r: level, g: level, b: level }
     }
 
-    /// Any hue, mostly muted, any brightness.
+    /// Any hue, muted, of middle brightness.
     fn draw(rng: &mut Rng) -> Color {
-        let (hue, strength) = (rng.between(0.0, 1.0), rng.between(0.0, 0.8));
-        Color::of(hue, strength, rng.between(0.2, 0.95))
+        let (hue, strength) = (rng.between(0.0, 1.0), rng.between(0.0, 0.25));
+        Color::of(hue, strength, rng.between(0.35, 0.65))
     }
 
-    /// Two colours of free hue, far enough apart in brightness for a texture to show in gray.
+    /// Two muted colours of free hue, far enough apart in brightness for a texture to show in gray.
     fn draw_pair(rng: &mut Rng) -> (Color, Color) {
-        let low = rng.between(0.1, 0.4);
-        let high = low + rng.between(0.4, 0.55);
-        let mut any = |value: f32| Color::of(rng.between(0.0, 1.0), rng.between(0.1, 0.8), value);
+        let (low, high) = (rng.between(0.08, 0.2), rng.between(0.75, 0.95));
+        let mut any = |value: f32| Color::of(rng.between(0.0, 1.0), rng.between(0.0, 0.25), value);
         (any(low), any(high))
     }
 
