@@ -18,6 +18,11 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("recipes/detco-r50.toml"),
     ),
     (
+        "detco-aa-r50",
+        "DetCo+AA: detco-r50 with RandAugment on the global views",
+        include_str!("recipes/detco-aa-r50.toml"),
+    ),
+    (
         "moco-v2-r50",
         "MoCo v2, ResNet-50, ImageNet (200 epochs, batch 256)",
         include_str!("recipes/moco-v2-r50.toml"),
@@ -39,12 +44,12 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
     ),
     (
         "detco-small",
-        "DetCo, narrow ResNet-18, 64-pixel crops: minutes on a laptop",
+        "DetCo, narrow ResNet-18, 48-pixel crops: minutes on a laptop",
         include_str!("recipes/detco-small.toml"),
     ),
     (
         "moco-v2-small",
-        "MoCo v2, narrow ResNet-18, 64-pixel crops: minutes on a laptop",
+        "MoCo v2, narrow ResNet-18, 48-pixel crops: minutes on a laptop",
         include_str!("recipes/moco-v2-small.toml"),
     ),
 ];

@@ -322,7 +322,7 @@ impl Run {
             order.steps_per_epoch(),
             config.train.batch,
             if device.is_cuda() { "the GPU" } else { "the CPU" },
-            detco_shards::decode::Decoder::name(),
+            detco_shards::decode::Decoder::new().name(),
         );
         let window = Window::new();
         let collapsing = Vec::new();

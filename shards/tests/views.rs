@@ -1,6 +1,6 @@
 //! The drawn numbers: ranges, distributions, independence, and that they depend on nothing else.
 
-use detco_shards::views::{LocalPlan, Op, Recipe, RecipeError, SamplePlan, ViewPlan};
+use detco_shards::views::{ColorStep, LocalPlan, Op, Recipe, RecipeError, SamplePlan, ViewPlan};
 
 const SAMPLES: u64 = 20_000;
 
@@ -120,7 +120,77 @@ fn value(op: &Op) -> (usize, f64) {
         Op::Hue(x) => (3, x.into()),
         Op::Gray => (4, 0.0),
         Op::Blur(x) => (5, x.into()),
+        _ => panic!("{op:?} is RandAugment's"),
     }
+}
+
+/// Fifteen operations, each as often and as strong as timm's `rand-n2-m10-mstd0.5` draws it, on the
+/// global views alone.
+#[test]
+fn randaugment_has_timms_distribution() {
+    let mut recipe = Recipe::detco();
+    recipe.global.photometric.order = vec![ColorStep::RandAugment];
+    let plans = draw_all(&recipe);
+    let mut kinds = std::collections::BTreeMap::<String, usize>::new();
+    let (mut levels, mut negative, mut bicubics, mut affine) = (Vec::new(), 0, 0, 0);
+    let mut counts = [0; 3];
+    for view in plans.iter().flat_map(|plan| &plan.global) {
+        counts[view.ops.len()] += 1;
+        for op in &view.ops {
+            let mut kind = format!("{op:?}").split(['(', ' ']).next().unwrap().to_owned();
+            match *op {
+                Op::Affine { matrix: [a, b, c, d, e, f], bicubic } => {
+                    affine += 1;
+                    bicubics += usize::from(bicubic);
+                    let (name, x) = if a != 1.0 {
+                        assert!((a - e).abs() < 1e-15 && (b + d).abs() < 1e-15);
+                        // The centre stays where it is.
+                        assert!((a * 112.0 + b * 112.0 + c - 112.0).abs() < 1e-9);
+                        assert!((d * 112.0 + e * 112.0 + f - 112.0).abs() < 1e-9);
+                        ("rotate", d.asin().to_degrees() / 30.0)
+                    } else if b != 0.0 {
+                        ("shear x", b / 0.3)
+                    } else if d != 0.0 {
+                        ("shear y", d / 0.3)
+                    } else if c != 0.0 {
+                        ("translate x", c / (0.45 * 224.0))
+                    } else {
+                        ("translate y", f / (0.45 * 224.0))
+                    };
+                    kind = name.into();
+                    negative += usize::from(x < 0.0);
+                    levels.push(x.abs());
+                }
+                Op::Saturation(x) | Op::Contrast(x) | Op::Brightness(x) | Op::Sharpness(x) => {
+                    levels.push((f64::from(x) - 0.1) / 1.8);
+                }
+                Op::Posterize(bits) => assert!(bits == 4 || bits == 3, "{bits}"),
+                Op::Solarize(threshold) => assert!((192..=256).contains(&threshold)),
+                Op::SolarizeAdd(add) => assert!((85..=110).contains(&add)),
+                _ => {}
+            }
+            *kinds.entry(kind).or_default() += 1;
+        }
+    }
+    let (total, applied) = (2 * plans.len(), kinds.values().sum::<usize>());
+    hold_share("none of two", counts[0], total, 0.25);
+    hold_share("both", counts[2], total, 0.25);
+    assert_eq!(kinds.len(), 15, "{kinds:?}");
+    for (kind, count) in kinds {
+        hold_share(&kind, count, applied, 1.0 / 15.0);
+    }
+    hold_share("negative", negative, affine, 0.5);
+    hold_share("bicubic", bicubics, affine, 0.5);
+    // 10 + 0.5 z, at most 10: half of them at the end, a sixth below 9.5.
+    let n = levels.len();
+    hold_share("at most", levels.iter().filter(|x| **x > 0.999_999).count(), n, 0.5);
+    hold_share("a deviation less", levels.iter().filter(|x| **x < 0.95).count(), n, 0.158_66);
+    assert!(plans.iter().flat_map(|p| p.local.as_ref().unwrap()).all(|l| l.whole.ops.is_empty()));
+
+    let mut own = recipe.clone();
+    own.local.as_mut().unwrap().photometric = Some(recipe.global.photometric.clone());
+    let asked = draw_all(&own);
+    assert!(asked.iter().flat_map(|p| p.local.as_ref().unwrap()).any(|l| !l.whole.ops.is_empty()));
 }
 
 #[test]

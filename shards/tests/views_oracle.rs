@@ -85,6 +85,23 @@ fn each_operation_is_pillows() {
         ops.push(Op::Blur(0.1 + i as f32 * 0.095));
     }
     ops.extend([Op::Blur(0.0), Op::Blur(3.3), Op::Blur(11.0), Op::Hue(0.0123), Op::Hue(-0.0987)]);
+    ops.extend([Op::AutoContrast, Op::Equalize, Op::Invert]);
+    ops.extend((1..=8).map(Op::Posterize));
+    ops.extend([0, 1, 100, 255, 256].map(Op::Solarize));
+    ops.extend([0, 55, 110, 200].map(Op::SolarizeAdd));
+    ops.extend([0.1, 0.61, 1.0, 1.9].map(Op::Sharpness));
+    for bicubic in [false, true] {
+        for matrix in [
+            [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+            [1.0, 0.29, 0.0, 0.0, 1.0, 0.0],
+            [1.0, 0.0, 0.0, -0.3, 1.0, 0.0],
+            [1.0, 0.0, 43.2, 0.0, 1.0, 0.0],
+            [1.0, 0.0, 0.0, 0.0, 1.0, -41.7],
+            [0.9, -0.4, 24.0, 0.4, 0.9, -14.4],
+        ] {
+            ops.push(Op::Affine { matrix, bicubic });
+        }
+    }
     for (name, image) in &images {
         for op in &ops {
             cases.global(&format!("{name} {op:?}"), (name, image), &whole(image, 96, vec![*op]));

@@ -124,7 +124,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             set.len(),
             args.epoch,
             args.recipe,
-            Decoder::name()
+            decoder.name()
         )?;
     }
     Ok(())

@@ -12,15 +12,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import functional as F
 from torchvision.transforms import InterpolationMode
+
+
+SIMPLE = {
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+}
 
 
 def apply(image, op):
     if op == "gray":
         return F.rgb_to_grayscale(image, num_output_channels=3)
+    if isinstance(op, str):
+        return SIMPLE[op](image)
     (name, value), = op.items()
+    if name == "affine":
+        filter = Image.Resampling.BICUBIC if value["bicubic"] else Image.Resampling.BILINEAR
+        fill = (124, 116, 104)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, value["matrix"], resample=filter, fillcolor=fill
+        )
+    if name == "posterize":
+        return ImageOps.posterize(image, value)
+    if name == "solarize":
+        return ImageOps.solarize(image, value)
+    if name == "solarizeadd":
+        return image.point([min(255, i + value) if i < 128 else i for i in range(256)] * 3)
     value = float(np.float32(value))
     if name == "brightness":
         return F.adjust_brightness(image, value)
@@ -32,6 +53,8 @@ def apply(image, op):
         return F.adjust_hue(image, value)
     if name == "blur":
         return image.filter(ImageFilter.GaussianBlur(radius=value))
+    if name == "sharpness":
+        return ImageEnhance.Sharpness(image).enhance(value)
     raise ValueError(name)
 
 

@@ -8,11 +8,10 @@ mod inks;
 mod png;
 mod probe;
 mod rare;
+#[cfg(feature = "turbojpeg")]
+mod turbo;
+mod zune;
 
-#[path = "zune.rs"]
-mod imp;
-
-pub use imp::Decoder;
 pub use probe::{Components, Format, Probe, probe};
 
 /// Pixels an image may have: 2^28, 0.8 GB of RGB. Larger ones are refused before anything is allocated.
@@ -33,6 +32,64 @@ impl Image {
     /// An empty image, to be decoded into.
     pub fn new() -> Image {
         Image::default()
+    }
+}
+
+/// Decodes images, one after the other. One per thread.
+#[derive(Debug)]
+pub struct Decoder(Backend);
+
+#[derive(Debug)]
+enum Backend {
+    Zune(zune::Jpeg),
+    #[cfg(feature = "turbojpeg")]
+    Turbo(turbo::Jpeg),
+}
+
+impl Decoder {
+    /// The fastest decoder of this build: libjpeg-turbo with the cargo feature `turbojpeg`, else
+    /// [`Decoder::pure`].
+    pub fn new() -> Decoder {
+        #[cfg(feature = "turbojpeg")]
+        return Decoder(Backend::Turbo(turbo::Jpeg::default()));
+        #[cfg(not(feature = "turbojpeg"))]
+        Decoder::pure()
+    }
+
+    /// The decoder in pure Rust, which every build has.
+    pub fn pure() -> Decoder {
+        Decoder(Backend::Zune(zune::Jpeg::default()))
+    }
+
+    /// Which JPEG decoder this is, with its version.
+    pub fn name(&self) -> &'static str {
+        match self.0 {
+            Backend::Zune(_) => zune::NAME,
+            #[cfg(feature = "turbojpeg")]
+            Backend::Turbo(_) => turbo::NAME,
+        }
+    }
+
+    /// Decodes a JPEG or PNG image. On error `into` holds nothing usable.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: no image, truncated, damaged, too large or of an unsupported kind.
+    pub fn decode(&mut self, bytes: &[u8], into: &mut Image) -> Result<(), DecodeError> {
+        let header = probe(bytes)?;
+        match (header.format, &mut self.0) {
+            (Format::Png, _) => png::decode(bytes, &mut into.pixels)?,
+            (Format::Jpeg, Backend::Zune(jpeg)) => jpeg.decode(bytes, &header, into)?,
+            #[cfg(feature = "turbojpeg")]
+            (Format::Jpeg, Backend::Turbo(jpeg)) => jpeg.decode(bytes, &header, into)?,
+        }
+        (into.width, into.height) = (header.width, header.height);
+        Ok(())
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
     }
 }
 

@@ -7,41 +7,24 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-use super::{Components, DecodeError, Format, Image, Probe, inks, png, probe, rare};
+use super::{Components, DecodeError, Image, Probe, inks, rare};
 
-/// Decodes images, one after the other. One per thread.
+pub(super) const NAME: &str = "zune-jpeg 0.5.15";
+
+/// Decodes JPEGs, one after the other.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub(super) struct Jpeg {
     /// Four-component pixels on their way to RGB.
     inks: Vec<u8>,
 }
 
-impl Decoder {
-    /// A decoder.
-    pub fn new() -> Decoder {
-        Decoder::default()
-    }
-
-    /// Which decoder this is, with its version.
-    pub fn name() -> &'static str {
-        "zune-jpeg 0.5.15"
-    }
-
-    /// Decodes a JPEG or PNG image. On error `into` holds nothing usable.
-    ///
-    /// # Errors
-    /// [`DecodeError`]: no image, truncated, damaged, too large or of an unsupported kind.
-    pub fn decode(&mut self, bytes: &[u8], into: &mut Image) -> Result<(), DecodeError> {
-        let header = probe(bytes)?;
-        match header.format {
-            Format::Jpeg => self.jpeg(bytes, &header, into)?,
-            Format::Png => png::decode(bytes, &mut into.pixels)?,
-        }
-        (into.width, into.height) = (header.width, header.height);
-        Ok(())
-    }
-
-    fn jpeg(&mut self, bytes: &[u8], header: &Probe, into: &mut Image) -> Result<(), DecodeError> {
+impl Jpeg {
+    pub(super) fn decode(
+        &mut self,
+        bytes: &[u8],
+        header: &Probe,
+        into: &mut Image,
+    ) -> Result<(), DecodeError> {
         if is_rare(header) {
             return rare::decode(bytes, header, &mut into.pixels);
         }

@@ -70,7 +70,7 @@ fn luma(r: u8, g: u8, b: u8) -> u32 {
 
 /// `from` at factor 0, `to` at factor 1, clamped and truncated.
 #[inline(always)]
-fn blend(from: f32, to: u8, factor: f32) -> u8 {
+pub(super) fn blend(from: f32, to: u8, factor: f32) -> u8 {
     let value = from + factor * (f32::from(to) - from);
     let value = value.clamp(0.0, 255.0).floor();
     (value + (1 << 23) as f32).to_bits() as u8

@@ -13,11 +13,12 @@ mod color;
 mod geometry;
 mod numbers;
 mod plan;
+mod randaugment;
 mod recipe;
 mod render;
 
 pub use plan::{LocalPlan, Op, Rect, SamplePlan, ViewPlan};
 pub use recipe::{
-    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, Recipe, RecipeError,
+    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, RandAugment, Recipe, RecipeError,
 };
 pub use render::Renderer;

@@ -53,6 +53,18 @@ impl Numbers {
         }
     }
 
+    /// Normal with mean 0 and standard deviation 1 (Marsaglia's polar method; the second number of a
+    /// pair is dropped, so that no state is kept).
+    pub(super) fn normal(&mut self) -> f64 {
+        loop {
+            let [u, v] = [(); 2].map(|()| self.uniform(-1.0, 1.0));
+            let square = u * u + v * v;
+            if square > 0.0 && square < 1.0 {
+                return u * (-2.0 * ln(square) / square).sqrt();
+            }
+        }
+    }
+
     /// A uniform permutation (Fisher and Yates, from the end).
     pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
@@ -101,9 +113,41 @@ pub(super) fn exp(x: f64) -> f64 {
     y
 }
 
+/// Sine and cosine of an angle of at most 30 degrees, in radians, by Taylor's series.
+pub(super) fn sin_cos(x: f64) -> (f64, f64) {
+    let square = x * x;
+    // 0.524^19 / 19! is below 2^-70.
+    let series = |first: i32| {
+        (0..9).rev().fold(1.0, |sum, i| {
+            let n = f64::from(2 * i + first);
+            1.0 - sum * square / ((n + 1.0) * (n + 2.0))
+        })
+    };
+    (x * series(1), series(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sin_and_cos_agree_with_the_platform() {
+        for i in -600..=600 {
+            let x = f64::from(i) * 0.05_f64.to_radians();
+            let (sin, cos) = sin_cos(x);
+            assert!((sin - x.sin()).abs() < 1e-15 && (cos - x.cos()).abs() < 1e-15, "{x}");
+        }
+    }
+
+    #[test]
+    fn normal_numbers_have_their_moments() {
+        let mut numbers = Numbers::at(1, 2, 3, 4);
+        let drawn: Vec<f64> = (0..100_000).map(|_| numbers.normal()).collect();
+        let moment = |power| drawn.iter().map(|x| x.powi(power)).sum::<f64>() / drawn.len() as f64;
+        // Five standard errors of each.
+        assert!(moment(1).abs() < 0.016 && (moment(2) - 1.0).abs() < 0.023);
+        assert!(moment(3).abs() < 0.062 && (moment(4) - 3.0).abs() < 0.16);
+    }
 
     #[test]
     fn ln_and_exp_agree_with_the_platform() {

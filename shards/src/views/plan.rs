@@ -41,6 +41,27 @@ pub enum Op {
     Gray,
     /// Gaussian blur with this standard deviation in pixels.
     Blur(f32),
+    /// Stretch each channel to 0..=255.
+    AutoContrast,
+    /// Even out each channel's histogram.
+    Equalize,
+    /// 255 minus the value.
+    Invert,
+    /// Keep this many high bits, 0 to 8.
+    Posterize(u8),
+    /// Invert values from this threshold on, 0 to 256.
+    Solarize(u16),
+    /// Add to values below 128.
+    SolarizeAdd(u8),
+    /// Blend with the smoothed image: factor 0 is smooth, 1 the image.
+    Sharpness(f32),
+    /// Fetch pixel (x, y) from `matrix` * (x + 1/2, y + 1/2, 1); grey outside the image.
+    Affine {
+        /// Two rows of three: input x, then input y, in pixels.
+        matrix: [f64; 6],
+        /// Bicubic instead of bilinear interpolation.
+        bicubic: bool,
+    },
 }
 
 /// Everything drawn for one global view.
@@ -93,14 +114,18 @@ impl Recipe {
             draw_view(
                 recipe.size,
                 &recipe.crop,
-                &recipe.photometric,
+                (&recipe.photometric, true),
                 recipe.flip,
                 [width, height],
                 &mut numbers,
             )
         });
         let local = self.local.as_ref().map(|recipe| {
-            let photometric = recipe.photometric.as_ref().unwrap_or(&self.global.photometric);
+            // RandAugment is the global views' alone unless the local views ask for it themselves.
+            let photometric = match &recipe.photometric {
+                Some(own) => (own, true),
+                None => (&self.global.photometric, false),
+            };
             LOCAL_VIEWS.map(|view| {
                 let mut numbers = Numbers::at(seed, epoch, sample, view);
                 let whole = draw_view(
@@ -125,7 +150,7 @@ impl Recipe {
 fn draw_view(
     size: u32,
     crop: &Crop,
-    photometric: &Photometric,
+    (photometric, with_randaugment): (&Photometric, bool),
     flip: f64,
     image: [u32; 2],
     numbers: &mut Numbers,
@@ -133,7 +158,9 @@ fn draw_view(
     let crop = draw_crop(crop, image, numbers);
     let mut ops = Vec::with_capacity(6);
     for step in &photometric.order {
-        draw_step(*step, photometric, &mut ops, numbers);
+        if *step != ColorStep::RandAugment || with_randaugment {
+            draw_step(*step, photometric, size, &mut ops, numbers);
+        }
     }
     ViewPlan { size, crop, ops, flip: numbers.chance(flip) }
 }
@@ -167,7 +194,13 @@ fn draw_crop(crop: &Crop, [width, height]: [u32; 2], numbers: &mut Numbers) -> R
     Rect { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-fn draw_step(step: ColorStep, from: &Photometric, ops: &mut Vec<Op>, numbers: &mut Numbers) {
+fn draw_step(
+    step: ColorStep,
+    from: &Photometric,
+    size: u32,
+    ops: &mut Vec<Op>,
+    numbers: &mut Numbers,
+) {
     match step {
         ColorStep::Jitter => {
             let jitter = &from.jitter;
@@ -202,5 +235,6 @@ fn draw_step(step: ColorStep, from: &Photometric, ops: &mut Vec<Op>, numbers: &m
                 ops.push(Op::Blur(numbers.uniform(least, largest) as f32));
             }
         }
+        ColorStep::RandAugment => from.randaugment.draw(size, ops, numbers),
     }
 }

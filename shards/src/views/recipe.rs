@@ -82,6 +82,8 @@ pub struct Photometric {
     pub gray: f64,
     /// Gaussian blur.
     pub blur: Blur,
+    /// RandAugment; applied where `order` names it.
+    pub randaugment: RandAugment,
 }
 
 /// A photometric step of a recipe.
@@ -94,6 +96,9 @@ pub enum ColorStep {
     Gray,
     /// Gaussian blur.
     Blur,
+    /// RandAugment. In the global views' recipe it is theirs alone: local views that take over their
+    /// colour and blur leave it out (DetCo).
+    RandAugment,
 }
 
 /// torchvision's `ColorJitter`, applied with a probability.
@@ -124,6 +129,27 @@ pub struct Blur {
     pub probability: f64,
     /// Least and largest standard deviation in pixels, uniform.
     pub sigma: [f64; 2],
+}
+
+/// RandAugment (Cubuk et al., 2020) with timm's fifteen operations and its noise on the magnitude.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RandAugment {
+    /// Operations drawn for a view, with replacement.
+    pub n: u32,
+    /// Magnitude, 0 to 10.
+    pub m: f64,
+    /// Standard deviation of the magnitude of each operation.
+    pub mstd: f64,
+    /// Probability that a drawn operation is applied.
+    pub probability: f64,
+}
+
+impl Default for RandAugment {
+    /// timm's `rand-n2-m10-mstd0.5`.
+    fn default() -> Self {
+        RandAugment { n: 2, m: 10.0, mstd: 0.5, probability: 0.5 }
+    }
 }
 
 impl Default for Recipe {
@@ -169,6 +195,7 @@ impl Default for Photometric {
             jitter: Jitter::default(),
             gray: 0.2,
             blur: Blur::default(),
+            randaugment: RandAugment::default(),
         }
     }
 }
@@ -304,7 +331,12 @@ impl Photometric {
         within(&format!("{field}.jitter.hue"), jitter.hue, 0.0, 0.5)?;
         within(&format!("{field}.gray"), self.gray, 0.0, 1.0)?;
         within(&format!("{field}.blur.probability"), self.blur.probability, 0.0, 1.0)?;
-        range(&format!("{field}.blur.sigma"), self.blur.sigma, 0.0, 100.0)
+        range(&format!("{field}.blur.sigma"), self.blur.sigma, 0.0, 100.0)?;
+        let randaugment = &self.randaugment;
+        within(&format!("{field}.randaugment.n"), f64::from(randaugment.n), 0.0, 100.0)?;
+        within(&format!("{field}.randaugment.m"), randaugment.m, 0.0, 10.0)?;
+        within(&format!("{field}.randaugment.mstd"), randaugment.mstd, 0.0, 100.0)?;
+        within(&format!("{field}.randaugment.probability"), randaugment.probability, 0.0, 1.0)
     }
 }
 

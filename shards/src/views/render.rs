@@ -2,7 +2,7 @@
 
 use super::plan::{LocalPlan, Op, ViewPlan};
 use super::recipe::{CELLS, GRID};
-use super::{blur, color, geometry};
+use super::{blur, color, geometry, randaugment};
 use crate::decode::Image;
 
 /// Renders plans. Holds the scratch memory of one thread, which stops growing after the largest
@@ -11,6 +11,7 @@ use crate::decode::Image;
 pub struct Renderer {
     geometry: geometry::Scratch,
     blur: blur::Scratch,
+    randaugment: randaugment::Scratch,
     /// The view that is worked on, row-planar, `[size, 3, size]`.
     view: Vec<u8>,
 }
@@ -100,6 +101,16 @@ impl Renderer {
                 Op::Hue(turns) => color::hue(view, side, turns),
                 Op::Gray => color::gray(view, side),
                 Op::Blur(sigma) => self.blur.gaussian(view, side, sigma),
+                Op::AutoContrast => randaugment::auto_contrast(view, side),
+                Op::Equalize => randaugment::equalize(view, side),
+                Op::Invert => randaugment::invert(view),
+                Op::Posterize(bits) => randaugment::posterize(view, bits),
+                Op::Solarize(threshold) => randaugment::solarize(view, threshold),
+                Op::SolarizeAdd(add) => randaugment::solarize_add(view, add),
+                Op::Sharpness(factor) => self.randaugment.sharpness(view, side, factor),
+                Op::Affine { matrix, bicubic } => {
+                    self.randaugment.affine(view, side, matrix, bicubic);
+                }
             }
         }
     }
