@@ -503,6 +503,7 @@ impl Run {
             size: self.config.views.global.size,
             samples_max: self.config.monitor.knn_samples_max,
             workers: self.config.data.workers,
+            on_bad_sample: self.config.data.on_bad_sample,
             ..KnnOptions::default()
         };
         let started = Instant::now();

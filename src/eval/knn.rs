@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use detco_shards::format::ShardError;
 use detco_shards::order::{Order, OrderError};
-use detco_shards::pipeline::{Loader, LoaderOptions, PipelineError};
+use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError};
 use detco_shards::stream::ShardSet;
 use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
@@ -133,6 +133,8 @@ pub struct KnnOptions {
     pub batch: u64,
     /// Decode threads; 0 means one a core.
     pub workers: usize,
+    /// What becomes of a sample that cannot be decoded. Skipped, another one counts twice.
+    pub on_bad_sample: OnBadSample,
 }
 
 impl Default for KnnOptions {
@@ -145,6 +147,7 @@ impl Default for KnnOptions {
             samples_max: 0,
             batch: 128,
             workers: 0,
+            on_bad_sample: OnBadSample::Fail,
         }
     }
 }
@@ -224,8 +227,8 @@ fn extract(
 ) -> Result<Features, KnnError> {
     let share = options.share.unwrap_or(if options.size < 96 { 1.0 } else { 0.875 });
     let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
-    let workers = options.workers;
-    let loading = LoaderOptions { workers, ..LoaderOptions::evaluate(options.size, share, order) };
+    let (workers, on_bad_sample) = (options.workers, options.on_bad_sample);
+    let loading = LoaderOptions { workers, on_bad_sample, ..LoaderOptions::evaluate(options.size, share, order) };
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
     let mut loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
     let (mut rows, mut classes) = (Vec::new(), Vec::new());

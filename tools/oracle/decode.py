@@ -34,7 +34,9 @@ def report(path, rgb, image):
     print(json.dumps({
         "file": path.name if path.parent == rgb.parent else str(path), "rgb": rgb.name,
         "width": image.width, "height": image.height, "mode": image.mode,
-        "orientation": exif, "progressive": bool(image.info.get("progressive", 0)),
+        # One of ImageNet's has 0.
+        "orientation": exif if 1 <= exif <= 8 else 1,
+        "progressive": bool(image.info.get("progressive", 0)),
     }))
 
 

@@ -66,9 +66,13 @@ impl Converter {
         let stored = match kind {
             Kind::Known(found) if found.format == Format::Jpeg => {
                 met.extend(oddities_of(&found));
-                // Zeros after the end are padding.
+                // Zeros after the end are padding. Anything else may be the middle of a picture that
+                // was cut, which training would refuse: now is the time to say so.
                 let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-                met.extend((!bytes[..end].ends_with(&[0xff, 0xd9])).then_some("no_end_marker"));
+                if !bytes[..end].ends_with(&[0xff, 0xd9]) {
+                    self.decoder.decode(bytes, &mut self.image)?;
+                    met.push("trailing_bytes");
+                }
                 met.extend((!named_jpeg).then_some("jpeg_under_another_name"));
                 let short = found.width.min(found.height);
                 match resize.filter(|resize| short > resize.short) {
