@@ -54,6 +54,9 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// What a file builds upon that names no base; equal to `Config::default()`.
+const DEFAULT: &str = "detco-r50";
+
 /// Why a configuration was refused.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -112,7 +115,8 @@ pub enum ConfigError {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A built-in recipe that this file builds upon; its values hold where this file is silent.
+    /// The built-in recipe that a file builds upon, `detco-r50` if it names none: its values hold
+    /// where the file is silent. In a resolved configuration, where it came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
     /// Seed of order, views, initial weights, queues and shuffles.
@@ -444,11 +448,12 @@ impl Default for Monitor {
 impl Config {
     /// Resolves a recipe name or TOML file plus `--set` overrides, and validates the result.
     pub fn load(recipe: &str, overrides: &[String]) -> Result<Config, ConfigError> {
-        let (mut table, origin) = read(recipe)?;
+        let (mut table, base, origin) = read(recipe)?;
         for text in overrides {
             set(&mut table, text)?;
         }
-        let config = from_table(table, &origin)?;
+        let mut config = from_table(table, &origin)?;
+        config.base = Some(base);
         config.validate()?;
         Ok(config)
     }
@@ -569,10 +574,12 @@ fn check(
     Err(ConfigError::Value { key, value: value.to_string(), reason })
 }
 
-/// A recipe's or file's table with its `base` chain merged in, and a name for error messages.
-fn read(recipe: &str) -> Result<(toml::Table, String), ConfigError> {
+/// A recipe's or file's table with its `base` chain merged in, the built-in recipe that it is or
+/// builds upon, and a name for error messages.
+fn read(recipe: &str) -> Result<(toml::Table, String, String), ConfigError> {
     if let Some((name, _, text)) = RECIPES.iter().find(|(name, ..)| *name == recipe) {
-        return Ok((resolve_base(parse(text, name)?, name)?, format!("recipe {name}")));
+        let table = resolve_base(parse(text, name)?, name)?;
+        return Ok((table, name.to_string(), format!("recipe {name}")));
     }
     let path = Path::new(recipe);
     if !path.is_file() {
@@ -580,7 +587,12 @@ fn read(recipe: &str) -> Result<(toml::Table, String), ConfigError> {
     }
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-    Ok((resolve_base(parse(&text, recipe)?, recipe)?, recipe.to_string()))
+    let mut table = parse(&text, recipe)?;
+    // The types' own defaults are detco-r50's as a whole, not table by table: a file that sets a
+    // crop's ratio alone must not get torchvision's scale.
+    let base = table.entry("base").or_insert_with(|| DEFAULT.into());
+    let base = base.as_str().unwrap_or_default().to_string();
+    Ok((resolve_base(table, recipe)?, base, recipe.to_string()))
 }
 
 /// Puts the table on top of its base; a base is a built-in recipe, so a chain cannot loop through files.
@@ -691,6 +703,24 @@ mod tests {
         let mut recipe = Config::load("detco-r50", &[]).unwrap();
         recipe.base = None;
         assert_eq!(recipe, Config::default());
+    }
+
+    #[test]
+    fn a_file_builds_upon_a_recipe_key_by_key() {
+        let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+        let load = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            Config::load(file.path().to_str().unwrap(), &[])
+        };
+        let config = load("[views.global.crop]\nratio = [1.0, 1.0]\n").unwrap();
+        assert_eq!(config.base.as_deref(), Some("detco-r50"));
+        assert_eq!(config.views.global.crop.scale, [0.2, 1.0]);
+        assert_eq!(config.views.global.crop.ratio, [1.0, 1.0]);
+        let config = load("base = \"moco-v2-small\"\nseed = 7\n").unwrap();
+        assert_eq!((config.seed, config.model.width), (7, 16));
+        // What a run has written is a recipe as well, for the same run.
+        assert_eq!(load(&config.to_toml()).unwrap(), config);
+        assert!(load("base = 3\n").is_err());
     }
 
     #[test]

@@ -28,16 +28,13 @@ pub(super) fn contrast(view: &mut [u8], side: usize, factor: f32) {
 /// Blends with the image's luma. Factor 1 is the image.
 #[inline(always)]
 pub(super) fn saturation(view: &mut [u8], side: usize, factor: f32) {
-    for_pixels(view, side, |[r, g, b]| {
-        let gray = luma(r, g, b) as f32;
-        [r, g, b].map(|value| blend(gray, value, factor))
-    });
+    for_pixels(view, side, Saturation(factor));
 }
 
 /// Three equal channels of luma.
 #[inline(always)]
 pub(super) fn gray(view: &mut [u8], side: usize) {
-    for_pixels(view, side, |[r, g, b]| [luma(r, g, b) as u8; 3]);
+    for_pixels(view, side, Gray);
 }
 
 /// Turns the hue, through 8-bit HSV as Pillow does: the shift is truncated to 1/255 turns and the
@@ -45,19 +42,54 @@ pub(super) fn gray(view: &mut [u8], side: usize) {
 #[inline(always)]
 pub(super) fn hue(view: &mut [u8], side: usize, turns: f32) {
     let shift = (f64::from(turns) * 255.0) as i32 as u8;
-    for_pixels(view, side, |pixel| {
+    for_pixels(view, side, Hue(shift));
+}
+
+/// What becomes of a pixel. Not a closure: those cannot be told to be inlined always, and one that is
+/// not is called for each pixel, without vectors.
+trait Pixel: Copy {
+    fn map(self, pixel: [u8; 3]) -> [u8; 3];
+}
+
+#[derive(Clone, Copy)]
+struct Saturation(f32);
+
+impl Pixel for Saturation {
+    #[inline(always)]
+    fn map(self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+        let gray = luma(r, g, b) as f32;
+        [blend(gray, r, self.0), blend(gray, g, self.0), blend(gray, b, self.0)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gray;
+
+impl Pixel for Gray {
+    #[inline(always)]
+    fn map(self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+        [luma(r, g, b) as u8; 3]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Hue(u8);
+
+impl Pixel for Hue {
+    #[inline(always)]
+    fn map(self, pixel: [u8; 3]) -> [u8; 3] {
         let (h, s, v) = to_hsv(pixel);
-        to_rgb(h.wrapping_add(shift), s, v)
-    });
+        to_rgb(h.wrapping_add(self.0), s, v)
+    }
 }
 
 #[inline(always)]
-fn for_pixels(view: &mut [u8], side: usize, f: impl Fn([u8; 3]) -> [u8; 3]) {
+fn for_pixels(view: &mut [u8], side: usize, op: impl Pixel) {
     for row in view.chunks_exact_mut(3 * side) {
         let (r, rest) = row.split_at_mut(side);
         let (g, b) = rest.split_at_mut(side);
         for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            [*r, *g, *b] = f([*r, *g, *b]);
+            [*r, *g, *b] = op.map([*r, *g, *b]);
         }
     }
 }

@@ -1,0 +1,45 @@
+//! The program as a whole: what it links, what it says.
+
+use std::process::Command;
+
+fn needed(binary: &str) -> Vec<String> {
+    let output = Command::new("readelf").args(["-d", binary]).output().expect("readelf is there");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines = text.lines().filter(|line| line.contains("(NEEDED)"));
+    lines.map(|line| line.rsplit('[').next().unwrap().trim_end_matches(']').to_owned()).collect()
+}
+
+/// Loading libtorch takes a quarter of a second warm and ten seconds cold: packing, inspecting and
+/// `--help` must not pay for it.
+#[test]
+fn the_light_program_links_no_libtorch() {
+    let libraries = needed(env!("CARGO_BIN_EXE_detco"));
+    assert!(libraries.iter().any(|name| name.starts_with("libc.")), "{libraries:?}");
+    assert!(libraries.iter().all(|name| !name.contains("torch") && !name.contains("c10")));
+    #[cfg(feature = "train")]
+    {
+        let trainer = needed(env!("CARGO_BIN_EXE_detco-train"));
+        assert!(trainer.iter().any(|name| name.contains("torch")), "{trainer:?}");
+    }
+}
+
+/// Every command has its page; a wrong word is answered with the nearest right one.
+#[test]
+fn it_teaches() {
+    let detco = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_detco")).args(words).output().expect("runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).expect("text"))
+    };
+    let (code, help) = detco(&["--help"]);
+    assert_eq!(code, Some(0));
+    for command in ["pack", "inspect", "verify", "views", "train", "eval", "export"] {
+        assert!(help.contains(command), "{help}");
+        let (code, page) = detco(&[command, "--help"]);
+        assert_eq!(code, Some(0));
+        assert!(page.contains("Usage: detco"), "{page}");
+    }
+    let (code, said) = detco(&["exprot"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("'export'"), "{said}");
+}
