@@ -228,7 +228,11 @@ fn extract(
     let share = options.share.unwrap_or(if options.size < 96 { 1.0 } else { 0.875 });
     let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
     let (workers, on_bad_sample) = (options.workers, options.on_bad_sample);
-    let loading = LoaderOptions { workers, on_bad_sample, ..LoaderOptions::evaluate(options.size, share, order) };
+    let loading = LoaderOptions {
+        workers,
+        on_bad_sample,
+        ..LoaderOptions::evaluate(options.size, share, order)
+    };
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
     let mut loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
     let (mut rows, mut classes) = (Vec::new(), Vec::new());

@@ -43,7 +43,8 @@ impl Jpeg {
         let (width, height) = (header.width as usize, header.height as usize);
         let pitch = width * format.size();
         pixels.resize(height * pitch, 0);
-        let image = turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
+        let image =
+            turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
         if let Err(error) = handle.decompress(bytes, image) {
             // A handle that failed in a header says so again of every later picture.
             self.handle = None;

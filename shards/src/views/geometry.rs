@@ -12,13 +12,17 @@ const WEIGHT_BITS: u32 = 22;
 /// Half, at that precision: added once to a sum, it rounds.
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
+/// Rows that go through the horizontal filter together, four bytes of a pixel each: two vectors of
+/// eight 32-bit sums.
+const ROWS: usize = 4;
+
 /// Memory of the resizer.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     columns: Axis,
     rows: Axis,
-    /// Two source rows, each with a byte to spare.
-    lines: [Vec<u8>; 2],
+    /// Source rows side by side: for each column the pixels of [`ROWS`] rows.
+    lines: Vec<[u8; 4 * ROWS]>,
     /// The crop after the horizontal pass, `[crop height, 3, side]`.
     narrow: Vec<u8>,
 }
@@ -94,44 +98,37 @@ impl Scratch {
         self.rows.triangle(height, side);
         self.narrow.resize(height * 3 * side, 0);
 
-        let source = |y: usize| &image.pixels[(top + y) * stride + left * 3..][..width * 3];
-        let [first, second] = &mut self.lines;
-        for (y, narrow) in (0..height).step_by(2).zip(self.narrow.chunks_mut(6 * side)) {
-            // Pairs of rows; an odd last row is paired with itself.
-            for (line, y) in [(&mut *first, y), (&mut *second, (y + 1).min(height - 1))] {
-                line.clear();
-                line.extend_from_slice(source(y));
-                line.push(0);
-            }
-            along_rows(first, second, &self.columns, side, narrow);
+        let source = |y: usize| {
+            let row = &image.pixels[(top + y) * stride + left * 3..][..width * 3];
+            row.as_chunks::<3>().0
+        };
+        for (y, narrow) in (0..height).step_by(ROWS).zip(self.narrow.chunks_mut(ROWS * 3 * side)) {
+            // Beyond the last row stands the last row.
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| source((y + i).min(height - 1)));
+            self.lines.clear();
+            self.lines.extend(a.iter().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| {
+                [a[0], a[1], a[2], 0, b[0], b[1], b[2], 0, c[0], c[1], c[2], 0, d[0], d[1], d[2], 0]
+            }));
+            along_rows(&self.lines, &self.columns, side, narrow);
         }
         along_columns(&self.narrow, &self.rows, 3 * side, out);
     }
 }
 
-/// Two rows of RGB, each followed by a byte to spare, through the filter; row-planar.
+/// [`ROWS`] rows of pixels through the filter, into up to as many rows, row-planar.
 #[inline(always)]
-fn along_rows(first: &[u8], second: &[u8], axis: &Axis, side: usize, out: &mut [u8]) {
-    let (out_first, out_second) = out.split_at_mut(3 * side);
+fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, side: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
-        // Red, green, blue and the next pixel's red, of both rows: eight lanes of 32 bits.
-        let mut sums = [HALF; 8];
-        let bytes = start * 3..(start + weights.len()) * 3 + 1;
-        let (first, second) = (&first[bytes.clone()], &second[bytes]);
-        for (tap, weight) in weights.iter().enumerate() {
-            let at = tap * 3..tap * 3 + 4;
-            let (first, second) = (&first[at.clone()], &second[at]);
-            for lane in 0..4 {
-                sums[lane] += i32::from(first[lane]) * weight;
-                sums[lane + 4] += i32::from(second[lane]) * weight;
+        let mut sums = [HALF; 4 * ROWS];
+        for (pixels, weight) in lines[start..].iter().zip(weights) {
+            for lane in 0..4 * ROWS {
+                sums[lane] += i32::from(pixels[lane]) * weight;
             }
         }
-        for channel in 0..3 {
-            out_first[channel * side + x] = (sums[channel] >> WEIGHT_BITS) as u8;
-        }
-        if !out_second.is_empty() {
+        let bytes = sums.map(|sum| (sum >> WEIGHT_BITS) as u8);
+        for (row, pixel) in out.chunks_exact_mut(3 * side).zip(bytes.as_chunks::<4>().0) {
             for channel in 0..3 {
-                out_second[channel * side + x] = (sums[channel + 4] >> WEIGHT_BITS) as u8;
+                row[channel * side + x] = pixel[channel];
             }
         }
     }

@@ -19,6 +19,7 @@ mod render;
 
 pub use plan::{LocalPlan, Op, Rect, SamplePlan, ViewPlan};
 pub use recipe::{
-    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, RandAugment, Recipe, RecipeError,
+    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, RandAugment, Recipe,
+    RecipeError,
 };
 pub use render::Renderer;

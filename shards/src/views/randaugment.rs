@@ -149,9 +149,8 @@ impl Scratch {
         self.view.extend_from_slice(view);
         let (from, stride) = (&self.view, 3 * side);
         let mut smooth = |at: usize| {
-            let row = |at: usize| {
-                u32::from(from[at - 1]) + u32::from(from[at]) + u32::from(from[at + 1])
-            };
+            let row =
+                |at: usize| u32::from(from[at - 1]) + u32::from(from[at]) + u32::from(from[at + 1]);
             let sum = row(at - stride) + row(at) + row(at + stride) + 4 * u32::from(from[at]);
             let smoothed = (2 * sum + 13) / 26; // rounded: a 13th is never at a half
             view[at] = color::blend(smoothed as f32, from[at], factor);
@@ -166,13 +165,7 @@ impl Scratch {
     }
 
     /// `Image.transform` with an affine matrix.
-    pub(super) fn affine(
-        &mut self,
-        view: &mut [u8],
-        side: usize,
-        matrix: [f64; 6],
-        bicubic: bool,
-    ) {
+    pub(super) fn affine(&mut self, view: &mut [u8], side: usize, matrix: [f64; 6], bicubic: bool) {
         self.view.clear();
         self.view.extend_from_slice(view);
         let [a, b, c, d, e, f] = matrix;
