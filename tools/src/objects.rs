@@ -1,6 +1,7 @@
 //! Draws the demo's data set: textured objects on cluttered backgrounds, as labelled JPEGs.
 //!
-//! A class is a shape with a texture. Colours, light, size, turn, place and background are drawn
+//! A class is a shape with a texture, both upright but for a little. Colours (muted, so that texture
+//! and not the ground tells pictures apart), light, size, turn, place and background are drawn
 //! without looking at the class, so that nothing but shape and texture tells classes apart. Every
 //! picture follows from `(seed, part, class, number)` alone: the same on any machine, with any
 //! number of threads.
@@ -549,7 +550,7 @@ mod tests {
     fn a_picture_follows_from_its_address() {
         let one = draw(7, 0, 3, 11);
         assert_eq!(one.pixels, draw(7, 0, 3, 11).pixels);
-        for other in [draw(8, 0, 3, 11), draw(7, 1, 3, 11), draw(7, 0, 4, 11), draw(7, 0, 3, 12)] {
+        for other in [draw(8, 0, 3, 11), draw(7, 1, 3, 11), draw(7, 0, 2, 11), draw(7, 0, 3, 12)] {
             assert_ne!(one.pixels, other.pixels);
         }
     }
@@ -566,7 +567,7 @@ mod tests {
                 assert_eq!(bytes, std::fs::read(b.path().join(&name)).unwrap(), "{name}");
                 let decoded = image::load_from_memory(&bytes).unwrap();
                 let (width, height) = (decoded.width(), decoded.height());
-                assert!((96..=160).contains(&width) && (96..=160).contains(&height));
+                assert!((80..=112).contains(&width) && (80..=112).contains(&height));
             }
         }
     }
@@ -584,14 +585,14 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_and_texture_occurs_in_two_classes() {
+    fn classes_share_neither_shape_nor_texture() {
         for class in CLASSES {
-            assert_eq!(CLASSES.iter().filter(|c| c.shape == class.shape).count(), 2);
-            assert_eq!(CLASSES.iter().filter(|c| c.texture == class.texture).count(), 2);
+            assert_eq!(CLASSES.iter().filter(|c| c.shape == class.shape).count(), 1);
+            assert_eq!(CLASSES.iter().filter(|c| c.texture == class.texture).count(), 1);
         }
     }
 
-    /// Classifying by the mean colour must do hardly better than the 12.5 % of guessing.
+    /// Classifying by the mean colour must do hardly better than the 25 % of guessing.
     #[test]
     fn colour_alone_does_not_tell_the_class() {
         let mean = |label: usize, number: usize| -> [f64; 3] {
@@ -620,6 +621,6 @@ mod tests {
             }
         }
         let share = right as f64 / (40 * CLASSES.len()) as f64;
-        assert!(share < 0.2, "mean colour alone gets {share:.3} right");
+        assert!(share < 0.35, "mean colour alone gets {share:.3} right");
     }
 }
