@@ -9,5 +9,8 @@ fn main() {
         let lib = std::path::PathBuf::from(lib);
         let lib = lib.canonicalize().unwrap_or(lib);
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+        // `detco` calls nothing of libtorch, but its library's objects name it, and what a shared
+        // library could take from a program the linker keeps: symbols of archives are not offered.
+        println!("cargo:rustc-link-arg-bin=detco=-Wl,--exclude-libs,ALL");
     }
 }
