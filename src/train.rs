@@ -504,6 +504,8 @@ impl Run {
             samples_max: self.config.monitor.knn_samples_max,
             workers: self.config.data.workers,
             on_bad_sample: self.config.data.on_bad_sample,
+            bad_share_max: self.config.data.bad_share_max,
+            bad_run_max: self.config.data.bad_run_max,
             ..KnnOptions::default()
         };
         let started = Instant::now();

@@ -219,7 +219,7 @@ fn a_damaged_sample_ends_a_run_or_is_replaced() {
     let run = folder.path().join("skip");
     let skip = ["train.epochs=2", "data.on_bad_sample=skip", "data.bad_share_max=0.05"];
     // The monitor meets the sample as well, and goes by the same policy.
-    let test = format!("monitor.knn_test={data:?}");
+    let test = format!("monitor.knn_test=[{data:?}]");
     let monitor = [test.as_str(), "monitor.knn_every_epochs=1"];
     detco_ok(&new_run(&data, &run, &[&skip[..], &monitor].concat()));
     let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();

@@ -135,6 +135,10 @@ pub struct KnnOptions {
     pub workers: usize,
     /// What becomes of a sample that cannot be decoded. Skipped, another one counts twice.
     pub on_bad_sample: OnBadSample,
+    /// Skip: the end comes with a larger share of bad samples in a set.
+    pub bad_share_max: f64,
+    /// Skip: the end comes with as many bad samples in a row.
+    pub bad_run_max: u32,
 }
 
 impl Default for KnnOptions {
@@ -148,6 +152,8 @@ impl Default for KnnOptions {
             batch: 128,
             workers: 0,
             on_bad_sample: OnBadSample::Fail,
+            bad_share_max: 0.001,
+            bad_run_max: 100,
         }
     }
 }
@@ -227,10 +233,11 @@ fn extract(
 ) -> Result<Features, KnnError> {
     let share = options.share.unwrap_or(if options.size < 96 { 1.0 } else { 0.875 });
     let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
-    let (workers, on_bad_sample) = (options.workers, options.on_bad_sample);
     let loading = LoaderOptions {
-        workers,
-        on_bad_sample,
+        workers: options.workers,
+        on_bad_sample: options.on_bad_sample,
+        bad_share_max: options.bad_share_max,
+        bad_run_max: options.bad_run_max,
         ..LoaderOptions::evaluate(options.size, share, order)
     };
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
