@@ -1,8 +1,8 @@
 //! How long a data set of ImageNet's size takes to open, by index and by walking its headers:
 //! `cargo bench -p detco-shards --bench open`.
 //!
-//! By index: 1,281 shards of 1,000 samples of 110 kB, whose tars are sparse files (an index is read
-//! without them; a sample's header is looked at when the sample is). By walking: shards with real
+//! By index: 1,281 shards of 1,000 samples of 110 kB, whose tars are sparse files with a
+//! first header (opening looks at that one; a sample's header is looked at when the sample is). By walking: shards with real
 //! headers and small members, fewer of them, because each takes two pages of the disk.
 
 use std::io::Write;
