@@ -4,7 +4,9 @@
 //! Extended Box Filtering", 2011). Pixels beyond the edge repeat the edge.
 
 /// Box blurs in a row; Pillow's number.
-const PASSES: usize = 3;
+pub(super) const PASSES: usize = 3;
+/// The largest radius that has loops of its own: DetCo's blurs (sigma up to 2) have 0 or 1.
+pub(super) const RADIUS_MAX: usize = 1;
 
 /// A padded line and a padded image: what a pass reads.
 #[derive(Debug, Default)]
@@ -15,19 +17,19 @@ pub(super) struct Scratch {
 
 /// An extended box: weights in units of 2^-24.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Kernel {
+pub(super) struct Kernel {
     /// Pixels on either side with the full weight.
-    radius: usize,
+    pub(super) radius: usize,
     /// Weight of the centre and the full pixels.
-    full: u32,
+    pub(super) full: u32,
     /// Weight of the pixel beyond them, on either side.
-    far: u32,
+    pub(super) far: u32,
 }
 
 impl Kernel {
     /// The box whose threefold application has standard deviation `sigma`. In `f32`, step by step,
     /// because Pillow's is.
-    fn gaussian(sigma: f32) -> Kernel {
+    pub(super) fn gaussian(sigma: f32) -> Kernel {
         let variance = sigma * sigma / PASSES as f32;
         let length = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
         let whole = ((f64::from(length) - 1.0) / 2.0).floor() as f32;
@@ -43,6 +45,21 @@ impl Kernel {
 }
 
 impl Scratch {
+    /// Two lines of `side` bytes with room on both sides, and an image of `len` bytes.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn lines_and_image(
+        &mut self,
+        side: usize,
+        len: usize,
+    ) -> ([&mut [u8]; 2], &mut [u8]) {
+        // Margins of both ends, and a vector that begins with the last byte.
+        let line = side + 2 * (RADIUS_MAX + 1) + 32;
+        self.row.resize(2 * line, 0);
+        self.rows.resize(len, 0);
+        let (first, second) = self.row.split_at_mut(line);
+        ([first, second], &mut self.rows)
+    }
+
     /// Blurs `view`, row-planar `[side, 3, side]`, in place. `sigma` in pixels.
     #[inline(always)]
     pub(super) fn gaussian(&mut self, view: &mut [u8], side: usize, sigma: f32) {
@@ -82,7 +99,7 @@ fn convolve(padded: &[u8], step: usize, kernel: Kernel, out: &mut [u8]) {
     let Kernel { radius, full, far } = kernel;
     let tap = |k: usize| &padded[k * step..][..n];
     let (left, right) = (tap(0), tap(2 * radius + 2));
-    // DetCo's blurs (sigma up to 2) have radius 0 or 1: three or five taps, no loop over them.
+    // Up to RADIUS_MAX: three or five taps, no loop over them.
     match radius {
         0 => {
             let center = tap(1);

@@ -14,15 +14,22 @@ pub(super) fn brightness(view: &mut [u8], factor: f32) {
 /// Blends with the mean of the image's luma. Factor 1 is the image.
 #[inline(always)]
 pub(super) fn contrast(view: &mut [u8], side: usize, factor: f32) {
-    let mut sum = 0;
-    for row in view.chunks_exact(3 * side) {
-        let (r, g, b) = (&row[..side], &row[side..2 * side], &row[2 * side..]);
-        // A row of at most 4096 values of at most 255 fits.
-        let row: u32 = (0..side).map(|x| luma(r[x], g[x], b[x])).sum();
-        sum += u64::from(row);
-    }
-    let mean = (sum as f64 / (side * side) as f64 + 0.5) as u8;
-    blend_flat(view, mean, factor);
+    let rows = view.chunks_exact(3 * side);
+    let sum = rows.map(|row| luma_sum(&row[..side], &row[side..2 * side], &row[2 * side..])).sum();
+    blend_flat(view, mean(sum, side), factor);
+}
+
+/// Sum of the luma of a row, or of a part of one.
+#[inline(always)]
+pub(super) fn luma_sum(r: &[u8], g: &[u8], b: &[u8]) -> u64 {
+    // A row of at most 4096 values of at most 255 fits.
+    let sum: u32 = r.iter().zip(g).zip(b).map(|((r, g), b)| luma(*r, *g, *b)).sum();
+    u64::from(sum)
+}
+
+/// The rounded mean of a square view, from its sum.
+pub(super) fn mean(sum: u64, side: usize) -> u8 {
+    (sum as f64 / (side * side) as f64 + 0.5) as u8
 }
 
 /// Blends with the image's luma. Factor 1 is the image.
@@ -41,18 +48,22 @@ pub(super) fn gray(view: &mut [u8], side: usize) {
 /// sum wraps at 256.
 #[inline(always)]
 pub(super) fn hue(view: &mut [u8], side: usize, turns: f32) {
-    let shift = (f64::from(turns) * 255.0) as i32 as u8;
-    for_pixels(view, side, Hue(shift));
+    for_pixels(view, side, Hue(shift(turns)));
+}
+
+/// A part of a turn in units of Pillow's 8-bit hue, truncated, modulo 256.
+pub(super) fn shift(turns: f32) -> u8 {
+    (f64::from(turns) * 255.0) as i32 as u8
 }
 
 /// What becomes of a pixel. Not a closure: those cannot be told to be inlined always, and one that is
 /// not is called for each pixel, without vectors.
-trait Pixel: Copy {
+pub(super) trait Pixel: Copy {
     fn map(self, pixel: [u8; 3]) -> [u8; 3];
 }
 
 #[derive(Clone, Copy)]
-struct Saturation(f32);
+pub(super) struct Saturation(pub(super) f32);
 
 impl Pixel for Saturation {
     #[inline(always)]
@@ -63,7 +74,7 @@ impl Pixel for Saturation {
 }
 
 #[derive(Clone, Copy)]
-struct Gray;
+pub(super) struct Gray;
 
 impl Pixel for Gray {
     #[inline(always)]
@@ -73,13 +84,12 @@ impl Pixel for Gray {
 }
 
 #[derive(Clone, Copy)]
-struct Hue(u8);
+pub(super) struct Hue(pub(super) u8);
 
 impl Pixel for Hue {
     #[inline(always)]
     fn map(self, pixel: [u8; 3]) -> [u8; 3] {
-        let (h, s, v) = to_hsv(pixel);
-        to_rgb(h.wrapping_add(self.0), s, v)
+        turn(pixel, self.0)
     }
 }
 
@@ -88,9 +98,15 @@ fn for_pixels(view: &mut [u8], side: usize, op: impl Pixel) {
     for row in view.chunks_exact_mut(3 * side) {
         let (r, rest) = row.split_at_mut(side);
         let (g, b) = rest.split_at_mut(side);
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            [*r, *g, *b] = op.map([*r, *g, *b]);
-        }
+        for_columns([r, g, b], op);
+    }
+}
+
+/// The pixels of a row, or of a part of one.
+#[inline(always)]
+pub(super) fn for_columns([r, g, b]: [&mut [u8]; 3], op: impl Pixel) {
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        [*r, *g, *b] = op.map([*r, *g, *b]);
     }
 }
 
@@ -109,7 +125,7 @@ pub(super) fn blend(from: f32, to: u8, factor: f32) -> u8 {
 }
 
 #[inline(always)]
-fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
+pub(super) fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
     for value in view {
         *value = blend(f32::from(from), *value, factor);
     }
@@ -117,56 +133,118 @@ fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
 
 /// The integer part of a number in `[0, 256)`.
 #[inline(always)]
-fn truncate(value: f64) -> u8 {
-    (value.floor() + (1u64 << 52) as f64).to_bits() as u8
+fn truncate(value: f32) -> i32 {
+    ((value.floor() + (1 << 23) as f32).to_bits() & 0xFF) as i32
 }
 
-/// Pillow's hue and saturation: `f32` where it has `float` variables, `f64` within expressions.
+/// A pixel with its hue turned by `shift` / 255, through Pillow's 8-bit hue, saturation and value.
+///
+/// Pillow computes partly in `f64`. What is done here in `f32` and integers was found by trying to
+/// truncate to the same bytes for every pixel and every shift, and a test holds it to that.
 #[inline(always)]
-fn to_hsv([r, g, b]: [u8; 3]) -> (u8, u8, u8) {
+fn turn([r, g, b]: [u8; 3], shift: u8) -> [u8; 3] {
+    let [r, g, b] = [r, g, b].map(i32::from);
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
-    let range = f32::from(most - least);
-    // Gray pixels divide by zero; their hue is replaced below.
-    let distance = |channel: u8| f32::from(most - channel) / range;
-    let (r_far, g_far, b_far) = (distance(r), distance(g), distance(b));
-    let red = b_far - g_far;
-    let green = (2.0 + f64::from(r_far) - f64::from(b_far)) as f32;
-    let blue = (4.0 + f64::from(g_far) - f64::from(r_far)) as f32;
-    let sector = if r == most {
-        red
+    let middle = r + g + b - most - least;
+    let range = most - least;
+    // Gray pixels have no hue; any will do, because their saturation is 0.
+    let part = (most - middle) as f32 / range.max(1) as f32;
+    // The hue in sixths of a turn is `base` plus or minus `part`.
+    let (base, falls) = if r == most {
+        if b <= g { (1.0, true) } else { (-1.0, false) }
     } else if g == most {
-        green
+        if b <= r { (1.0, false) } else { (3.0, true) }
+    } else if r <= g {
+        (3.0, false)
     } else {
-        blue
+        (5.0, true)
     };
-    let turned = f64::from(sector) / 6.0 + 1.0;
-    let h = truncate(f64::from((turned - turned.floor()) as f32) * 255.0);
-    let s = truncate(f64::from(range / f32::from(most)) * 255.0);
-    if most == least { (0, 0, most) } else { (h, s, most) }
+    let sixths = base + if falls { -part } else { part };
+    let turns = sixths / 6.0 + if sixths < 0.0 { 1.0 } else { 0.0 };
+    let hue = (truncate(turns * 255.0) + i32::from(shift)) & 0xFF;
+    let saturation = truncate((range * 255) as f32 / most.max(1) as f32);
+
+    let sector = ((hue * 6 + 1) * 257) >> 16;
+    let within = hue * 6 - sector * 255;
+    let away = if sector & 1 == 1 { within } else { 255 - within };
+    // Rounded quotients; neither is ever halfway between two integers.
+    let low = most * (255 - saturation) + 128;
+    let low = (low + (low >> 8)) >> 8;
+    let middle = (most * (255 * 255 - saturation * away)) as f32;
+    let middle = truncate(middle * (1.0 / (255.0 * 255.0)) + 0.5);
+    // Hue 255 is a full turn, sector 6: the same as sector 0.
+    let sector = if sector == 6 { 0 } else { sector };
+    let pick = |highest: [i32; 2], lowest: [i32; 2]| {
+        let is = |at: [i32; 2]| (sector == at[0]) | (sector == at[1]);
+        (if is(highest) {
+            most
+        } else if is(lowest) {
+            low
+        } else {
+            middle
+        }) as u8
+    };
+
+    [pick([0, 5], [2, 3]), pick([1, 2], [4, 5]), pick([3, 4], [0, 1])]
 }
 
-/// The inverse. Without saturation all three are `v`, whatever the hue.
-#[inline(always)]
-fn to_rgb(h: u8, s: u8, v: u8) -> [u8; 3] {
-    let turned = f64::from(h) * 6.0 / 255.0;
-    let whole = turned.floor();
-    let part = f64::from((turned - whole) as f32);
-    let s = f64::from((f64::from(s) / 255.0) as f32);
-    let scale = |x: f64| truncate(f64::from(v) * (1.0 - x) + 0.5);
-    let (low, fall, rise) = (scale(s), scale(s * part), scale(s * (1.0 - part)));
-    let sector = truncate(whole);
-    // Hue 255 is a full turn, sector 6: the same as sector 0.
-    let pick = |at: [u8; 6]| match sector {
-        1 => at[1],
-        2 => at[2],
-        3 => at[3],
-        4 => at[4],
-        5 => at[5],
-        _ => at[0],
-    };
-    [
-        pick([v, fall, low, low, rise, v]),
-        pick([rise, v, v, fall, low, low]),
-        pick([low, low, rise, v, v, fall]),
-    ]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pillow's two conversions, in its own types: `float` variables, `double` expressions.
+    fn pillow([r, g, b]: [u8; 3], shift: u8) -> [u8; 3] {
+        let (most, least) = (r.max(g).max(b), r.min(g).min(b));
+        let (mut h, mut s) = (0, 0);
+        if most != least {
+            let range = f32::from(most - least);
+            let distance = |channel: u8| f32::from(most - channel) / range;
+            let (rc, gc, bc) = (distance(r), distance(g), distance(b));
+            let sector = if r == most {
+                bc - gc
+            } else if g == most {
+                (2.0 + f64::from(rc) - f64::from(bc)) as f32
+            } else {
+                (4.0 + f64::from(gc) - f64::from(rc)) as f32
+            };
+            let turns = (f64::from(sector) / 6.0 + 1.0) % 1.0;
+            h = (f64::from(turns as f32) * 255.0) as u8;
+            s = (f64::from(range / f32::from(most)) * 255.0) as u8;
+        }
+        let (h, v) = (h.wrapping_add(shift), f64::from(most));
+        let sixths = f64::from(h) * 6.0 / 255.0;
+        let part = f64::from((sixths - sixths.floor()) as f32);
+        let s = f64::from((f64::from(s) / 255.0) as f32);
+        let [p, q, t] = [s, s * part, s * (1.0 - part)].map(|x| (v * (1.0 - x)).round() as u8);
+        match sixths as u8 {
+            1 => [q, most, p],
+            2 => [p, most, t],
+            3 => [p, q, most],
+            4 => [t, p, most],
+            5 => [most, p, q],
+            _ => [most, t, p],
+        }
+    }
+
+    /// All pixels for some shifts. (Hue and saturation depend on the pixel alone, and the way back is
+    /// tried with all hues, because pixels have them all.)
+    #[test]
+    fn hues_turn_as_in_pillow_for_every_pixel() {
+        for shift in [0, 1, 26, 128, 230, 255] {
+            let mut row: Vec<u8> = vec![0; 3 * 4096];
+            for first in (0..1 << 24).step_by(4096) {
+                for x in 0..4096 {
+                    let [_, r, g, b] = (first + x as u32).to_be_bytes();
+                    [row[x], row[4096 + x], row[2 * 4096 + x]] = [r, g, b];
+                }
+                let before = row.clone();
+                for_pixels(&mut row, 4096, Hue(shift));
+                for x in 0..4096 {
+                    let pixel = |row: &[u8]| [row[x], row[4096 + x], row[2 * 4096 + x]];
+                    let (is, was) = (pixel(&row), pixel(&before));
+                    assert_eq!(is, pillow(was, shift), "{was:?} turned by {shift}");
+                }
+            }
+        }
+    }
 }

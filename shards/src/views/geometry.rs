@@ -4,17 +4,21 @@
 //! green, then its blue values. Neighbours along a row are adjacent, neighbours along a column a whole
 //! row apart, and every loop runs over contiguous bytes of one meaning.
 
+use super::Vectors;
 use super::plan::Rect;
 use crate::decode::Image;
 
 /// Bits after the point of a filter weight; Pillow's number, so that its sums are ours.
-const WEIGHT_BITS: u32 = 22;
+pub(super) const WEIGHT_BITS: u32 = 22;
 /// Half, at that precision: added once to a sum, it rounds.
-const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+pub(super) const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
 /// Rows that go through the horizontal filter together, four bytes of a pixel each: two vectors of
 /// eight 32-bit sums.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
+
+/// Planes between the two filters have a multiple of this many bytes, so that vectors need no remainder.
+const PLANE: usize = 32;
 
 /// Memory of the resizer.
 #[derive(Debug, Default)]
@@ -23,13 +27,13 @@ pub(super) struct Scratch {
     rows: Axis,
     /// Source rows side by side: for each column the pixels of [`ROWS`] rows.
     lines: Vec<[u8; 4 * ROWS]>,
-    /// The crop after the horizontal pass, `[crop height, 3, side]`.
+    /// The crop after the horizontal pass, `[crop height, 3, side]`, the side rounded up to [`PLANE`].
     narrow: Vec<u8>,
 }
 
 /// A filter along one axis: for each output pixel the inputs it covers and their weights.
 #[derive(Debug, Default)]
-struct Axis {
+pub(super) struct Axis {
     /// First input pixel.
     starts: Vec<usize>,
     /// `[outputs, taps]`; zero beyond the inputs that are covered.
@@ -71,7 +75,15 @@ impl Axis {
         }
     }
 
-    fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
+    /// Output pixels.
+    #[inline(always)]
+    pub(super) fn outputs(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// For each output the first input and the weights from there on.
+    #[inline(always)]
+    pub(super) fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
         self.starts.iter().copied().zip(self.weights.chunks_exact(self.taps))
     }
 }
@@ -81,7 +93,14 @@ impl Scratch {
     /// columns, each rounded to 8 bits, as Pillow's `BILINEAR`. Pixels outside the box are not looked
     /// at, because torchvision crops first.
     #[inline(always)]
-    pub(super) fn crop_resize(&mut self, image: &Image, crop: Rect, side: usize, out: &mut [u8]) {
+    pub(super) fn crop_resize(
+        &mut self,
+        image: &Image,
+        crop: Rect,
+        side: usize,
+        vectors: Vectors,
+        out: &mut [u8],
+    ) {
         let [left, top, width, height] =
             [crop.left, crop.top, crop.width, crop.height].map(|length| length as usize);
         let stride = image.width as usize * 3;
@@ -96,28 +115,49 @@ impl Scratch {
         );
         self.columns.triangle(width, side);
         self.rows.triangle(height, side);
-        self.narrow.resize(height * 3 * side, 0);
+        let plane = side.next_multiple_of(PLANE);
+        self.narrow.resize(height * 3 * plane, 0);
+        self.lines.resize(width, [0; 4 * ROWS]);
 
-        let source = |y: usize| {
-            let row = &image.pixels[(top + y) * stride + left * 3..][..width * 3];
-            row.as_chunks::<3>().0
-        };
-        for (y, narrow) in (0..height).step_by(ROWS).zip(self.narrow.chunks_mut(ROWS * 3 * side)) {
+        let source = |y: usize| &image.pixels[(top + y) * stride + left * 3..][..width * 3];
+        for (y, narrow) in (0..height).step_by(ROWS).zip(self.narrow.chunks_mut(ROWS * 3 * plane)) {
             // Beyond the last row stands the last row.
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| source((y + i).min(height - 1)));
-            self.lines.clear();
-            self.lines.extend(a.iter().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| {
-                [a[0], a[1], a[2], 0, b[0], b[1], b[2], 0, c[0], c[1], c[2], 0, d[0], d[1], d[2], 0]
-            }));
-            along_rows(&self.lines, &self.columns, side, narrow);
+            let rows = [0, 1, 2, 3].map(|i| source((y + i).min(height - 1)));
+            match vectors {
+                #[cfg(target_arch = "x86_64")]
+                Vectors::Avx2(avx2) => {
+                    avx2.gather(rows, &mut self.lines);
+                    avx2.along_rows(&self.lines, &self.columns, plane, narrow);
+                }
+                Vectors::Plain => {
+                    gather(rows, &mut self.lines);
+                    along_rows(&self.lines, &self.columns, plane, narrow);
+                }
+            }
         }
-        along_columns(&self.narrow, &self.rows, 3 * side, out);
+        match vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2(avx2) => avx2.along_columns(&self.narrow, &self.rows, plane, side, out),
+            Vectors::Plain => along_columns(&self.narrow, &self.rows, plane, side, out),
+        }
     }
 }
 
-/// [`ROWS`] rows of pixels through the filter, into up to as many rows, row-planar.
+/// [`ROWS`] rows of RGB pixels side by side: for each column theirs, four bytes each, the last of them
+/// without meaning.
 #[inline(always)]
-fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, side: usize, out: &mut [u8]) {
+pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
+    let [a, b, c, d] = rows.map(|row| row.as_chunks::<3>().0);
+    for ((((line, a), b), c), d) in lines.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *line =
+            [a[0], a[1], a[2], 0, b[0], b[1], b[2], 0, c[0], c[1], c[2], 0, d[0], d[1], d[2], 0];
+    }
+}
+
+/// [`ROWS`] rows of pixels through the filter, into up to as many rows, row-planar, planes of `plane`
+/// bytes.
+#[inline(always)]
+fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
         let mut sums = [HALF; 4 * ROWS];
         for (pixels, weight) in lines[start..].iter().zip(weights) {
@@ -126,36 +166,33 @@ fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, side: usize, out: &mut [u8]
             }
         }
         let bytes = sums.map(|sum| (sum >> WEIGHT_BITS) as u8);
-        for (row, pixel) in out.chunks_exact_mut(3 * side).zip(bytes.as_chunks::<4>().0) {
+        for (row, pixel) in out.chunks_exact_mut(3 * plane).zip(bytes.as_chunks::<4>().0) {
             for channel in 0..3 {
-                row[channel * side + x] = pixel[channel];
+                row[channel * plane + x] = pixel[channel];
             }
         }
     }
 }
 
-/// Rows of `stride` bytes through the filter, column by column.
+/// Rows of three planes of `plane` bytes through the filter, column by column, into planes of `side`.
 #[inline(always)]
-fn along_columns(rows: &[u8], axis: &Axis, stride: usize, out: &mut [u8]) {
-    const LANES: usize = 32;
-    for (out, (start, weights)) in out.chunks_exact_mut(stride).zip(axis.windows()) {
+fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut [u8]) {
+    let stride = 3 * plane;
+    for (out, (start, weights)) in out.chunks_exact_mut(3 * side).zip(axis.windows()) {
         let rows = &rows[start * stride..(start + weights.len()) * stride];
-        let whole = stride / LANES * LANES;
-        for x in (0..whole).step_by(LANES) {
-            let mut sums = [HALF; LANES];
-            for (row, weight) in rows.chunks_exact(stride).zip(weights) {
-                for (sum, value) in sums.iter_mut().zip(&row[x..x + LANES]) {
-                    *sum += i32::from(*value) * weight;
+        for (channel, out) in out.chunks_exact_mut(side).enumerate() {
+            for (x, out) in out.chunks_mut(PLANE).enumerate() {
+                let mut sums = [HALF; PLANE];
+                for (row, weight) in rows.chunks_exact(stride).zip(weights) {
+                    let row = &row[channel * plane + x * PLANE..][..PLANE];
+                    for (sum, value) in sums.iter_mut().zip(row) {
+                        *sum += i32::from(*value) * weight;
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = (sum >> WEIGHT_BITS) as u8;
                 }
             }
-            for (out, sum) in out[x..x + LANES].iter_mut().zip(sums) {
-                *out = (sum >> WEIGHT_BITS) as u8;
-            }
-        }
-        for x in whole..stride {
-            let products = rows.chunks_exact(stride).zip(weights);
-            let sum: i32 = products.map(|(row, weight)| i32::from(row[x]) * weight).sum();
-            out[x] = ((sum + HALF) >> WEIGHT_BITS) as u8;
         }
     }
 }
@@ -167,17 +204,24 @@ pub(super) fn interleave(
     row: &[u8],
     columns: std::ops::Range<usize>,
     mirrored: bool,
+    vectors: Vectors,
     out: &mut [u8],
 ) {
     let side = row.len() / 3;
-    let (out, _) = out.as_chunks_mut::<3>();
     let (left, right) = if mirrored {
         (side - columns.end, side - columns.start)
     } else {
         (columns.start, columns.end)
     };
-    let channel = |c: usize| &row[c * side..][left..right];
-    let pixels = channel(0).iter().zip(channel(1)).zip(channel(2));
+    let [r, g, b] = [0, 1, 2].map(|channel| &row[channel * side..][left..right]);
+    #[cfg(target_arch = "x86_64")]
+    if let Vectors::Avx2(avx2) = vectors
+        && right - left >= 16
+    {
+        return avx2.interleave([r, g, b], mirrored, out);
+    }
+    let (out, _) = out.as_chunks_mut::<3>();
+    let pixels = r.iter().zip(g).zip(b);
     if mirrored {
         for (to, ((r, g), b)) in out.iter_mut().rev().zip(pixels) {
             *to = [*r, *g, *b];

@@ -8,6 +8,8 @@
 //! Rendering follows Pillow on 8-bit pixels, which is what torchvision does with `PIL` images and
 //! what MoCo and DetCo were trained with.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod blur;
 mod color;
 mod geometry;
@@ -23,3 +25,24 @@ pub use recipe::{
     RecipeError,
 };
 pub use render::Renderer;
+
+/// Which instructions render.
+#[derive(Debug, Clone, Copy)]
+enum Vectors {
+    /// What the compiler makes of plain loops: every CPU.
+    Plain,
+    /// The operations of DetCo's views by hand.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+}
+
+impl Vectors {
+    /// The best that this CPU has.
+    fn detect() -> Vectors {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = avx2::Avx2::detect() {
+            return Vectors::Avx2(avx2);
+        }
+        Vectors::Plain
+    }
+}

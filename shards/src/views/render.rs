@@ -2,13 +2,14 @@
 
 use super::plan::{LocalPlan, Op, ViewPlan};
 use super::recipe::{CELLS, GRID};
-use super::{blur, color, geometry, randaugment};
+use super::{Vectors, blur, color, geometry, randaugment};
 use crate::decode::Image;
 
 /// Renders plans. Holds the scratch memory of one thread, which stops growing after the largest
 /// image and view have been seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Renderer {
+    vectors: Vectors,
     geometry: geometry::Scratch,
     blur: blur::Scratch,
     randaugment: randaugment::Scratch,
@@ -19,7 +20,22 @@ pub struct Renderer {
 impl Renderer {
     /// A renderer with empty scratch memory.
     pub fn new() -> Renderer {
-        Renderer::default()
+        Renderer::with(Vectors::detect())
+    }
+
+    /// A renderer in plain loops, for any CPU: the same bytes, more slowly.
+    pub fn plain() -> Renderer {
+        Renderer::with(Vectors::Plain)
+    }
+
+    fn with(vectors: Vectors) -> Renderer {
+        Renderer {
+            vectors,
+            geometry: geometry::Scratch::default(),
+            blur: blur::Scratch::default(),
+            randaugment: randaugment::Scratch::default(),
+            view: Vec::new(),
+        }
     }
 
     /// Renders a global view into `out`, `[size, size, 3]`.
@@ -31,7 +47,7 @@ impl Renderer {
         assert_eq!(out.len(), side * side * 3, "a global view is [{side}, {side}, 3]");
         self.render(image, plan);
         for (row, out) in self.view.chunks_exact(3 * side).zip(out.chunks_exact_mut(3 * side)) {
-            geometry::interleave(row, 0..side, plan.flip, out);
+            geometry::interleave(row, 0..side, plan.flip, self.vectors, out);
         }
     }
 
@@ -60,23 +76,24 @@ impl Renderer {
             let top = cell / GRID as usize * cell_side + top;
             let rows = self.view.chunks_exact(side * 3).skip(top);
             for (row, out) in rows.zip(slot.chunks_exact_mut(patch * 3)) {
-                geometry::interleave(row, left..left + patch, plan.whole.flip, out);
+                geometry::interleave(row, left..left + patch, plan.whole.flip, self.vectors, out);
             }
         }
     }
 
     /// Everything but the flip, into `self.view`.
     fn render(&mut self, image: &Image, plan: &ViewPlan) {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
-            // SAFETY: this CPU has AVX2: the line above asked it.
-            unsafe {
-                self.render_avx2(image, plan);
+        match self.vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2(_) => {
+                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
+                // SAFETY: this CPU has AVX2: the value proves it.
+                unsafe {
+                    self.render_avx2(image, plan);
+                }
             }
-            return;
+            Vectors::Plain => self.render_any(image, plan),
         }
-        self.render_any(image, plan);
     }
 
     /// [`Renderer::render_any`] with vectors of 32 bytes instead of 16: half the time.
@@ -92,8 +109,14 @@ impl Renderer {
         let side = plan.size as usize;
         self.view.resize(side * side * 3, 0);
         let view = &mut self.view[..];
-        self.geometry.crop_resize(image, plan.crop, side, view);
+        self.geometry.crop_resize(image, plan.crop, side, self.vectors, view);
         for op in &plan.ops {
+            #[cfg(target_arch = "x86_64")]
+            if let Vectors::Avx2(avx2) = self.vectors
+                && avx2.apply(op, view, side, &mut self.blur)
+            {
+                continue;
+            }
             match *op {
                 Op::Brightness(factor) => color::brightness(view, factor),
                 Op::Contrast(factor) => color::contrast(view, side, factor),
@@ -113,5 +136,11 @@ impl Renderer {
                 }
             }
         }
+    }
+}
+
+impl Default for Renderer {
+    fn default() -> Renderer {
+        Renderer::new()
     }
 }
