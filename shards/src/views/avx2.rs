@@ -11,14 +11,15 @@
     reason = "vector instructions: found by asking the CPU, loads from references"
 )]
 
+use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-use super::blur::{Kernel, PASSES, RADIUS_MAX};
-use super::color::{self, Gray, Hue, Saturation, for_columns};
-use super::geometry::{Axis, HALF, ROWS, WEIGHT_BITS};
+use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, Rings, padded};
+use super::color;
+use super::geometry::{Axis, HALF, Pair, ROWS, SPLIT, WEIGHT_BITS};
 use super::plan::Op;
 
-/// Proof that this CPU has AVX2.
+/// Proof that this CPU has AVX2 and FMA, as all have since 2015.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx2(());
 
@@ -28,10 +29,17 @@ const BLOCK: usize = 16;
 /// Bytes of a vector.
 const LANES: usize = 32;
 
+/// 16-bit values of a vector.
+const WORDS: usize = 16;
+
+/// Values of a line that a vector of a blurred line is made of, or more.
+const WINDOW: usize = WORDS + 2 * (RADIUS_MAX + 1);
+
 impl Avx2 {
     /// The proof, where the CPU has it.
     pub(super) fn detect() -> Option<Avx2> {
-        std::arch::is_x86_feature_detected!("avx2").then_some(Avx2(()))
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        has.then_some(Avx2(()))
     }
 
     /// Sets `view` (row-planar, `[side, 3, side]`) to what `op` makes of it, or returns false where that
@@ -62,7 +70,7 @@ impl Avx2 {
             Op::Gray => unsafe { gray(view, side) },
             Op::Blur(sigma) => {
                 let kernel = Kernel::gaussian(sigma);
-                if kernel.radius > RADIUS_MAX || 3 * side < LANES {
+                if kernel.radius > RADIUS_MAX {
                     return false;
                 }
                 // SAFETY: as above.
@@ -143,18 +151,25 @@ fn store16(to: &mut [u8; 16], value: __m128i) {
     unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), value) }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_words(from: &[i16; WORDS]) -> __m256i {
+    // SAFETY: reads the 32 bytes that are borrowed; no alignment is asked for.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_words(to: &mut [i16; WORDS], value: __m256i) {
+    // SAFETY: writes the 32 bytes that are borrowed; no alignment is asked for.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
 /// Eight bytes as 32-bit integers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn widen8(from: &[u8; 8]) -> __m256i {
     _mm256_cvtepu8_epi32(_mm_set_epi64x(0, i64::from_le_bytes(*from)))
-}
-
-/// Sixteen bytes as 16-bit integers.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn widen16(from: &[u8; 16]) -> __m256i {
-    _mm256_cvtepu8_epi16(load16(from))
 }
 
 /// Four vectors of 32-bit integers as bytes in their order, clamped to 0..=255.
@@ -203,21 +218,45 @@ fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
 /// Rows of `3 * plane` bytes come out; `plane` is a multiple of [`LANES`].
 #[target_feature(enable = "avx2")]
 fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
-    let mut windows = axis.windows();
+    // Reductions by less than three need no loop over the weights.
+    match axis.pairs_each() {
+        1 => along_rows_by::<1>(lines, axis, plane, out),
+        2 => along_rows_by::<2>(lines, axis, plane, out),
+        3 => along_rows_by::<3>(lines, axis, plane, out),
+        _ => along_rows_by::<0>(lines, axis, plane, out),
+    }
+}
+
+/// With this many pairs of weights each; 0 for any number.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn along_rows_by<const PAIRS: usize>(
+    lines: &[[u8; 4 * ROWS]],
+    axis: &Axis,
+    plane: usize,
+    out: &mut [u8],
+) {
+    let mut windows = axis.pairs();
     let mut sums = [_mm256_setzero_si256(); BLOCK];
     for first in (0..axis.outputs()).step_by(BLOCK) {
-        for (sum, (start, weights)) in sums.iter_mut().zip(&mut windows) {
-            let (mut low, mut high) = (_mm256_set1_epi32(HALF), _mm256_set1_epi32(HALF));
-            for (pixels, weight) in lines[start..start + weights.len()].iter().zip(weights) {
-                let weight = _mm256_set1_epi32(*weight);
-                let (parts, _) = pixels.as_chunks::<8>();
-                low = _mm256_add_epi32(low, _mm256_mullo_epi32(widen8(&parts[0]), weight));
-                high = _mm256_add_epi32(high, _mm256_mullo_epi32(widen8(&parts[1]), weight));
+        for (sum, (start, pairs)) in sums.iter_mut().zip(&mut windows) {
+            let half = _mm256_set1_epi32(HALF);
+            let (mut high, mut low) = ([_mm256_setzero_si256(); 2], [half; 2]);
+            let pairs = if PAIRS == 0 { pairs } else { &pairs[..PAIRS] };
+            let (columns, _) = lines[start..start + 2 * pairs.len()].as_chunks::<2>();
+            for ([a, b], pair) in columns.iter().zip(pairs) {
+                let (a, b) = (load16(a), load16(b));
+                // Of two columns the values of rows 0 and 1, then of rows 2 and 3.
+                let rows = [_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)];
+                let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
+                for (i, row) in rows.into_iter().enumerate() {
+                    let values = _mm256_cvtepu8_epi16(row);
+                    high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
+                    low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
+                }
             }
-            let low = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(low);
-            let high = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(high);
             // Rows 0 and 2 in the lower half, 1 and 3 in the upper one.
-            *sum = _mm256_packs_epi32(low, high);
+            *sum = _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]));
         }
         let (even, odd) = planes(&sums);
         for (pair, [lower, upper]) in [(0, even), (1, odd)] {
@@ -232,6 +271,14 @@ fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8
             }
         }
     }
+}
+
+/// A sum of products with split weights, of which the lower one holds [`HALF`] already.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rounded(high: __m256i, low: __m256i) -> __m256i {
+    let sum = _mm256_add_epi32(high, _mm256_srli_epi32::<{ SPLIT as i32 }>(low));
+    _mm256_srli_epi32::<{ (WEIGHT_BITS - SPLIT) as i32 }>(sum)
 }
 
 /// Sixteen pixels of four rows by channel: of rows 0 and 1, then of rows 2 and 3.
@@ -272,18 +319,18 @@ fn channels([a, b, c, d]: &[__m256i; 4]) -> [[__m128i; 3]; 2] {
 #[target_feature(enable = "avx2")]
 fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut [u8]) {
     let stride = 3 * plane;
-    for (out, (start, weights)) in out.chunks_exact_mut(3 * side).zip(axis.windows()) {
-        let rows = &rows[start * stride..(start + weights.len()) * stride];
+    for (out, (start, pairs)) in out.chunks_exact_mut(3 * side).zip(axis.pairs()) {
+        let rows = &rows[start * stride..(start + 2 * pairs.len()) * stride];
         for channel in 0..3 {
             let out = &mut out[channel * side..][..side];
             let (chunks, rest) = out.as_chunks_mut::<LANES>();
             for (i, to) in chunks.iter_mut().enumerate() {
-                store32(to, column(rows, stride, channel * plane + i * LANES, weights));
+                store32(to, column(rows, stride, channel * plane + i * LANES, pairs));
             }
             if !rest.is_empty() {
                 let mut last = [0; LANES];
                 let at = channel * plane + side / LANES * LANES;
-                store32(&mut last, column(rows, stride, at, weights));
+                store32(&mut last, column(rows, stride, at, pairs));
                 rest.copy_from_slice(&last[..rest.len()]);
             }
         }
@@ -293,16 +340,29 @@ fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut 
 /// The filter over 32 columns that begin at byte `at` of each row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn column(rows: &[u8], stride: usize, at: usize, weights: &[i32]) -> __m256i {
-    let mut sums = [_mm256_set1_epi32(HALF); 4];
-    for (row, weight) in rows.chunks_exact(stride).zip(weights) {
-        let weight = _mm256_set1_epi32(*weight);
-        let Some(bytes) = row[at..].first_chunk() else { continue };
-        for (sum, part) in sums.iter_mut().zip(eights(bytes)) {
-            *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(widen8(part), weight));
+fn column(rows: &[u8], stride: usize, at: usize, pairs: &[Pair]) -> __m256i {
+    let zero = _mm256_setzero_si256();
+    let (mut high, mut low) = ([zero; 4], [_mm256_set1_epi32(HALF); 4]);
+    for (two, pair) in rows.chunks_exact(2 * stride).zip(pairs) {
+        let bytes = (two[at..].first_chunk(), two[stride + at..].first_chunk());
+        let (Some(a), Some(b)) = bytes else { continue };
+        let (a, b) = (load32(a), load32(b));
+        let (left, right) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+        let values = [
+            _mm256_unpacklo_epi8(left, zero),
+            _mm256_unpackhi_epi8(left, zero),
+            _mm256_unpacklo_epi8(right, zero),
+            _mm256_unpackhi_epi8(right, zero),
+        ];
+        let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
+        for (i, values) in values.into_iter().enumerate() {
+            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
+            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
         }
     }
-    narrow32(sums.map(|sum| _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(sum)))
+    let left = _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]));
+    let right = _mm256_packs_epi32(rounded(high[2], low[2]), rounded(high[3], low[3]));
+    _mm256_packus_epi16(left, right)
 }
 
 #[target_feature(enable = "avx2")]
@@ -385,13 +445,31 @@ fn floats(parts: [&[u8; 8]; 3]) -> [__m256; 3] {
     parts.map(|part| _mm256_cvtepi32_ps(widen8(part)))
 }
 
-/// The planes of a row-planar row, 32 columns at a time; what is left over.
-#[inline]
-#[expect(clippy::type_complexity, reason = "three channels, whole vectors and the rest")]
-fn planes_mut(row: &mut [u8], side: usize) -> [(&mut [[u8; LANES]], &mut [u8]); 3] {
-    let (r, rest) = row.split_at_mut(side);
-    let (g, b) = rest.split_at_mut(side);
-    [r.as_chunks_mut(), g.as_chunks_mut(), b.as_chunks_mut()]
+/// 32 pixels.
+type Pixels = [[u8; LANES]; 3];
+
+/// `op` on the pixels of a row-planar view, 32 of them at a time; the last of a row may not be there.
+#[inline(always)]
+fn for_pixels(view: &mut [u8], side: usize, op: impl Fn(&mut Pixels)) {
+    for row in view.chunks_exact_mut(3 * side) {
+        for start in (0..side).step_by(LANES) {
+            let n = LANES.min(side - start);
+            let mut pixels = [[0; LANES]; 3];
+            for (pixels, plane) in pixels.iter_mut().zip(row.chunks_exact(side)) {
+                match plane[start..].first_chunk() {
+                    Some(whole) => *pixels = *whole,
+                    None => pixels[..n].copy_from_slice(&plane[start..]),
+                }
+            }
+            op(&mut pixels);
+            for (pixels, plane) in pixels.iter().zip(row.chunks_exact_mut(side)) {
+                match plane[start..].first_chunk_mut() {
+                    Some(whole) => *whole = *pixels,
+                    None => plane[start..].copy_from_slice(&pixels[..n]),
+                }
+            }
+        }
+    }
 }
 
 /// Sum of the luma of all pixels.
@@ -423,65 +501,52 @@ fn luma_sum(view: &[u8], side: usize) -> u64 {
 #[target_feature(enable = "avx2")]
 fn saturation(view: &mut [u8], side: usize, factor: f32) {
     let by = _mm256_set1_ps(factor);
-    for row in view.chunks_exact_mut(3 * side) {
-        let [(r, r_rest), (g, g_rest), (b, b_rest)] = planes_mut(row, side);
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let mut sums = [[_mm256_setzero_si256(); 4]; 3];
-            let parts = [eights(r), eights(g), eights(b)];
-            for i in 0..4 {
-                let rgb = floats([parts[0][i], parts[1][i], parts[2][i]]);
-                let scaled =
-                    _mm256_mul_ps(luma(rgb[0], rgb[1], rgb[2]), _mm256_set1_ps(1.0 / 65536.0));
-                let gray = _mm256_floor_ps(scaled);
-                for (sum, value) in sums.iter_mut().zip(rgb) {
-                    sum[i] = blend(gray, value, by);
-                }
-            }
-            store32(r, narrow32(sums[0]));
-            store32(g, narrow32(sums[1]));
-            store32(b, narrow32(sums[2]));
+    for_pixels(view, side, |pixels| {
+        let parts = [eights(&pixels[0]), eights(&pixels[1]), eights(&pixels[2])];
+        let mut blended = [[_mm256_setzero_si256(); 4]; 3];
+        for i in 0..4 {
+            let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
+            let gray = _mm256_mul_ps(luma(r, g, b), _mm256_set1_ps(1.0 / 65536.0));
+            let gray = _mm256_floor_ps(gray);
+            blended[0][i] = blend(gray, r, by);
+            blended[1][i] = blend(gray, g, by);
+            blended[2][i] = blend(gray, b, by);
         }
-        for_columns([r_rest, g_rest, b_rest], Saturation(factor));
-    }
+        for (plane, blended) in pixels.iter_mut().zip(blended) {
+            store32(plane, narrow32(blended));
+        }
+    });
 }
 
 #[target_feature(enable = "avx2")]
 fn gray(view: &mut [u8], side: usize) {
-    for row in view.chunks_exact_mut(3 * side) {
-        let [(r, r_rest), (g, g_rest), (b, b_rest)] = planes_mut(row, side);
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let parts = [eights(r), eights(g), eights(b)];
-            let mut sums = [_mm256_setzero_si256(); 4];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
-                *sum = _mm256_srli_epi32::<16>(_mm256_cvttps_epi32(luma(r, g, b)));
-            }
-            let gray = narrow32(sums);
-            store32(r, gray);
-            store32(g, gray);
-            store32(b, gray);
+    for_pixels(view, side, |pixels| {
+        let parts = [eights(&pixels[0]), eights(&pixels[1]), eights(&pixels[2])];
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
+            *sum = _mm256_srli_epi32::<16>(_mm256_cvttps_epi32(luma(r, g, b)));
         }
-        for_columns([r_rest, g_rest, b_rest], Gray);
-    }
+        let gray = narrow32(sums);
+        for plane in pixels {
+            store32(plane, gray);
+        }
+    });
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn hue(view: &mut [u8], side: usize, shift: u8) {
-    for row in view.chunks_exact_mut(3 * side) {
-        let [(r, r_rest), (g, g_rest), (b, b_rest)] = planes_mut(row, side);
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let turned = turn([load32(r), load32(g), load32(b)], shift);
-            store32(r, turned[0]);
-            store32(g, turned[1]);
-            store32(b, turned[2]);
+    for_pixels(view, side, |pixels| {
+        let turned = turn([load32(&pixels[0]), load32(&pixels[1]), load32(&pixels[2])], shift);
+        for (plane, turned) in pixels.iter_mut().zip(turned) {
+            store32(plane, turned);
         }
-        for_columns([r_rest, g_rest, b_rest], Hue(shift));
-    }
+    });
 }
 
 /// [`super::color::turn`] of 32 pixels.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn turn([r, g, b]: [__m256i; 3], shift: u8) -> [__m256i; 3] {
     let (above, below) = (_mm256_max_epu8(r, g), _mm256_min_epu8(r, g));
     let most = _mm256_max_epu8(above, b);
@@ -520,7 +585,7 @@ fn turn([r, g, b]: [__m256i; 3], shift: u8) -> [__m256i; 3] {
 /// Eight pixels, of which is known: most - middle, most - least, most, and where in the circle of hues
 /// they lie: `base` sixths, less the part that is to be computed where `sign` has its highest bit.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn turn8(
     gap: __m256i,
     range: __m256i,
@@ -536,7 +601,10 @@ fn turn8(
     let part = _mm256_xor_ps(part, _mm256_castsi256_ps(sign));
     let sixths = _mm256_add_ps(_mm256_cvtepi32_ps(base), part);
     let below = _mm256_cmp_ps::<_CMP_LT_OQ>(sixths, _mm256_setzero_ps());
-    let turns = _mm256_div_ps(sixths, _mm256_set1_ps(6.0));
+    // A division by six: the product's error, divided too.
+    let (six, sixth) = (_mm256_set1_ps(6.0), _mm256_set1_ps(1.0 / 6.0));
+    let turns = _mm256_mul_ps(sixths, sixth);
+    let turns = _mm256_fmadd_ps(_mm256_fnmadd_ps(turns, six, sixths), sixth, turns);
     let turns = _mm256_add_ps(turns, _mm256_and_ps(below, one));
     let hue = _mm256_cvttps_epi32(_mm256_mul_ps(turns, full));
     let hue = _mm256_and_si256(_mm256_add_epi32(hue, _mm256_set1_epi32(i32::from(shift))), all);
@@ -615,15 +683,15 @@ struct Split {
     low: __m256i,
 }
 
-/// Bits of the lower part of a split weight.
-const SPLIT: i32 = 10;
+/// Bits of the lower part of a box's weight.
+const BOX_SPLIT: i32 = 10;
 
 #[target_feature(enable = "avx2")]
 fn gaussian(view: &mut [u8], side: usize, kernel: Kernel, scratch: &mut super::blur::Scratch) {
     let pair = |full: u32, far: u32| _mm256_set1_epi32((full | far << 16) as i32);
-    let mask = (1 << SPLIT) - 1;
+    let mask = (1 << BOX_SPLIT) - 1;
     let weights = Split {
-        high: pair(kernel.full >> SPLIT, kernel.far >> SPLIT),
+        high: pair(kernel.full >> BOX_SPLIT, kernel.far >> BOX_SPLIT),
         low: pair(kernel.full & mask, kernel.far & mask),
     };
     match kernel.radius {
@@ -632,6 +700,9 @@ fn gaussian(view: &mut [u8], side: usize, kernel: Kernel, scratch: &mut super::b
     }
 }
 
+/// All passes, a few rows at a time, so that everything stays in the nearest cache: rows are blurred along
+/// themselves into `rings[0]`, from there along the columns into `rings[1]`, `rings[2]` and back into
+/// the view. A ring holds the newest [`RING`] rows, 16 bits a value.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn passes<const RADIUS: usize>(
@@ -640,91 +711,120 @@ fn passes<const RADIUS: usize>(
     weights: Split,
     scratch: &mut super::blur::Scratch,
 ) {
-    let ([first, second], other) = scratch.lines_and_image(side, view.len());
-    for (from, to) in view.chunks_exact(side).zip(other.chunks_exact_mut(side)) {
-        line::<RADIUS>(from, weights, [&mut *first, &mut *second], to);
+    let (margin, stride) = (RADIUS + 1, 3 * side);
+    let Rings { mut lines, rings: [along, once, twice], width } = scratch.rings(side);
+    let slot = |y: usize| (y % RING) * width..(y % RING) * width + width;
+    // Beyond the first and the last row stand those rows.
+    let near = |y: usize, up: usize, down: usize| slot((y + down).saturating_sub(up).min(side - 1));
+    let around =
+        |y: usize| [near(y, margin, 0), near(y, 1, 0), slot(y), near(y, 0, 1), near(y, 0, margin)];
+    for y in 0..side + PASSES * margin {
+        if y < side && y.is_multiple_of(ROWS) {
+            let rows = ROWS.min(side - y);
+            along_lines::<RADIUS>(
+                &view[y * stride..(y + rows) * stride],
+                side,
+                weights,
+                &mut lines,
+            );
+            for (i, line) in lines[0].chunks_exact(padded(side)).take(3 * rows).enumerate() {
+                let to = &mut along[slot(y + i / 3)][i % 3 * side..][..side];
+                to.copy_from_slice(&line[margin..margin + side]);
+            }
+        }
+        let delayed = |rows: usize| y.checked_sub(rows * margin).filter(|y| *y < side);
+        if let Some(y) = delayed(1) {
+            across::<RADIUS>(along, around(y), weights, &mut once[slot(y)]);
+        }
+        if let Some(y) = delayed(2) {
+            across::<RADIUS>(once, around(y), weights, &mut twice[slot(y)]);
+        }
+        if let Some(y) = delayed(3) {
+            // Row y of `along` is no longer needed.
+            let last = &mut along[slot(y)];
+            across::<RADIUS>(twice, around(y), weights, last);
+            narrow(last, &mut view[y * stride..(y + 1) * stride]);
+        }
     }
-    columns::<RADIUS>(other, 3 * side, weights, view);
-    columns::<RADIUS>(view, 3 * side, weights, other);
-    columns::<RADIUS>(other, 3 * side, weights, view);
-    debug_assert_eq!(PASSES, 3, "the passes are written out");
 }
 
-/// Three passes along one line. `lines` have room for it, its margins and a vector more.
+/// Three passes along a few lines of `side` bytes, into `lines[0]`, whose lines are [padded]. Pass by
+/// pass, not line by line: what a pass has stored has left the CPU's store queue when the next one
+/// reads it.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn line<const RADIUS: usize>(
+fn along_lines<const RADIUS: usize>(
     from: &[u8],
+    side: usize,
     weights: Split,
-    [first, second]: [&mut [u8]; 2],
-    to: &mut [u8],
+    [first, second]: &mut [&mut [i16]; 2],
 ) {
-    let (n, margin) = (from.len(), RADIUS + 1);
-    first[margin..margin + n].copy_from_slice(from);
+    let (stride, margin) = (padded(side), RADIUS + 1);
+    let count = from.len() / side;
+    for (line, padded) in from.chunks_exact(side).zip(second.chunks_exact_mut(stride)) {
+        for (to, from) in padded[margin..].iter_mut().zip(line) {
+            *to = i16::from(*from);
+        }
+    }
     for pass in 0..PASSES {
-        let (source, target): (&mut [u8], &mut [u8]) =
-            if pass % 2 == 0 { (first, second) } else { (second, first) };
-        let (left, right) = (source[margin], source[margin + n - 1]);
-        source[..margin].fill(left);
-        source[margin + n..][..margin].fill(right);
-        for start in (0..n).step_by(LANES) {
-            let taps =
-                std::array::from_fn(|tap| source[start + tap.min(2 * margin)..].first_chunk());
-            let Some(to) = target[margin + start..].first_chunk_mut() else { break };
-            store32(to, weigh::<RADIUS>(taps, weights));
-        }
-    }
-    to.copy_from_slice(&second[margin..margin + n]);
-}
-
-/// One pass along the columns of rows of `stride` bytes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn columns<const RADIUS: usize>(from: &[u8], stride: usize, weights: Split, to: &mut [u8]) {
-    let last = from.len() / stride - 1;
-    for (y, to) in to.chunks_exact_mut(stride).enumerate() {
-        // Beyond the first and the last row stand those rows.
-        let mut rows = [from; 5];
-        for (tap, row) in rows[..2 * RADIUS + 3].iter_mut().enumerate() {
-            let y = (y + tap).saturating_sub(RADIUS + 1).min(last);
-            *row = &from[y * stride..][..stride];
-        }
-        // The last vector overlaps the one before it.
-        let starts = (0..stride / LANES).map(|i| i * LANES);
-        for start in starts.chain([stride - LANES]) {
-            let taps = rows.map(|row| row[start..].first_chunk());
-            let Some(to) = to[start..].first_chunk_mut() else { break };
-            store32(to, weigh::<RADIUS>(taps, weights));
+        let (source, target): (&mut [i16], &mut [i16]) =
+            if pass % 2 == 0 { (second, first) } else { (first, second) };
+        let sources = source.chunks_exact_mut(stride).take(count);
+        for (source, target) in sources.zip(target.chunks_exact_mut(stride)) {
+            let (left, right) = (source[margin], source[margin + side - 1]);
+            source[..margin].fill(left);
+            source[margin + side..][..margin].fill(right);
+            for start in (0..side).step_by(WORDS) {
+                // One check of bounds for all taps.
+                let Some(window) = source[start..].first_chunk::<WINDOW>() else { break };
+                let tap = |tap: usize| window[tap..].first_chunk().unwrap_or(&[0; WORDS]);
+                let (middle, right) = (margin, 2 * margin);
+                let taps = [tap(0), tap(1), tap(middle), tap(right - 1), tap(right)];
+                if let Some(to) = target[margin + start..].first_chunk_mut() {
+                    store_words(to, weigh::<RADIUS>(taps, weights));
+                }
+            }
         }
     }
 }
 
-/// `2 * RADIUS + 3` taps of 32 bytes: the outer two weigh `far`, the others `full`.
+/// One pass across rows of a ring.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn weigh<const RADIUS: usize>(taps: [Option<&[u8; LANES]>; 5], weights: Split) -> __m256i {
-    let halves = |tap: usize| match taps[tap] {
-        Some(bytes) => {
-            let (parts, _) = bytes.as_chunks::<16>();
-            [widen16(&parts[0]), widen16(&parts[1])]
-        }
-        None => [_mm256_setzero_si256(); 2],
-    };
-    let (left, right) = (halves(0), halves(2 * RADIUS + 2));
-    let mut sums = [_mm256_setzero_si256(); 2];
-    let mut inner = halves(1);
-    for tap in 2..2 * RADIUS + 2 {
-        let more = halves(tap);
-        inner = [_mm256_add_epi16(inner[0], more[0]), _mm256_add_epi16(inner[1], more[1])];
+fn across<const RADIUS: usize>(
+    ring: &[i16],
+    [a, b, c, d, e]: [std::ops::Range<usize>; 5],
+    weights: Split,
+    out: &mut [i16],
+) {
+    let (out, _) = out.as_chunks_mut::<WORDS>();
+    let row = |at: std::ops::Range<usize>| ring[at].as_chunks::<WORDS>().0;
+    let rows = row(a).iter().zip(row(b)).zip(row(c)).zip(row(d)).zip(row(e));
+    for (((((a, b), c), d), e), to) in rows.zip(out) {
+        store_words(to, weigh::<RADIUS>([a, b, c, d, e], weights));
     }
-    for half in 0..2 {
-        let ends = _mm256_add_epi16(left[half], right[half]);
-        let low = weighted(_mm256_unpacklo_epi16(inner[half], ends), weights);
-        let high = weighted(_mm256_unpackhi_epi16(inner[half], ends), weights);
-        sums[half] = _mm256_packs_epi32(low, high);
+}
+
+/// 16-bit values of 0..=255 as bytes.
+#[inline(always)]
+fn narrow(from: &[i16], to: &mut [u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from as u8;
     }
-    let mixed = _mm256_packus_epi16(sums[0], sums[1]);
-    _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed)
+}
+
+/// The outer two taps weigh `far`, those between `full`. Of radius 0 the three inner ones are the same.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn weigh<const RADIUS: usize>([a, b, c, d, e]: [&[i16; WORDS]; 5], weights: Split) -> __m256i {
+    let mut inner = load_words(c);
+    if RADIUS == 1 {
+        inner = _mm256_add_epi16(inner, _mm256_add_epi16(load_words(b), load_words(d)));
+    }
+    let ends = _mm256_add_epi16(load_words(a), load_words(e));
+    let low = weighted(_mm256_unpacklo_epi16(inner, ends), weights);
+    let high = weighted(_mm256_unpackhi_epi16(inner, ends), weights);
+    _mm256_packs_epi32(low, high)
 }
 
 /// Pairs (inner sum, sum of the ends) times (full, far), rounded to 2^24: in two products, because a
@@ -733,8 +833,8 @@ fn weigh<const RADIUS: usize>(taps: [Option<&[u8; LANES]>; 5], weights: Split) -
 #[target_feature(enable = "avx2")]
 fn weighted(pairs: __m256i, weights: Split) -> __m256i {
     let high = _mm256_madd_epi16(pairs, weights.high);
-    let low = _mm256_srli_epi32::<SPLIT>(_mm256_madd_epi16(pairs, weights.low));
-    let half = _mm256_set1_epi32(1 << (23 - SPLIT));
+    let low = _mm256_srli_epi32::<BOX_SPLIT>(_mm256_madd_epi16(pairs, weights.low));
+    let half = _mm256_set1_epi32(1 << (23 - BOX_SPLIT));
     let sum = _mm256_add_epi32(_mm256_add_epi32(high, half), low);
-    _mm256_srli_epi32::<{ 24 - SPLIT }>(sum)
+    _mm256_srli_epi32::<{ 24 - BOX_SPLIT }>(sum)
 }

@@ -8,11 +8,37 @@ pub(super) const PASSES: usize = 3;
 /// The largest radius that has loops of its own: DetCo's blurs (sigma up to 2) have 0 or 1.
 pub(super) const RADIUS_MAX: usize = 1;
 
+/// Rows of an image that a ring holds: those that a pass of the largest radius reads, and the four that
+/// are blurred along themselves together.
+#[cfg(target_arch = "x86_64")]
+pub(super) const RING: usize = 16;
+
+/// Values of a line with margins at both ends, and room for a vector that begins with its last one.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn padded(side: usize) -> usize {
+    side + 2 * (RADIUS_MAX + 1) + 16
+}
+
+/// What the passes hand on.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug)]
+pub(super) struct Rings<'a> {
+    /// [Padded](padded) lines of four rows, twice.
+    pub(super) lines: [&'a mut [i16]; 2],
+    /// Rows of `width` values after the passes along rows, and after one and two along columns.
+    pub(super) rings: [&'a mut [i16]; 3],
+    /// At least three lines.
+    pub(super) width: usize,
+}
+
 /// A padded line and a padded image: what a pass reads.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     row: Vec<u8>,
     rows: Vec<u8>,
+    /// For [`Rings`].
+    #[cfg(target_arch = "x86_64")]
+    words: Vec<i16>,
 }
 
 /// An extended box: weights in units of 2^-24.
@@ -45,19 +71,17 @@ impl Kernel {
 }
 
 impl Scratch {
-    /// Two lines of `side` bytes with room on both sides, and an image of `len` bytes.
+    /// Memory for views of `side` pixels.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn lines_and_image(
-        &mut self,
-        side: usize,
-        len: usize,
-    ) -> ([&mut [u8]; 2], &mut [u8]) {
-        // Margins of both ends, and a vector that begins with the last byte.
-        let line = side + 2 * (RADIUS_MAX + 1) + 32;
-        self.row.resize(2 * line, 0);
-        self.rows.resize(len, 0);
-        let (first, second) = self.row.split_at_mut(line);
-        ([first, second], &mut self.rows)
+    pub(super) fn rings(&mut self, side: usize) -> Rings<'_> {
+        let width = (3 * side).next_multiple_of(16);
+        let (lines, ring) = (4 * 3 * padded(side), RING * width);
+        self.words.resize(2 * lines + 3 * ring, 0);
+        let (first, rest) = self.words.split_at_mut(lines);
+        let (second, rest) = rest.split_at_mut(lines);
+        let (along, rest) = rest.split_at_mut(ring);
+        let (once, twice) = rest.split_at_mut(ring);
+        Rings { lines: [first, second], rings: [along, once, twice], width }
     }
 
     /// Blurs `view`, row-planar `[side, 3, side]`, in place. `sigma` in pixels.

@@ -34,14 +34,31 @@ pub(super) struct Scratch {
 /// A filter along one axis: for each output pixel the inputs it covers and their weights.
 #[derive(Debug, Default)]
 pub(super) struct Axis {
-    /// First input pixel.
+    /// First and last input pixel of each output, the last one exclusive.
+    spans: Vec<[usize; 2]>,
+    /// First input pixel that has a weight.
     starts: Vec<usize>,
     /// `[outputs, taps]`; zero beyond the inputs that are covered.
     weights: Vec<i32>,
-    /// Inputs covered by each output: the widest of them.
+    /// Pairs of the weights, split: `[outputs, taps / 2]`.
+    pairs: Vec<Pair>,
+    /// Weights of each output: the most inputs that one covers, rounded up to an even number. Where
+    /// there are fewer inputs, the last weights are zero and belong to none.
     taps: usize,
-    real: Vec<f64>,
 }
+
+/// Two neighbouring weights as 16-bit halves of 32 bits, the first one lower: products with 16 bits
+/// are cheap, and a weight has 23.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    /// The weights' upper bits.
+    pub(super) high: i32,
+    /// Their lower [`SPLIT`] bits.
+    pub(super) low: i32,
+}
+
+/// Lower bits of a weight in a [`Pair`]: 15 are left, and a sign.
+pub(super) const SPLIT: u32 = 8;
 
 impl Axis {
     /// A triangle as wide as the reduction (no narrower than for none), cut off at the edges.
@@ -49,30 +66,38 @@ impl Axis {
         let scale = inputs as f64 / outputs as f64;
         let stretch = scale.max(1.0);
         let inverse = 1.0 / stretch;
-        self.taps = (stretch.ceil() as usize * 2 + 1).min(inputs);
+        let center = |output: usize| (output as f64 + 0.5) * scale;
+        self.spans.clear();
+        self.spans.extend((0..outputs).map(|output| {
+            // The casts saturate at 0, where the filter would reach beyond the first input.
+            let start = (center(output) - stretch + 0.5) as usize;
+            [start, ((center(output) + stretch + 0.5) as usize).min(inputs)]
+        }));
+        let covered = self.spans.iter().map(|[start, end]| end - start).max();
+        self.taps = covered.unwrap_or(0).next_multiple_of(2);
         self.starts.clear();
         self.weights.clear();
-        for output in 0..outputs {
-            let center = (output as f64 + 0.5) * scale;
-            // The casts saturate at 0, where the filter would reach beyond the first input.
-            let start = (center - stretch + 0.5) as usize;
-            let end = ((center + stretch + 0.5) as usize).min(inputs);
-            self.real.clear();
-            self.real.extend((start..end).map(|input| {
-                let distance = (input as f64 - center + 0.5) * inverse;
+        self.weights.resize(outputs * self.taps, 0);
+        let rows = self.weights.chunks_exact_mut(self.taps.max(1));
+        for (output, ([start, end], weights)) in self.spans.iter().zip(rows).enumerate() {
+            // Near the end the window is moved back, so that its inputs exist.
+            let first = (*start).min(inputs.saturating_sub(self.taps));
+            self.starts.push(first);
+            let real = |input: usize| {
+                let distance = (input as f64 - center(output) + 0.5) * inverse;
                 (1.0 - distance.abs()).max(0.0)
-            }));
-            let sum: f64 = self.real.iter().sum();
-            // Near the end the window is moved back, so that every output has all its taps.
-            let moved = start - start.min(inputs - self.taps);
-            self.starts.push(start - moved);
-            let first = self.weights.len() + moved;
-            self.weights.resize(self.weights.len() + self.taps, 0);
+            };
+            let sum: f64 = (*start..*end).map(real).sum();
             let one = f64::from(1 << WEIGHT_BITS);
-            for (weight, real) in self.weights[first..].iter_mut().zip(&self.real) {
-                *weight = (0.5 + real / sum * one) as i32;
+            for (weight, input) in weights[start - first..].iter_mut().zip(*start..*end) {
+                *weight = (0.5 + real(input) / sum * one) as i32;
             }
         }
+        self.pairs.clear();
+        self.pairs.extend(self.weights.as_chunks::<2>().0.iter().map(|[a, b]| Pair {
+            high: a >> SPLIT | b >> SPLIT << 16,
+            low: (a & 0xFF) | (b & 0xFF) << 16,
+        }));
     }
 
     /// Output pixels.
@@ -83,8 +108,20 @@ impl Axis {
 
     /// For each output the first input and the weights from there on.
     #[inline(always)]
-    pub(super) fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        self.starts.iter().copied().zip(self.weights.chunks_exact(self.taps))
+    fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.starts.iter().copied().zip(self.weights.chunks_exact(self.taps.max(1)))
+    }
+
+    /// Pairs of weights of each output.
+    #[inline(always)]
+    pub(super) fn pairs_each(&self) -> usize {
+        self.taps / 2
+    }
+
+    /// [`Axis::windows`] by pairs.
+    #[inline(always)]
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (usize, &[Pair])> {
+        self.starts.iter().copied().zip(self.pairs.chunks_exact((self.taps / 2).max(1)))
     }
 }
 
@@ -116,30 +153,41 @@ impl Scratch {
         self.columns.triangle(width, side);
         self.rows.triangle(height, side);
         let plane = side.next_multiple_of(PLANE);
-        self.narrow.resize(height * 3 * plane, 0);
-        self.lines.resize(width, [0; 4 * ROWS]);
+        // One more of each: what a weight of zero may point at.
+        grow(&mut self.narrow, (height + 1) * 3 * plane);
+        grow(&mut self.lines, width + 1);
+        let (lines, narrow) =
+            (&mut self.lines[..=width], &mut self.narrow[..(height + 1) * 3 * plane]);
 
         let source = |y: usize| &image.pixels[(top + y) * stride + left * 3..][..width * 3];
-        for (y, narrow) in (0..height).step_by(ROWS).zip(self.narrow.chunks_mut(ROWS * 3 * plane)) {
+        let groups = narrow[..height * 3 * plane].chunks_mut(ROWS * 3 * plane);
+        for (y, narrow) in (0..height).step_by(ROWS).zip(groups) {
             // Beyond the last row stands the last row.
             let rows = [0, 1, 2, 3].map(|i| source((y + i).min(height - 1)));
             match vectors {
                 #[cfg(target_arch = "x86_64")]
                 Vectors::Avx2(avx2) => {
-                    avx2.gather(rows, &mut self.lines);
-                    avx2.along_rows(&self.lines, &self.columns, plane, narrow);
+                    avx2.gather(rows, &mut lines[..width]);
+                    avx2.along_rows(lines, &self.columns, plane, narrow);
                 }
                 Vectors::Plain => {
-                    gather(rows, &mut self.lines);
-                    along_rows(&self.lines, &self.columns, plane, narrow);
+                    gather(rows, &mut lines[..width]);
+                    along_rows(lines, &self.columns, plane, narrow);
                 }
             }
         }
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2(avx2) => avx2.along_columns(&self.narrow, &self.rows, plane, side, out),
-            Vectors::Plain => along_columns(&self.narrow, &self.rows, plane, side, out),
+            Vectors::Avx2(avx2) => avx2.along_columns(narrow, &self.rows, plane, side, out),
+            Vectors::Plain => along_columns(narrow, &self.rows, plane, side, out),
         }
+    }
+}
+
+/// Makes scratch memory at least this long. It never shrinks: filling it anew would cost more.
+fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, T::default());
     }
 }
 
