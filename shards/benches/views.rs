@@ -1,6 +1,8 @@
 //! Speed of one thread from JPEG bytes to DetCo's four views:
 //! `taskset -c 1 cargo bench -p detco-shards --bench views`.
 //!
+//! With `-- --plain` in plain loops instead of the CPU's vector instructions.
+//!
 //! The floor is what no recipe can avoid: decoding and four resizes. Each figure adds up the least time of
 //! every image over all rounds.
 
@@ -23,7 +25,9 @@ fn main() {
         bare.global.photometric.order.clear();
         bare
     };
-    let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
+    let plain = std::env::args().any(|argument| argument == "--plain");
+    let mut renderer = if plain { Renderer::plain() } else { Renderer::new() };
+    let (mut decoder, mut image) = (Decoder::new(), Image::new());
     let mut out = vec![0; recipe.global_bytes().max(recipe.local_bytes())];
 
     let names = ["decode", "4 resizes, cut, flip", "4 views"];
@@ -56,6 +60,10 @@ fn main() {
     println!("floor (decode + 4 resizes): {:.1} images/s", rate(seconds[0] + seconds[1]));
     println!("DetCo views: {:.1} images/s on one core", rate(seconds[0] + seconds[2]));
 
+    if measured {
+        large(&files[0], &recipe, &mut renderer, &mut out);
+    }
+
     decoder.decode(&files[0], &mut image).expect("the files of a benchmark decode");
     let crop = Rect { left: 0, top: 0, width: image.width, height: image.height };
     let mut baseline = 0.0;
@@ -80,6 +88,32 @@ fn main() {
             None => baseline = least,
             Some(op) => println!("{op:?}: {:.0} us a view of 224", least - baseline),
         }
+    }
+}
+
+/// Photos of 12 and 48 million pixels: one of the files, enlarged.
+fn large(file: &[u8], recipe: &Recipe, renderer: &mut Renderer, out: &mut [u8]) {
+    let photo = image::load_from_memory(file).expect("the files of a benchmark decode").to_rgb8();
+    for (width, height) in [(4000, 3000), (8000, 6000)] {
+        let filter = image::imageops::FilterType::Triangle;
+        let photo = image::imageops::resize(&photo, width, height, filter);
+        let mut bytes = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90);
+        photo.write_with_encoder(encoder).expect("memory takes all of it");
+        let (mut decoder, mut image) = (Decoder::new(), Image::new());
+        let mut least = [Duration::MAX; 2];
+        for sample in 0..5 {
+            let start = Instant::now();
+            decoder.decode(&bytes, &mut image).expect("what was just encoded decodes");
+            let decoded = Instant::now();
+            render(renderer, &image, &recipe.draw(width, height, 1, 0, sample), out);
+            least[0] = least[0].min(decoded - start);
+            least[1] = least[1].min(decoded.elapsed());
+        }
+        let [decode, views] = least.map(|time| time.as_secs_f64() * 1e3);
+        println!(
+            "{width}x{height}: decode {decode:.0} ms, 4 views {views:.0} ms (the least of five plans)"
+        );
     }
 }
 

@@ -16,7 +16,7 @@ use std::arch::x86_64::*;
 
 use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, Rings, padded};
 use super::color;
-use super::geometry::{Axis, HALF, Pair, ROWS, SPLIT, WEIGHT_BITS};
+use super::geometry::{Axis, HALF, Pair, ROWS, Ring, SPLIT, WEIGHT_BITS};
 use super::plan::Op;
 
 /// Proof that this CPU has AVX2 and FMA, as all have since 2015.
@@ -64,8 +64,7 @@ impl Avx2 {
             }
             // SAFETY: as above.
             Op::Saturation(factor) => unsafe { saturation(view, side, factor) },
-            // SAFETY: as above.
-            Op::Hue(turns) => unsafe { hue(view, side, color::shift(turns)) },
+            Op::Hue(turns) => self.hue(view, side, color::shift(turns)),
             // SAFETY: as above.
             Op::Gray => unsafe { gray(view, side) },
             Op::Blur(sigma) => {
@@ -79,6 +78,13 @@ impl Avx2 {
             _ => return false,
         }
         true
+    }
+
+    /// [`color::hue`] by a shift of 8 bits.
+    #[inline(always)]
+    pub(super) fn hue(self, view: &mut [u8], side: usize, shift: u8) {
+        // SAFETY: the CPU has AVX2 and FMA: `self` proves it.
+        unsafe { hue(view, side, shift) }
     }
 
     /// [`super::geometry::gather`].
@@ -101,18 +107,17 @@ impl Avx2 {
         unsafe { along_rows(lines, axis, plane, out) }
     }
 
-    /// [`super::geometry::along_columns`].
+    /// [`super::geometry::across`].
     #[inline(always)]
-    pub(super) fn along_columns(
+    pub(super) fn across(
         self,
-        rows: &[u8],
-        axis: &Axis,
+        rows: Ring<'_>,
+        (start, pairs): (usize, &[Pair]),
         plane: usize,
-        side: usize,
         out: &mut [u8],
     ) {
         // SAFETY: the CPU has AVX2: `self` proves it.
-        unsafe { along_columns(rows, axis, plane, side, out) }
+        unsafe { across_rows(rows, start, pairs, plane, out) }
     }
 
     /// [`super::geometry::interleave`] of at least 16 columns.
@@ -284,7 +289,6 @@ fn rounded(high: __m256i, low: __m256i) -> __m256i {
 /// Sixteen pixels of four rows by channel: of rows 0 and 1, then of rows 2 and 3.
 #[inline]
 #[target_feature(enable = "avx2")]
-#[expect(clippy::type_complexity, reason = "pairs of rows, rows of a pair, channels of a row")]
 fn planes(sums: &[__m256i; BLOCK]) -> ([[__m128i; 3]; 2], [[__m128i; 3]; 2]) {
     // RGB? of four pixels to RRRR GGGG BBBB.
     let split = _mm256_broadcastsi128_si256(_mm_setr_epi8(
@@ -315,24 +319,19 @@ fn channels([a, b, c, d]: &[__m256i; 4]) -> [[__m128i; 3]; 2] {
     [lower, upper]
 }
 
-/// Rows of `3 * plane` bytes go in, rows of `3 * side` come out.
 #[target_feature(enable = "avx2")]
-fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut [u8]) {
-    let stride = 3 * plane;
-    for (out, (start, pairs)) in out.chunks_exact_mut(3 * side).zip(axis.pairs()) {
-        let rows = &rows[start * stride..(start + 2 * pairs.len()) * stride];
-        for channel in 0..3 {
-            let out = &mut out[channel * side..][..side];
-            let (chunks, rest) = out.as_chunks_mut::<LANES>();
-            for (i, to) in chunks.iter_mut().enumerate() {
-                store32(to, column(rows, stride, channel * plane + i * LANES, pairs));
-            }
-            if !rest.is_empty() {
-                let mut last = [0; LANES];
-                let at = channel * plane + side / LANES * LANES;
-                store32(&mut last, column(rows, stride, at, pairs));
-                rest.copy_from_slice(&last[..rest.len()]);
-            }
+fn across_rows(rows: Ring<'_>, start: usize, pairs: &[Pair], plane: usize, out: &mut [u8]) {
+    let side = out.len() / 3;
+    for (channel, out) in out.chunks_exact_mut(side).enumerate() {
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        for (i, to) in chunks.iter_mut().enumerate() {
+            store32(to, column(rows, channel * plane + i * LANES, start, pairs));
+        }
+        if !rest.is_empty() {
+            let mut last = [0; LANES];
+            let at = channel * plane + side / LANES * LANES;
+            store32(&mut last, column(rows, at, start, pairs));
+            rest.copy_from_slice(&last[..rest.len()]);
         }
     }
 }
@@ -340,11 +339,12 @@ fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut 
 /// The filter over 32 columns that begin at byte `at` of each row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn column(rows: &[u8], stride: usize, at: usize, pairs: &[Pair]) -> __m256i {
+fn column(rows: Ring<'_>, at: usize, start: usize, pairs: &[Pair]) -> __m256i {
     let zero = _mm256_setzero_si256();
     let (mut high, mut low) = ([zero; 4], [_mm256_set1_epi32(HALF); 4]);
-    for (two, pair) in rows.chunks_exact(2 * stride).zip(pairs) {
-        let bytes = (two[at..].first_chunk(), two[stride + at..].first_chunk());
+    for (i, pair) in pairs.iter().enumerate() {
+        let y = start + 2 * i;
+        let bytes = (rows.row(y)[at..].first_chunk(), rows.row(y + 1)[at..].first_chunk());
         let (Some(a), Some(b)) = bytes else { continue };
         let (a, b) = (load32(a), load32(b));
         let (left, right) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));

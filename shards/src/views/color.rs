@@ -149,18 +149,18 @@ fn turn([r, g, b]: [u8; 3], shift: u8) -> [u8; 3] {
     let range = most - least;
     // Gray pixels have no hue; any will do, because their saturation is 0.
     let part = (most - middle) as f32 / range.max(1) as f32;
-    // The hue in sixths of a turn is `base` plus or minus `part`.
-    let (base, falls) = if r == most {
-        if b <= g { (1.0, true) } else { (-1.0, false) }
-    } else if g == most {
-        if b <= r { (1.0, false) } else { (3.0, true) }
-    } else if r <= g {
-        (3.0, false)
-    } else {
-        (5.0, true)
-    };
-    let sixths = base + if falls { -part } else { part };
-    let turns = sixths / 6.0 + if sixths < 0.0 { 1.0 } else { 0.0 };
+    // The hue in sixths of a turn is `base` plus or minus `part`. Selects, not branches: for vectors.
+    let select = |condition: bool, yes: f32, no: f32| if condition { yes } else { no };
+    let (is_red, is_green) = (r == most, g == most);
+    let red = select(b <= g, 1.0, -1.0);
+    let green = select(b <= r, 1.0, 3.0);
+    let blue = select(r <= g, 3.0, 5.0);
+    let base = select(is_red, red, select(is_green, green, blue));
+    let red = select(b <= g, -1.0, 1.0);
+    let green = select(b <= r, 1.0, -1.0);
+    let blue = select(r <= g, 1.0, -1.0);
+    let sixths = base + part * select(is_red, red, select(is_green, green, blue));
+    let turns = sixths / 6.0 + select(sixths < 0.0, 1.0, 0.0);
     let hue = (truncate(turns * 255.0) + i32::from(shift)) & 0xFF;
     let saturation = truncate((range * 255) as f32 / most.max(1) as f32);
 
@@ -243,6 +243,12 @@ mod tests {
                     let pixel = |row: &[u8]| [row[x], row[4096 + x], row[2 * 4096 + x]];
                     let (is, was) = (pixel(&row), pixel(&before));
                     assert_eq!(is, pillow(was, shift), "{was:?} turned by {shift}");
+                }
+                #[cfg(target_arch = "x86_64")]
+                if let Some(avx2) = super::super::avx2::Avx2::detect() {
+                    let mut fast = before.clone();
+                    avx2.hue(&mut fast, 4096, shift);
+                    assert!(fast == row, "{first:#x} turned by {shift}");
                 }
             }
         }

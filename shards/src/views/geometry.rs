@@ -27,7 +27,7 @@ pub(super) struct Scratch {
     rows: Axis,
     /// Source rows side by side: for each column the pixels of [`ROWS`] rows.
     lines: Vec<[u8; 4 * ROWS]>,
-    /// The crop after the horizontal pass, `[crop height, 3, side]`, the side rounded up to [`PLANE`].
+    /// For [`Ring`]: rows `[3, side]`, the side rounded up to [`PLANE`].
     narrow: Vec<u8>,
 }
 
@@ -45,6 +45,7 @@ pub(super) struct Axis {
     /// Weights of each output: the most inputs that one covers, rounded up to an even number. Where
     /// there are fewer inputs, the last weights are zero and belong to none.
     taps: usize,
+    real: Vec<f64>,
 }
 
 /// Two neighbouring weights as 16-bit halves of 32 bits, the first one lower: products with 16 bits
@@ -62,6 +63,7 @@ pub(super) const SPLIT: u32 = 8;
 
 impl Axis {
     /// A triangle as wide as the reduction (no narrower than for none), cut off at the edges.
+    #[inline(always)]
     fn triangle(&mut self, inputs: usize, outputs: usize) {
         let scale = inputs as f64 / outputs as f64;
         let stretch = scale.max(1.0);
@@ -87,10 +89,12 @@ impl Axis {
                 let distance = (input as f64 - center(output) + 0.5) * inverse;
                 (1.0 - distance.abs()).max(0.0)
             };
-            let sum: f64 = (*start..*end).map(real).sum();
+            self.real.clear();
+            self.real.extend((*start..*end).map(real));
+            let sum: f64 = self.real.iter().sum();
             let one = f64::from(1 << WEIGHT_BITS);
-            for (weight, input) in weights[start - first..].iter_mut().zip(*start..*end) {
-                *weight = (0.5 + real(input) / sum * one) as i32;
+            for (weight, real) in weights[start - first..].iter_mut().zip(&self.real) {
+                *weight = (0.5 + real / sum * one) as i32;
             }
         }
         self.pairs.clear();
@@ -118,6 +122,19 @@ impl Axis {
         self.taps / 2
     }
 
+    /// Weights of one output.
+    #[inline(always)]
+    fn weights_of(&self, output: usize) -> &[i32] {
+        &self.weights[output * self.taps..][..self.taps]
+    }
+
+    /// Pairs of weights of one output.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn pairs_of(&self, output: usize) -> &[Pair] {
+        &self.pairs[output * self.taps / 2..][..self.taps / 2]
+    }
+
     /// [`Axis::windows`] by pairs.
     #[inline(always)]
     pub(super) fn pairs(&self) -> impl Iterator<Item = (usize, &[Pair])> {
@@ -140,7 +157,6 @@ impl Scratch {
     ) {
         let [left, top, width, height] =
             [crop.left, crop.top, crop.width, crop.height].map(|length| length as usize);
-        let stride = image.width as usize * 3;
         assert!(
             width > 0
                 && height > 0
@@ -152,35 +168,62 @@ impl Scratch {
         );
         self.columns.triangle(width, side);
         self.rows.triangle(height, side);
-        let plane = side.next_multiple_of(PLANE);
-        // One more of each: what a weight of zero may point at.
-        grow(&mut self.narrow, (height + 1) * 3 * plane);
+        // One more than there are: what a weight of zero may point at.
         grow(&mut self.lines, width + 1);
-        let (lines, narrow) =
-            (&mut self.lines[..=width], &mut self.narrow[..(height + 1) * 3 * plane]);
+        let lines = &mut self.lines[..=width];
+        let (plane, taps) = (side.next_multiple_of(PLANE), self.rows.taps);
+        let stride = 3 * plane;
+        let count = (taps + ROWS).next_power_of_two();
+        grow(&mut self.narrow, count * stride);
 
-        let source = |y: usize| &image.pixels[(top + y) * stride + left * 3..][..width * 3];
-        let groups = narrow[..height * 3 * plane].chunks_mut(ROWS * 3 * plane);
-        for (y, narrow) in (0..height).step_by(ROWS).zip(groups) {
-            // Beyond the last row stands the last row.
-            let rows = [0, 1, 2, 3].map(|i| source((y + i).min(height - 1)));
+        let source =
+            |y: usize| &image.pixels[((top + y) * image.width as usize + left) * 3..][..width * 3];
+        let mut done = 0;
+        for (y, out) in out.chunks_exact_mut(3 * side).enumerate() {
+            let start = self.rows.starts[y];
+            while done < (start + taps).min(height) {
+                // Beyond the last row stands the last row.
+                let rows = [0, 1, 2, 3].map(|i| source((done + i).min(height - 1)));
+                let narrow = &mut self.narrow[done % count * stride..][..ROWS * stride];
+                match vectors {
+                    #[cfg(target_arch = "x86_64")]
+                    Vectors::Avx2(avx2) => {
+                        avx2.gather(rows, &mut lines[..width]);
+                        avx2.along_rows(lines, &self.columns, plane, narrow);
+                    }
+                    Vectors::Plain => {
+                        gather(rows, &mut lines[..width]);
+                        along_rows(lines, &self.columns, plane, narrow);
+                    }
+                }
+                done += ROWS;
+            }
+            let ring = Ring { bytes: &self.narrow[..count * stride], stride, mask: count - 1 };
             match vectors {
                 #[cfg(target_arch = "x86_64")]
                 Vectors::Avx2(avx2) => {
-                    avx2.gather(rows, &mut lines[..width]);
-                    avx2.along_rows(lines, &self.columns, plane, narrow);
+                    avx2.across(ring, (start, self.rows.pairs_of(y)), plane, out)
                 }
-                Vectors::Plain => {
-                    gather(rows, &mut lines[..width]);
-                    along_rows(lines, &self.columns, plane, narrow);
-                }
+                Vectors::Plain => across(ring, (start, self.rows.weights_of(y)), plane, out),
             }
         }
-        match vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2(avx2) => avx2.along_columns(narrow, &self.rows, plane, side, out),
-            Vectors::Plain => along_columns(narrow, &self.rows, plane, side, out),
-        }
+    }
+}
+
+/// The newest rows of a crop after the horizontal pass, so few that they stay in the nearest cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ring<'a> {
+    bytes: &'a [u8],
+    /// Bytes of a row.
+    stride: usize,
+    /// Number of rows, a power of two, less one.
+    mask: usize,
+}
+
+impl<'a> Ring<'a> {
+    #[inline(always)]
+    pub(super) fn row(self, y: usize) -> &'a [u8] {
+        &self.bytes[(y & self.mask) * self.stride..][..self.stride]
     }
 }
 
@@ -222,24 +265,22 @@ fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8
     }
 }
 
-/// Rows of three planes of `plane` bytes through the filter, column by column, into planes of `side`.
+/// Rows of three planes of `plane` bytes, from `start` on, through the filter into one row of three
+/// planes.
 #[inline(always)]
-fn along_columns(rows: &[u8], axis: &Axis, plane: usize, side: usize, out: &mut [u8]) {
-    let stride = 3 * plane;
-    for (out, (start, weights)) in out.chunks_exact_mut(3 * side).zip(axis.windows()) {
-        let rows = &rows[start * stride..(start + weights.len()) * stride];
-        for (channel, out) in out.chunks_exact_mut(side).enumerate() {
-            for (x, out) in out.chunks_mut(PLANE).enumerate() {
-                let mut sums = [HALF; PLANE];
-                for (row, weight) in rows.chunks_exact(stride).zip(weights) {
-                    let row = &row[channel * plane + x * PLANE..][..PLANE];
-                    for (sum, value) in sums.iter_mut().zip(row) {
-                        *sum += i32::from(*value) * weight;
-                    }
+fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: &mut [u8]) {
+    let side = out.len() / 3;
+    for (channel, out) in out.chunks_exact_mut(side).enumerate() {
+        for (x, out) in out.chunks_mut(PLANE).enumerate() {
+            let mut sums = [HALF; PLANE];
+            for (i, weight) in weights.iter().enumerate() {
+                let row = &rows.row(start + i)[channel * plane + x * PLANE..][..PLANE];
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(*value) * weight;
                 }
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = (sum >> WEIGHT_BITS) as u8;
-                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = (sum >> WEIGHT_BITS) as u8;
             }
         }
     }
