@@ -611,7 +611,12 @@ impl<'a> Worker<'a> {
         let sample = self.set.sample(id)?;
         let read = Instant::now();
         self.stats.time(Stage::Read, read - start);
-        self.decoder.decode(sample.jpeg, &mut self.image)?;
+        if let Err(error) = self.decoder.decode(sample.jpeg, &mut self.image) {
+            self.set.check_file(&sample)?;
+            return Err(error.into());
+        }
+        // Zeros in the place of a shard that shrank may decode as well.
+        self.set.check(&sample)?;
         let decoded = Instant::now();
         self.stats.time(Stage::Decode, decoded - read);
         let (width, height) = (self.image.width, self.image.height);

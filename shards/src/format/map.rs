@@ -1,22 +1,29 @@
 //! The only place where a file becomes memory.
 //!
 //! A [`Map`] lends slices of the page cache; nothing copies a byte between it and the decoder. It
-//! never writes, and it never hands out a slice that outlives it.
+//! never writes, and it never hands out a slice that outlives it. Where the file has become shorter
+//! than its map, zeros are read; [`Map::check`] tells, and whoever read must ask it.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap};
 
-use super::ShardError;
+use super::sigbus::Watch;
+use super::{ChangeFault, ShardError};
 
 /// A file, mapped read-only.
 #[derive(Debug)]
 pub struct Map {
     path: PathBuf,
+    // Dropped in this order: nobody watches memory that is no map any more.
+    watch: Watch,
     mmap: Mmap,
     modified: Option<SystemTime>,
+    /// Device and inode.
+    file: (u64, u64),
 }
 
 impl Map {
@@ -37,7 +44,47 @@ impl Map {
             let source = std::io::Error::other("its size changed while it was opened");
             return Err(ShardError::Io { path: path.to_path_buf(), action: "map", source });
         }
-        Ok(Map { path: path.to_path_buf(), mmap, modified: meta.modified().ok() })
+        let (watch, modified) = (Watch::new(&mmap), meta.modified().ok());
+        let file = (meta.dev(), meta.ino());
+        Ok(Map { path: path.to_path_buf(), watch, mmap, modified, file })
+    }
+
+    /// Whether all bytes read so far were the file's: call it after reading and before believing.
+    /// One atomic load.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::Changed`]: a page was missing when it was touched, and zeros were read. That is
+    /// so for good: the file was shortened, and what became of the rest of it nobody knows.
+    pub fn check(&self) -> Result<(), ShardError> {
+        if !self.watch.hit() {
+            return Ok(());
+        }
+        self.check_file()
+    }
+
+    /// As [`Map::check`], and asks the file system as well: for bytes that turned out to be wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::Changed`]: as above, or the file has another size or time than when it was
+    /// opened. Another file under its name is no change: the map keeps the one it has.
+    pub fn check_file(&self) -> Result<(), ShardError> {
+        let here = self.path.metadata().ok().filter(|meta| (meta.dev(), meta.ino()) == self.file);
+        if let Some(meta) = here {
+            let (mapped, now) = (self.mmap.len() as u64, meta.len());
+            if mapped != now {
+                return Err(self.changed(ChangeFault::Size { mapped, now }));
+            }
+            if self.modified != meta.modified().ok() {
+                return Err(self.changed(ChangeFault::Written));
+            }
+        }
+        if self.watch.hit() { Err(self.changed(ChangeFault::Unreadable)) } else { Ok(()) }
+    }
+
+    fn changed(&self, fault: ChangeFault) -> ShardError {
+        ShardError::Changed { shard: self.path.clone(), fault }
     }
 
     /// The file's bytes.
@@ -89,7 +136,9 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the bytes of a map must not change while they are borrowed. Every writer of this
     // project writes a sibling temp file and renames it, so a file once opened keeps its bytes even
     // when its name is replaced. What remains is a foreign program that writes into a shard or
-    // truncates it during a run: the map cannot prevent that (a truncated page is SIGBUS), which
-    // README.md states. The map is read-only and nothing in the process writes through it.
+    // truncates it during a run, which no map can prevent: a page that is gone reads as zeros and is
+    // reported (`Watch`), and bytes that change under a reader are foreign bytes like any other,
+    // which nothing here or in the decoder trusts; README.md states it. The map is read-only and
+    // nothing in the process writes through it.
     unsafe { Mmap::map(file) }
 }

@@ -9,6 +9,7 @@
 pub mod index;
 pub mod manifest;
 pub mod map;
+mod sigbus;
 pub mod tar;
 pub mod verify;
 pub mod writer;
@@ -70,6 +71,14 @@ pub enum ShardError {
         manifest: PathBuf,
         /// What is wrong.
         fault: ManifestFault,
+    },
+    /// A file is not what was opened: what was read of it is worth nothing.
+    #[error("{}: changed while it was being read: {fault}", shard.display())]
+    Changed {
+        /// The file.
+        shard: PathBuf,
+        /// What happened to it.
+        fault: ChangeFault,
     },
     /// A sample cannot be used.
     #[error("{}: sample `{key}` at offset {offset}: {fault}", shard.display())]
@@ -187,6 +196,25 @@ pub enum StaleFault {
         /// Line of the index, counted from 1.
         line: u64,
     },
+}
+
+/// What happened to a file after it was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ChangeFault {
+    /// It became shorter or longer.
+    #[error("it had {mapped} bytes when it was opened and has {now} now")]
+    Size {
+        /// Bytes when it was opened.
+        mapped: u64,
+        /// Bytes now.
+        now: u64,
+    },
+    /// Somebody wrote into it.
+    #[error("it was written to after it was opened")]
+    Written,
+    /// Bytes were missing when they were needed.
+    #[error("some of its bytes could not be read: it was shortened, or a disk or server failed")]
+    Unreadable,
 }
 
 /// Why a sample cannot be used.

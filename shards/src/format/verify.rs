@@ -185,6 +185,9 @@ fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64) -> Report 
     if let Some(record) = record {
         check_record(bytes, record, members as u64, path, &mut report);
     }
+    if let Err(error) = map.check() {
+        report.faults.push(fault_of(path, &error));
+    }
     read.fetch_add(report.bytes, Ordering::Relaxed);
     report
 }
@@ -266,6 +269,9 @@ fn fault_of(file: &Path, error: &ShardError) -> Fault {
         ShardError::Manifest { manifest, fault } => (manifest, None, None, fault.to_string()),
         ShardError::Io { path, action, source } => {
             (path, None, None, format!("cannot {action} it: {source}"))
+        }
+        ShardError::Changed { shard, fault } => {
+            (shard, None, None, format!("changed while it was being read: {fault}"))
         }
         other => return plain(file, &other.to_string()),
     };

@@ -572,6 +572,11 @@ impl Work<'_> {
             self.progress.images.fetch_add(1, Ordering::Relaxed);
             self.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);
         }
+        if let Err(changed) = self.source.check() {
+            // Zeros in the place of a source that shrank: nothing of this shard is to be believed.
+            writer.discard();
+            return Err(changed.into());
+        }
         if writer.samples() == 0 {
             writer.discard();
             let done = Done { record: None, oddities, classes, skips };

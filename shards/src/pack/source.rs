@@ -66,7 +66,9 @@ impl Source {
         } else {
             let map = Map::open(root)?;
             map.sequential();
-            scan.tar(&map)?;
+            let scanned = scan.tar(&map);
+            map.check()?;
+            scanned?;
             // Shuffled from here on.
             map.images();
             Some(map)
@@ -152,6 +154,11 @@ impl Source {
         if let Some(map) = &self.map {
             map.will_need(entry.offset, entry.size);
         }
+    }
+
+    /// Whether all that was read were the source's bytes: see [`Map::check`].
+    pub(crate) fn check(&self) -> Result<(), ShardError> {
+        self.map.as_ref().map_or(Ok(()), Map::check)
     }
 
     /// The bytes of an image: a slice of the tar, or read into `buffer`.

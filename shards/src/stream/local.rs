@@ -190,6 +190,16 @@ fn open_all(jobs: &[(&Path, Option<ShardRecord>)]) -> Result<Vec<Shard>, ShardEr
 
 fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardError> {
     let map = Map::open(path)?;
+    let found = table(&map, record);
+    // Where a shard shrank meanwhile there are zeros, and zeros end an archive.
+    map.check()?;
+    let (table, indexed) = found?;
+    Ok(Shard { map, table, first: 0, indexed })
+}
+
+/// Where a shard's samples lie, and whether an index says so.
+fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), ShardError> {
+    let path = map.path();
     let index = path.with_extension("idx");
     let stale =
         |fault| ShardError::StaleIndex { index: index.clone(), shard: path.to_path_buf(), fault };
@@ -211,12 +221,11 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
         });
     }
     let Some(text) = text else {
-        let table = Table::walk(&map)?;
-        return Ok(Shard { map, table, first: 0, indexed: false });
+        return Ok((Table::walk(map)?, false));
     };
     let recorded = record
         .is_some_and(|record| record.index_crc32c == format!("{:08x}", crc32c::crc32c(&text)));
-    if !recorded && older(&index, &map) {
+    if !recorded && older(&index, map) {
         // Copying a folder can bring this order about too, so the shard decides.
         let walked = IndexText::of(map.bytes()).map_err(|error| ShardError::tar(path, error))?;
         let walked = walked.finish();
@@ -230,7 +239,7 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
     // The check of the index touches the first and the last page. With read-ahead, megabytes would
     // come in with each: 6 ms a shard where the system reads 8 MB ahead.
     map.pages();
-    let table = Table::read(&text, &index, &map)?;
+    let table = Table::read(&text, &index, map)?;
     map.images();
     if let Some(record) = record.filter(|record| record.samples != table.len() as u64) {
         return Err(ShardError::Manifest {
@@ -242,7 +251,7 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
             },
         });
     }
-    Ok(Shard { map, table, first: 0, indexed: true })
+    Ok((table, true))
 }
 
 /// Whether the index was written before its shard.

@@ -97,22 +97,43 @@ impl ShardSet {
 
     /// A sample by number. Nothing is copied; the member's header is compared with the index.
     ///
+    /// The image's bytes are foreign, and they may vanish: after reading them, and before believing
+    /// what came of them, ask [`ShardSet::check`].
+    ///
     /// # Errors
     ///
-    /// No such sample, a stale index, or a class that is no number.
+    /// No such sample, a stale index, a class that is no number, or a shard that changed since it
+    /// was opened.
     pub fn sample(&self, id: u64) -> Result<Sample<'_>, ShardError> {
         let (position, shard, index, entry) =
             self.find(id).ok_or(ShardError::NoSuchSample { id, samples: self.samples })?;
-        let class = entry.class.map(|span| shard.class(&entry, span)).transpose()?;
-        Ok(Sample {
-            id,
-            shard: position,
-            index,
-            key: entry.key,
-            class,
-            jpeg: shard.slice(entry.image)?,
-            offset: entry.image.offset,
-        })
+        let class = entry.class.map(|span| shard.class(&entry, span)).transpose();
+        let jpeg = shard.slice(entry.image);
+        // First of all errors: it is what the others came from.
+        shard.map.check()?;
+        let fault = |error| shard.map.check_file().err().unwrap_or(error);
+        let (class, jpeg) = (class.map_err(fault)?, jpeg.map_err(fault)?);
+        let offset = entry.image.offset;
+        Ok(Sample { id, shard: position, index, key: entry.key, class, jpeg, offset })
+    }
+
+    /// Whether what was read of a sample were the bytes of its shard. One atomic load.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::Changed`]: the shard was shortened, and zeros were read instead.
+    pub fn check(&self, sample: &Sample<'_>) -> Result<(), ShardError> {
+        self.shards[sample.shard].map.check()
+    }
+
+    /// As [`ShardSet::check`], for a sample whose bytes turned out to be no image: the file system is
+    /// asked as well.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::Changed`]: the shard was shortened or written to since it was opened.
+    pub fn check_file(&self, sample: &Sample<'_>) -> Result<(), ShardError> {
+        self.shards[sample.shard].map.check_file()
     }
 
     /// Asks the system to read a sample's bytes ahead. Never fails: an unknown id is ignored.
@@ -132,7 +153,13 @@ impl ShardSet {
     pub fn class(&self, id: u64) -> Result<Option<u32>, ShardError> {
         let missing = ShardError::NoSuchSample { id, samples: self.samples };
         let (_, shard, _, entry) = self.find(id).ok_or(missing)?;
-        entry.class.map(|span| shard.class(&entry, span)).transpose()
+        let class = entry.class.map(|span| shard.class(&entry, span)).transpose();
+        if class.is_err() {
+            shard.map.check_file()?
+        } else {
+            shard.map.check()?
+        }
+        class
     }
 
     /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
