@@ -17,6 +17,17 @@ pub use probe::{Components, Format, Probe, probe};
 /// Pixels an image may have: 2^28, 0.8 GB of RGB. Larger ones are refused before anything is allocated.
 pub const PIXELS_MAX: u64 = 1 << 28;
 
+/// Scans a JPEG may have: real progressive ones have about ten. Each scan goes over the whole picture
+/// whatever its few bytes say, so thousands of them are hours of decoding.
+pub const SCANS_MAX: usize = 100;
+
+/// Scans times pixels: 2^32, two seconds of walking. 48 megapixels in 89 scans, [`PIXELS_MAX`] in 16.
+pub const SCANNED_MAX: u64 = 1 << 32;
+
+/// Segments in front of a JPEG's first scan. Real ones have a handful, or hundreds with a large colour
+/// profile or depth map in pieces; decoders compare pieces with each other.
+pub const SEGMENTS_MAX: usize = 4096;
+
 /// A decoded image. Reused between samples: its memory grows to the largest one seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Image {
@@ -77,7 +88,7 @@ impl Decoder {
     pub fn decode(&mut self, bytes: &[u8], into: &mut Image) -> Result<(), DecodeError> {
         let header = probe(bytes)?;
         match (header.format, &mut self.0) {
-            (Format::Png, _) => png::decode(bytes, &mut into.pixels)?,
+            (Format::Png, _) => png::decode(bytes, &header, &mut into.pixels)?,
             (Format::Jpeg, Backend::Zune(jpeg)) => jpeg.decode(bytes, &header, into)?,
             #[cfg(feature = "turbojpeg")]
             (Format::Jpeg, Backend::Turbo(jpeg)) => jpeg.decode(bytes, &header, into)?,
@@ -129,6 +140,29 @@ pub enum DecodeError {
         width: u32,
         /// Height in pixels.
         height: u32,
+    },
+    /// Fewer bytes than the smallest code for so many pixels has: refused before the memory for
+    /// them is taken.
+    #[error("{width}x{height} pixels in {len} bytes: the shortest possible code has {least}")]
+    TooShort {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Length of the input.
+        len: usize,
+        /// The least that it must have.
+        least: u64,
+    },
+    /// A header or picture in more parts than any real file has.
+    #[error("more than {max} {what} at offset {offset}: refused")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// What is allowed.
+        max: usize,
+        /// Where the first one too many begins.
+        offset: usize,
     },
     /// A kind of image that this decoder does not read.
     #[error("{what} is not supported")]

@@ -1,6 +1,6 @@
 //! What a header says, without decoding: a walk over JPEG segments, PNG's first chunk.
 
-use super::{DecodeError, PIXELS_MAX};
+use super::{DecodeError, PIXELS_MAX, SCANNED_MAX, SCANS_MAX, SEGMENTS_MAX};
 
 /// Container of an image, told by its first bytes and not by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -49,6 +49,9 @@ pub struct Probe {
     pub sampling: u8,
 }
 
+/// Bytes that one byte of deflated data can stand for, at most.
+const DEFLATE_MAX: u64 = 1032;
+
 /// The signature of a PNG file.
 const PNG: [u8; 8] = [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A];
 
@@ -57,21 +60,30 @@ const PNG: [u8; 8] = [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A];
 /// # Errors
 /// [`DecodeError::NotAnImage`], [`DecodeError::Truncated`] and [`DecodeError::Malformed`] with the
 /// offset, [`DecodeError::Unsupported`] for kinds of JPEG that no decoder here reads,
-/// [`DecodeError::TooLarge`] above [`PIXELS_MAX`].
+/// [`DecodeError::TooLarge`] above [`PIXELS_MAX`], [`DecodeError::TooShort`] for bytes that cannot
+/// be so many pixels, [`DecodeError::TooMany`] above [`SCANS_MAX`], [`SCANNED_MAX`] or
+/// [`SEGMENTS_MAX`].
 pub fn probe(bytes: &[u8]) -> Result<Probe, DecodeError> {
-    let found = if bytes.starts_with(&[0xFF, 0xD8]) {
-        jpeg(bytes)?
+    if bytes.starts_with(&[0xFF, 0xD8]) {
+        jpeg(bytes)
     } else if bytes.starts_with(&PNG) {
-        png(bytes)?
+        png(bytes)
     } else {
         let start = bytes[..bytes.len().min(8)].to_vec();
-        return Err(DecodeError::NotAnImage { len: bytes.len(), start });
-    };
-    let Probe { width, height, .. } = found;
+        Err(DecodeError::NotAnImage { len: bytes.len(), start })
+    }
+}
+
+/// Holds a size against the limit and against the bytes there are: `least` is what the shortest
+/// possible code has. Both come before any memory for the pixels is taken.
+fn check_size(width: u32, height: u32, least: u64, len: usize) -> Result<(), DecodeError> {
     if u64::from(width) * u64::from(height) > PIXELS_MAX {
         return Err(DecodeError::TooLarge { width, height });
     }
-    Ok(found)
+    if (len as u64) < least {
+        return Err(DecodeError::TooShort { width, height, len, least });
+    }
+    Ok(())
 }
 
 /// A bounds-checked view of the bytes that knows what it is reading.
@@ -97,9 +109,10 @@ impl<'a> Reader<'a> {
 /// Walks the segments up to the start of the first scan (ITU-T T.81, annex B).
 fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
     let mut reader = Reader { bytes, at: 2 };
-    let mut frame = None;
+    let mut frame: Option<Frame> = None;
     let (mut adobe, mut jfif, mut orientation) = (None, false, 1);
-    loop {
+    let mut segments = 0;
+    let in_scan = loop {
         // Bytes between segments are skipped, as libjpeg does, and so are fill bytes (0xFF).
         while reader.byte("JPEG header")? != 0xFF {}
         let mut marker = reader.byte("JPEG header")?;
@@ -107,6 +120,10 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
             marker = reader.byte("JPEG header")?;
         }
         let offset = reader.at - 2;
+        segments += 1;
+        if segments > SEGMENTS_MAX {
+            return Err(DecodeError::TooMany { what: "JPEG segments", max: SEGMENTS_MAX, offset });
+        }
         match marker {
             // Stuffing, TEM, RSTn, SOI: nothing follows them.
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
@@ -120,6 +137,9 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
             .ok_or(DecodeError::Malformed { what: "JPEG segment length", offset })?;
         let body = reader.take(length, "JPEG segment")?;
         match marker {
+            0xC0..=0xC2 if frame.is_some() => {
+                return Err(DecodeError::Malformed { what: "JPEG of two frames", offset });
+            }
             0xC0..=0xC2 => frame = Some(Frame::parse(body, marker == 0xC2, offset)?),
             0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
                 let what = "JPEG that is lossless, hierarchical or arithmetically coded";
@@ -130,12 +150,18 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
                 orientation = exif_orientation(&body[6..]).unwrap_or(1);
             }
             0xEE if body.len() >= 12 && body.starts_with(b"Adobe") => adobe = Some(body[11]),
-            0xDA => break,
+            0xDA => break body.first().copied().unwrap_or(0),
             _ => {}
         }
-    }
+    };
     let missing = DecodeError::Malformed { what: "JPEG scan before its frame", offset: reader.at };
     let frame = frame.ok_or(missing)?;
+    check_size(frame.width, frame.height, frame.least(), bytes.len())?;
+    if frame.progressive || usize::from(in_scan) < frame.ids.len() {
+        // At least 1: the size was checked.
+        let most = SCANNED_MAX / (u64::from(frame.width) * u64::from(frame.height));
+        count_scans(bytes, reader.at, usize::try_from(most).unwrap_or(SCANS_MAX).min(SCANS_MAX))?;
+    }
     Ok(Probe {
         format: Format::Jpeg,
         width: frame.width,
@@ -146,6 +172,33 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
         adobe: adobe.is_some(),
         sampling: frame.sampling,
     })
+}
+
+/// Counts the scans from the coded data of the first on. Only for pictures in several scans: in
+/// others the decoder stops after the first, and looking at all bytes would take as long as a tenth
+/// of decoding them.
+fn count_scans(bytes: &[u8], mut at: usize, max: usize) -> Result<(), DecodeError> {
+    let mut scans = 1;
+    while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF)) {
+        let offset = at + found;
+        at = offset + 1;
+        match bytes.get(at) {
+            None | Some(0xD9) => break,
+            Some(0xDA) => scans += 1,
+            // Tables, application data, comments: their bytes are not coded data.
+            Some(0xC4 | 0xDB..=0xDD | 0xE0..=0xEF | 0xFE) => {
+                // One that ends behind the file is for the decoder to report.
+                let Some([high, low]) = bytes.get(at + 1..at + 3) else { break };
+                at += 1 + usize::from(u16::from_be_bytes([*high, *low]));
+            }
+            // Stuffing, restarts, fill bytes.
+            Some(_) => {}
+        }
+        if scans > max {
+            return Err(DecodeError::TooMany { what: "JPEG scans", max, offset });
+        }
+    }
+    Ok(())
 }
 
 /// A start of frame.
@@ -178,6 +231,15 @@ impl Frame {
             rest.chunks_exact(3).take(usize::from(*count)).flat_map(|c| [c[1] >> 4, c[1] & 15]);
         let sampling = factors.max().unwrap_or(1);
         Ok(Frame { width: width.into(), height: height.into(), ids, sampling, progressive })
+    }
+
+    /// Bytes of the shortest code: no block of 8x8 samples has less than a bit for its mean, nor, in
+    /// a baseline picture, less than another for the end of the block.
+    fn least(&self) -> u64 {
+        // All components together have a block for each 8x8 pixels, or half as many where none is
+        // sampled most in both directions (factors are at most 4: a quarter and a quarter).
+        let blocks = u64::from(self.width).div_ceil(8) * u64::from(self.height).div_ceil(8) / 2;
+        blocks * if self.progressive { 1 } else { 2 } / 8
     }
 
     /// libjpeg's guess: the Adobe segment's transform, else JFIF, else the components' names.
@@ -242,6 +304,16 @@ fn png(bytes: &[u8]) -> Result<Probe, DecodeError> {
             offset: PNG.len() + 8,
         });
     }
+    let channels = match body[9] {
+        2 => 3,
+        4 => 2,
+        6 => 4,
+        _ => 1, // gray, indexed, or none that there is, which the decoder says
+    };
+    // Sides of 32 bits each and up to 64 bits a pixel.
+    let bits = u128::from(width) * u128::from(height) * channels * u128::from(body[8]);
+    let least = u64::try_from(bits / 8 / u128::from(DEFLATE_MAX)).unwrap_or(u64::MAX);
+    check_size(width, height, least, bytes.len())?;
     // Colour types 0 and 4 are gray, 2, 3 and 6 are or index RGB.
     let components = if matches!(body[9], 0 | 4) { Components::Gray } else { Components::Rgb };
     Ok(Probe {

@@ -12,6 +12,12 @@ pub(super) fn decode(
 ) -> Result<(), DecodeError> {
     let mut decoder = Decoder::new(bytes);
     let damaged = |error: jpeg_decoder::Error| DecodeError::Damaged { reason: error.to_string() };
+    decoder.read_info().map_err(damaged)?;
+    let size = decoder.info().map(|info| (u32::from(info.width), u32::from(info.height)));
+    if size != Some((header.width, header.height)) {
+        let reason = format!("two sizes, {size:?} and {:?}", (header.width, header.height));
+        return Err(DecodeError::Damaged { reason });
+    }
     let decoded = decoder.decode().map_err(damaged)?;
     let expected = header.width as usize * header.height as usize * 3;
     let is_rgb = decoder.info().is_some_and(|info| info.pixel_format == PixelFormat::RGB24);

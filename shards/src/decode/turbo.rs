@@ -2,12 +2,9 @@
 
 use turbojpeg::{Decompressor, PixelFormat};
 
-use super::{Components, DecodeError, Image, Probe, inks};
+use super::{Components, DecodeError, Image, Probe, SCANS_MAX, inks};
 
 pub(super) const NAME: &str = "libjpeg-turbo 3 (crate turbojpeg 1.5)";
-
-/// Scans of a progressive picture: real ones have about ten, bombs have thousands.
-const SCANS_MAX: u32 = 500;
 
 /// Decodes JPEGs, one after the other.
 #[derive(Debug, Default)]
@@ -30,7 +27,7 @@ impl Jpeg {
             Some(handle) => handle,
             none => {
                 let mut handle = Decompressor::new().map_err(damaged)?;
-                handle.set_scan_limit(SCANS_MAX).map_err(damaged)?;
+                handle.set_scan_limit(SCANS_MAX as u32).map_err(damaged)?;
                 none.insert(handle)
             }
         };

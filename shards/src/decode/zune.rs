@@ -5,7 +5,7 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-use super::{Components, DecodeError, Image, Probe, inks, rare};
+use super::{Components, DecodeError, Image, Probe, SCANS_MAX, inks, rare};
 
 pub(super) const NAME: &str = "zune-jpeg 0.5.15";
 
@@ -51,10 +51,17 @@ impl Jpeg {
             .jpeg_set_out_colorspace(space)
             .set_max_width(usize::from(u16::MAX))
             .set_max_height(usize::from(u16::MAX))
+            .jpeg_set_max_scans(SCANS_MAX)
             // Without it a truncated picture ends in gray and says nothing.
             .set_strict_mode(true);
         let mut decoder = JpegDecoder::new_with_options(bytes, options);
         decoder.decode_headers().map_err(damaged)?;
+        // Where bytes lie between segments, two readers of one header may find two frames in it.
+        let size = (header.width as usize, header.height as usize);
+        if decoder.dimensions() != Some(size) {
+            let reason = format!("two sizes, {:?} and {size:?}", decoder.dimensions());
+            return Err(DecodeError::Damaged { reason });
+        }
         let pixels = if channels == 4 { &mut self.inks } else { &mut into.pixels };
         pixels.resize(header.width as usize * header.height as usize * channels, 0);
         decoder.decode_into(pixels).map_err(damaged)?;

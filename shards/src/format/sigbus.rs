@@ -148,15 +148,15 @@ fn install() -> Option<Installed> {
 
 extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo to a handler set with SA_SIGINFO.
-    let code = unsafe { (*info).si_code };
-    if code == libc::BUS_ADRERR {
-        // SAFETY: of SIGBUS with a positive code the address is the field that is set.
-        let address = unsafe { (*info).si_addr() }.addr();
-        if mend(address) {
+    let what = unsafe { &*info };
+    if what.si_code == libc::BUS_ADRERR {
+        // SAFETY: with this code of SIGBUS the address is the field that is set.
+        let address = unsafe { what.si_addr() };
+        if mend(address.addr()) {
             return;
         }
     }
-    pass_on(signal, code, info, context);
+    pass_on(signal, what.si_code, info, context);
 }
 
 /// Puts zeros under a watched address; false where there is nothing to mend.
