@@ -233,6 +233,45 @@ fn a_damaged_sample_ends_a_run_or_is_replaced() {
 }
 
 #[test]
+fn a_set_with_1_percent_damaged_trains_under_2_percent_and_stops_under_the_default() {
+    let (folder, data) = shards(50); // 200 samples in shards of 20: 25 steps an epoch
+    for shard in ["000002.tar", "000007.tar"] {
+        let shard = data.join(shard);
+        let mut bytes = std::fs::read(&shard).unwrap();
+        bytes[512..1024].fill(0);
+        std::fs::write(&shard, bytes).unwrap();
+    }
+    let skip = [
+        "train.epochs=2",
+        "checkpoint.every_steps=4",
+        "data.workers=2",
+        "data.on_bad_sample=skip",
+        "data.bad_share_max=0.02",
+    ];
+    let whole = folder.path().join("whole");
+    detco_ok(&new_run(&data, &whole, &skip));
+    assert_eq!(losses(&whole).len(), 50, "every batch is full, so every step is there");
+    let quarantine = std::fs::read_to_string(whole.join("quarantine.jsonl")).unwrap();
+    assert_eq!(quarantine.lines().count(), 4, "two an epoch: {quarantine}");
+    for shard in ["000002.tar", "000007.tar"] {
+        assert_eq!(quarantine.matches(shard).count(), 2, "{quarantine}");
+    }
+
+    let killed = folder.path().join("killed");
+    let mut child = start(&new_run(&data, &killed, &skip));
+    wait_for_step(&killed, 18, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    detco_ok(&["train", "--resume", path(&killed)]);
+    assert_eq!(losses(&whole), losses(&killed));
+    assert_same_model(&whole, &killed);
+
+    let run = folder.path().join("default");
+    let error = detco_fails(&new_run(&data, &run, &skip[..4]), 65);
+    assert!(error.contains("more than the budget of 0 (data.bad_share_max)"), "{error}");
+}
+
+#[test]
 fn moco_trains_with_the_same_code() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");

@@ -220,6 +220,101 @@ fn skipped_samples_are_replaced_alike_at_any_worker_count() {
     assert!(matches!(error, PipelineError::TooManyBad { bad: 4, budget: 3, .. }), "{error}");
 }
 
+/// A set of 1,000 samples of which ten are damaged, each in its own way.
+fn one_percent_damaged(folder: &Path) -> Arc<ShardSet> {
+    let whole = jpeg(1);
+    let cut = whole[..whole.len() / 2].to_vec();
+    let mut no_table = whole.clone();
+    let table = whole.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap();
+    no_table[table + 1] = 0xE9;
+    let mut no_size = whole.clone();
+    let frame = whole.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    no_size[frame + 5..frame + 9].fill(0);
+    let mut vast = no_size.clone();
+    vast[frame + 5..frame + 9].fill(0xFF);
+    let kinds = [
+        Vec::new(),
+        b"<html>".to_vec(),
+        cut,
+        no_table,
+        no_size,
+        vast,
+        vec![0; 5000],
+        vec![0xFF; 5000],
+        whole[..20].to_vec(),
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+    ];
+    for (number, start) in (0..1000).step_by(100).enumerate() {
+        let mut shard = ShardWriter::create(folder, &format!("{number:06}.tar")).unwrap();
+        for i in start..start + 100 {
+            let damaged = i % 100 == 37;
+            let bytes = if damaged { kinds[number].clone() } else { jpeg(i) };
+            shard.append(&format!("s{i:05}.jpg"), &bytes).unwrap();
+        }
+        shard.finish().unwrap().seal().unwrap();
+    }
+    Arc::new(ShardSet::open(&[folder.to_str().unwrap().to_string()]).unwrap())
+}
+
+#[test]
+fn a_set_with_1_percent_damaged_in_10_ways_runs_to_its_end_under_2_percent_and_stops_under_a_tenth()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let set = one_percent_damaged(folder.path());
+    let skip = |workers| LoaderOptions {
+        workers,
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: 0.02,
+        ..options(&set, 20)
+    };
+    let whole = read(&set, skip(1));
+    assert_eq!(whole.len(), 100, "two epochs of fifty batches");
+    let damaged: HashSet<u64> = (0..10).map(|number| number * 100 + 37).collect();
+    for (cursor, ids, sections) in &whole {
+        assert_eq!(ids.len(), 20, "{cursor:?} is full");
+        assert!(ids.iter().all(|id| !damaged.contains(id)), "{cursor:?}: {ids:?}");
+        let bytes = [recipe().global_bytes(), recipe().local_bytes()].map(|bytes| 20 * bytes);
+        let found: Vec<usize> = sections.iter().map(Vec::len).collect();
+        assert_eq!(found, [bytes[0], bytes[0], bytes[1], bytes[1]]);
+    }
+    let mut cases = 0;
+    for workers in [1, 2] {
+        assert!(read(&set, skip(workers)) == whole, "{workers} workers");
+        for step in [17, 50, 77] {
+            let start = Cursor { epoch: step as u32 / 50, step: step as u64 % 50 };
+            let rest = read(&set, LoaderOptions { start, ..skip(workers) });
+            assert!(rest == whole[step..], "resumed at step {step} with {workers} workers");
+            cases += 1;
+            if workers == 1 {
+                continue;
+            }
+            let ranks: Vec<Vec<Bytes>> = (0..2)
+                .map(|rank| read(&set, LoaderOptions { start, rank: (rank, 2), ..skip(workers) }))
+                .collect();
+            for (at, (cursor, ids, sections)) in whole[step..].iter().enumerate() {
+                let parts: Vec<&Bytes> = ranks.iter().map(|rank| &rank[at]).collect();
+                assert!(parts.iter().all(|part| part.0 == *cursor));
+                let joined: Vec<u64> = parts.iter().flat_map(|part| part.1.clone()).collect();
+                assert_eq!(joined, *ids, "{cursor:?} on two ranks");
+                for (section, whole) in sections.iter().enumerate() {
+                    let joined: Vec<u8> =
+                        parts.iter().flat_map(|part| part.2[section].clone()).collect();
+                    assert!(joined == *whole, "{cursor:?} on two ranks, section {section}");
+                }
+            }
+            cases += 1;
+        }
+    }
+    println!("{cases} resumes, 3 of them on two ranks, gave the same samples and bytes");
+
+    let default = LoaderOptions { bad_share_max: 0.001, ..skip(2) };
+    assert_eq!(LoaderOptions::train(recipe(), default.order, 7, 2).bad_share_max, 0.001);
+    let mut loader = Loader::start(Arc::clone(&set), default).unwrap();
+    let error = loader.find_map(Result::err).expect("ten of a thousand are above 0.1 %");
+    let stops = matches!(error, PipelineError::TooManyBad { bad: 2, budget: 1, samples: 1000, .. });
+    assert!(stops, "{error}");
+}
+
 #[test]
 fn a_run_of_bad_samples_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
