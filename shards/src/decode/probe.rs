@@ -157,7 +157,7 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
     let missing = DecodeError::Malformed { what: "JPEG scan before its frame", offset: reader.at };
     let frame = frame.ok_or(missing)?;
     check_size(frame.width, frame.height, frame.least(), bytes.len())?;
-    if frame.progressive || usize::from(in_scan) < frame.ids.len() {
+    if frame.progressive || usize::from(in_scan) < frame.count {
         // At least 1: the size was checked.
         let most = SCANNED_MAX / (u64::from(frame.width) * u64::from(frame.height));
         count_scans(bytes, reader.at, usize::try_from(most).unwrap_or(SCANS_MAX).min(SCANS_MAX))?;
@@ -175,8 +175,7 @@ fn jpeg(bytes: &[u8]) -> Result<Probe, DecodeError> {
 }
 
 /// Counts the scans from the coded data of the first on. Only for pictures in several scans: in
-/// others the decoder stops after the first, and looking at all bytes would take as long as a tenth
-/// of decoding them.
+/// others the decoder stops after the first, and looking at all bytes would cost time for nothing.
 fn count_scans(bytes: &[u8], mut at: usize, max: usize) -> Result<(), DecodeError> {
     let mut scans = 1;
     while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF)) {
@@ -205,7 +204,9 @@ fn count_scans(bytes: &[u8], mut at: usize, max: usize) -> Result<(), DecodeErro
 struct Frame {
     width: u32,
     height: u32,
-    ids: Vec<u8>,
+    /// Components, of which the first four have their names in `ids`.
+    count: usize,
+    ids: [u8; 4],
     sampling: u8,
     progressive: bool,
 }
@@ -226,11 +227,15 @@ impl Frame {
         if rest.len() < usize::from(*count) * 3 {
             return Err(malformed("JPEG frame header"));
         }
-        let ids = rest.chunks_exact(3).take(usize::from(*count)).map(|c| c[0]).collect();
-        let factors =
-            rest.chunks_exact(3).take(usize::from(*count)).flat_map(|c| [c[1] >> 4, c[1] & 15]);
+        let count = usize::from(*count);
+        let components = rest.chunks_exact(3).take(count);
+        let mut ids = [0; 4];
+        for (id, component) in ids.iter_mut().zip(components.clone()) {
+            *id = component[0];
+        }
+        let factors = components.flat_map(|c| [c[1] >> 4, c[1] & 15]);
         let sampling = factors.max().unwrap_or(1);
-        Ok(Frame { width: width.into(), height: height.into(), ids, sampling, progressive })
+        Ok(Frame { width: width.into(), height: height.into(), count, ids, sampling, progressive })
     }
 
     /// Bytes of the shortest code: no block of 8x8 samples has less than a bit for its mean, nor, in
@@ -244,12 +249,12 @@ impl Frame {
 
     /// libjpeg's guess: the Adobe segment's transform, else JFIF, else the components' names.
     fn components(&self, adobe: Option<u8>, jfif: bool) -> Result<Components, DecodeError> {
-        Ok(match (self.ids.len(), adobe) {
+        Ok(match (self.count, adobe) {
             (1, _) => Components::Gray,
             (3, _) if jfif => Components::Ycc,
             (3, Some(0)) => Components::Rgb,
             (3, Some(_)) => Components::Ycc,
-            (3, None) if self.ids == *b"RGB" => Components::Rgb,
+            (3, None) if self.ids == *b"RGB\0" => Components::Rgb,
             (3, None) => Components::Ycc,
             (4, Some(2)) => Components::Ycck,
             (4, _) => Components::Cmyk,

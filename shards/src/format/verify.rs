@@ -279,9 +279,9 @@ fn fault_of(file: &Path, error: &ShardError) -> Fault {
 }
 
 /// Checks one member's header in place; see [`index::check_header`].
-pub(crate) fn member_in_place(map: &Map, index: &Path, span: Span) -> Result<(), ShardError> {
+pub(crate) fn member_in_place(map: &Map, span: Span) -> Result<(), ShardError> {
     index::check_header(map.bytes(), span).map_err(|fault| ShardError::StaleIndex {
-        index: index.to_path_buf(),
+        index: map.path().with_extension("idx"),
         shard: map.path().to_path_buf(),
         fault,
     })

@@ -232,7 +232,7 @@ impl Shard {
 
     fn slice(&self, span: Span) -> Result<&[u8], ShardError> {
         if self.indexed {
-            member_in_place(&self.map, &self.path().with_extension("idx"), span)?;
+            member_in_place(&self.map, span)?;
         }
         let bytes = self.map.bytes();
         let range = usize::try_from(span.offset)
