@@ -350,9 +350,13 @@ struct Builder {
 /// Members of the sample being built.
 struct Open {
     offset: u64,
+    members: u64,
     image: Option<(usize, Span)>,
     class: Option<Span>,
 }
+
+/// Members of a sample: each is compared with those before it.
+const MEMBERS_MAX: u64 = 4096;
 
 /// Extensions that hold the image, the preferred first.
 const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -373,7 +377,7 @@ impl Builder {
             self.key_start = self.table.keys.len();
             self.table.keys.push_str(key);
             self.extensions.clear();
-            self.open = Some(Open { offset: span.offset, image: None, class: None });
+            self.open = Some(Open { offset: span.offset, members: 0, image: None, class: None });
         }
         let fail = |fault| Fault { key: key.to_owned(), offset: span.offset, fault };
         // The header in front of the payload needs a block too.
@@ -381,6 +385,11 @@ impl Builder {
             return Err(fail(SampleFault::Overlap { end: self.end }));
         }
         let Some(open) = &mut self.open else { return Ok(()) };
+        open.members += 1;
+        if open.members > MEMBERS_MAX {
+            let (what, value) = ("the number of its members", open.members);
+            return Err(fail(SampleFault::TooLarge { what, value, limit: MEMBERS_MAX }));
+        }
         let seen = self.extensions.len();
         self.extensions.push_str(extension);
         self.extensions[seen..].make_ascii_lowercase();
