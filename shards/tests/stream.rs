@@ -210,21 +210,37 @@ fn a_stale_index_is_named() {
     set.will_need(1);
 }
 
+/// At every block, a byte before it and a byte after it: no set opens, so no loader starts.
 #[test]
-fn a_truncated_shard_is_an_error_with_and_without_an_index() {
+fn a_shard_cut_at_any_block_or_a_byte_beside_it_is_an_error_with_and_without_an_index() {
     let folder = three();
     let tar = folder.path().join("train-000002.tar");
+    let spec = folder.path().display().to_string();
     let whole = std::fs::read(&tar).expect("reads");
-    for cut in (512..whole.len()).step_by(512) {
-        std::fs::write(&tar, &whole[..cut]).expect("writes");
-        let error = open(&tar.display().to_string()).expect_err("cut");
-        assert!(error.to_string().contains("train-000002"), "{error}");
+    let mut cases = 0;
+    for indexed in [true, false] {
+        if !indexed {
+            std::fs::remove_file(tar.with_extension("idx")).expect("removes");
+        }
+        for boundary in (0..=whole.len()).step_by(512) {
+            for cut in [boundary.saturating_sub(1), boundary, boundary + 1] {
+                if cut >= whole.len() {
+                    continue;
+                }
+                std::fs::write(&tar, &whole[..cut]).expect("writes");
+                let error = open(&spec).expect_err("cut");
+                assert!(error.to_string().contains("train-000002"), "{cut}: {error}");
+                let kind = matches!(error, ShardError::Tar { .. } | ShardError::StaleIndex { .. });
+                assert!(kind, "{cut}: {error}");
+                cases += 1;
+            }
+        }
     }
-    std::fs::remove_file(tar.with_extension("idx")).expect("removes");
-    std::fs::write(&tar, &whole[..whole.len() - 1]).expect("writes");
-    assert!(matches!(open(&tar.display().to_string()), Err(ShardError::Tar { .. })));
-    std::fs::write(&tar, b"").expect("writes");
-    assert!(matches!(open(&tar.display().to_string()), Err(ShardError::Tar { .. })));
+    println!("{cases} cuts of a shard of {} bytes", whole.len());
+    // The last boundary is the end itself: only the byte before it is a cut.
+    assert_eq!(cases, 2 * (3 * (whole.len() / 512) + 1));
+    std::fs::write(&tar, &whole).expect("writes");
+    check_twelve(&open(&spec).expect("whole again"));
 }
 
 #[test]
