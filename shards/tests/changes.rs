@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use detco_shards::decode::{Decoder, Image};
+use detco_shards::format::manifest::Part;
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::format::{ChangeFault, ShardError, verify};
 use detco_shards::order::Order;
+use detco_shards::pack;
 use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError, SampleError};
 use detco_shards::stream::ShardSet;
 use detco_shards::views::Recipe;
@@ -311,6 +313,53 @@ fn a_shard_that_shrinks_while_it_is_opened_never_loses_samples_quietly_in_300_tr
         stop.store(true, Ordering::Relaxed);
     });
     println!("300 openings of a shard that shrinks: {opened} whole, {refused} refused");
+}
+
+/// Zeros must not be packed: a tar that shrinks while it is packed gives an error, or came too late.
+#[test]
+fn a_tar_that_shrinks_while_it_is_packed_12_times_gives_an_error_and_no_shards_of_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = shard(folder.path(), "source.tar", 0);
+    let whole = std::fs::read(&tar).unwrap();
+    let resize = Some(pack::Resize { short: 60, quality: 90 });
+    let job = |out: &Path, on_error| pack::Job {
+        source: tar.clone(),
+        out: out.to_path_buf(),
+        options: pack::Options { resize, on_error, ..pack::Options::default() },
+        part: Part::WHOLE,
+        workers: 1,
+        resume: false,
+    };
+    let (mut refused, mut packed) = (0, 0);
+    for round in 0..12 {
+        std::fs::write(&tar, &whole).unwrap();
+        let on_error = [pack::OnError::Fail, pack::OnError::Skip][round % 2];
+        let out = folder.path().join(format!("out{round}"));
+        let progress = pack::Progress::default();
+        let result = std::thread::scope(|scope| {
+            let running = scope.spawn(|| pack::run(&job(&out, on_error), &progress));
+            while progress.images.load(Ordering::Relaxed) < 2 && !running.is_finished() {
+                std::thread::yield_now();
+            }
+            // The last round cuts nothing.
+            let cut = if round == 11 { whole.len() } else { 4096 };
+            File::options().write(true).open(&tar).unwrap().set_len(cut as u64).unwrap();
+            running.join().unwrap()
+        });
+        match result {
+            Err(error) => {
+                assert!(error.to_string().contains("changed while it was being read"), "{error}");
+                assert!(!out.join("000000.tar").exists());
+                refused += 1;
+            }
+            Ok(summary) => {
+                assert_eq!((summary.samples, summary.skipped), (u64::from(SAMPLES), 0));
+                packed += 1;
+            }
+        }
+    }
+    println!("12 tars packed: {refused} shrank and were refused, {packed} were whole to the end");
+    assert!(refused > 0 && packed > 0, "{refused} refused, {packed} packed");
 }
 
 /// What a child process of these tests is to do, if this is one.

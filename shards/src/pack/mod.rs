@@ -561,6 +561,10 @@ impl Work<'_> {
                     }
                 }
                 Err(reason) => {
+                    if let Err(changed) = self.source.check() {
+                        writer.discard();
+                        return Err(changed.into());
+                    }
                     let skip = Skip::new(&entry.name, &reason);
                     if self.job.options.on_error == OnError::Fail {
                         writer.discard();
