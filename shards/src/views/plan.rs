@@ -13,7 +13,7 @@ const LOCAL_VIEWS: [u8; 2] = [2, 3];
 const CROP_TRIES: usize = 10;
 
 /// A box in pixels, never empty, inside its image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rect {
     /// Pixels left of the box.
     pub left: u32,
@@ -65,7 +65,7 @@ pub enum Op {
 }
 
 /// Everything drawn for one global view.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ViewPlan {
     /// Side of the view in pixels.
     pub size: u32,
@@ -78,7 +78,7 @@ pub struct ViewPlan {
 }
 
 /// Everything drawn for one local view.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LocalPlan {
     /// The whole image before the cut, `size` a multiple of 3.
     pub whole: ViewPlan,
@@ -91,7 +91,7 @@ pub struct LocalPlan {
 }
 
 /// Everything drawn for one sample in one epoch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SamplePlan {
     /// The query's and the key's global view.
     pub global: [ViewPlan; 2],
@@ -107,62 +107,77 @@ impl Recipe {
     /// `RandomGrayscale`, `RandomHorizontalFlip`; blur as in MoCo v2. The recipe is expected to be
     /// [valid](Recipe::validate).
     pub fn draw(&self, width: u32, height: u32, seed: u64, epoch: u32, sample: u64) -> SamplePlan {
+        let mut plan = SamplePlan::default();
+        self.draw_into([width, height], (seed, epoch, sample), &mut plan);
+        plan
+    }
+
+    /// [`Recipe::draw`] into a plan whose memory is used again. The image's width and height; run
+    /// seed, epoch, sample.
+    pub fn draw_into(
+        &self,
+        image: [u32; 2],
+        (seed, epoch, sample): (u64, u32, u64),
+        into: &mut SamplePlan,
+    ) {
+        let [width, height] = image;
         assert!(width > 0 && height > 0, "an image of {width}x{height} has no views");
-        let global = GLOBAL_VIEWS.map(|view| {
+        for (view, plan) in GLOBAL_VIEWS.into_iter().zip(&mut into.global) {
             let recipe = &self.global;
             let mut numbers = Numbers::at(seed, epoch, sample, view);
             draw_view(
-                recipe.size,
-                &recipe.crop,
+                (recipe.size, &recipe.crop, recipe.flip),
                 (&recipe.photometric, true),
-                recipe.flip,
-                [width, height],
+                image,
                 &mut numbers,
-            )
-        });
-        let local = self.local.as_ref().map(|recipe| {
-            // RandAugment is the global views' alone unless the local views ask for it themselves.
-            let photometric = match &recipe.photometric {
-                Some(own) => (own, true),
-                None => (&self.global.photometric, false),
-            };
-            LOCAL_VIEWS.map(|view| {
-                let mut numbers = Numbers::at(seed, epoch, sample, view);
-                let whole = draw_view(
-                    recipe.size,
-                    &recipe.crop,
-                    photometric,
-                    recipe.flip,
-                    [width, height],
-                    &mut numbers,
-                );
-                let room = recipe.size / GRID - recipe.patch + 1;
-                let offsets = std::array::from_fn(|_| std::array::from_fn(|_| numbers.below(room)));
-                let mut order = std::array::from_fn(|cell| cell as u8);
-                numbers.shuffle(&mut order);
-                LocalPlan { whole, patch: recipe.patch, offsets, order }
-            })
-        });
-        SamplePlan { global, local }
+                plan,
+            );
+        }
+        let Some(recipe) = &self.local else {
+            into.local = None;
+            return;
+        };
+        // RandAugment is the global views' alone unless the local views ask for it themselves.
+        let photometric = match &recipe.photometric {
+            Some(own) => (own, true),
+            None => (&self.global.photometric, false),
+        };
+        for (view, plan) in LOCAL_VIEWS.into_iter().zip(into.local.get_or_insert_default()) {
+            let mut numbers = Numbers::at(seed, epoch, sample, view);
+            draw_view(
+                (recipe.size, &recipe.crop, recipe.flip),
+                photometric,
+                image,
+                &mut numbers,
+                &mut plan.whole,
+            );
+            plan.patch = recipe.patch;
+            let room = recipe.size / GRID - recipe.patch + 1;
+            for offset in plan.offsets.iter_mut().flatten() {
+                *offset = numbers.below(room);
+            }
+            plan.order = std::array::from_fn(|cell| cell as u8);
+            numbers.shuffle(&mut plan.order);
+        }
     }
 }
 
 fn draw_view(
-    size: u32,
-    crop: &Crop,
+    (size, crop, flip): (u32, &Crop, f64),
     (photometric, with_randaugment): (&Photometric, bool),
-    flip: f64,
     image: [u32; 2],
     numbers: &mut Numbers,
-) -> ViewPlan {
-    let crop = draw_crop(crop, image, numbers);
-    let mut ops = Vec::with_capacity(6);
+    into: &mut ViewPlan,
+) {
+    into.size = size;
+    into.crop = draw_crop(crop, image, numbers);
+    into.ops.clear();
     for step in &photometric.order {
         if *step != ColorStep::RandAugment || with_randaugment {
-            draw_step(*step, photometric, size, &mut ops, numbers);
+            draw_step(*step, photometric, size, &mut into.ops, numbers);
         }
     }
-    ViewPlan { size, crop, ops, flip: numbers.chance(flip) }
+    into.flip = numbers.chance(flip);
 }
 
 /// torchvision's `RandomResizedCrop.get_params`.
