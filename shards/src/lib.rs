@@ -9,4 +9,5 @@ pub mod pipeline;
 pub mod slab;
 pub mod stats;
 pub mod stream;
+pub mod trace;
 pub mod views;

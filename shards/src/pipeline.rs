@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select};
 use serde::{Deserialize, Serialize};
@@ -29,9 +29,10 @@ use crate::format::ShardError;
 use crate::order::{Cursor, Order};
 use crate::pipe::Pool;
 use crate::slab::{Layout, Slab, Slot};
-use crate::stats::{Snapshot, Stage, Stats, WorkerStats};
+use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::ShardSet;
-use crate::views::{Recipe, Rect, Renderer, ViewPlan};
+use crate::trace::{Recorder, Trace};
+use crate::views::{Crop, GlobalRecipe, Photometric, Recipe, Rect, Renderer, SamplePlan, ViewPlan};
 
 /// Samples handed out ahead of the workers, which is also how far read-ahead looks: some 25 MB of
 /// ImageNet, so the disk works while the workers do, and a slow sample never empties the channel.
@@ -64,9 +65,27 @@ pub enum Views {
         /// Share of the short edge, above 0, at most 1 (224/256 is the usual one).
         share: f32,
     },
+    /// Supervised training: the query's global view alone. [`Views::supervised`] makes the usual one.
+    Query(Recipe),
+    /// No view: the image is decoded and dropped. A batch holds no pixels.
+    Decode,
+    /// No view and no picture: the image's bytes are read. A batch holds no pixels.
+    Read,
 }
 
+/// Bytes of a page: the distance at which a sample's bytes are touched before they are decoded.
+const PAGE: usize = 4096;
+
 impl Views {
+    /// Supervised training as torchvision's references do it: a random resized crop of 8 % to 100 %
+    /// of the image, resized to `size` pixels, and a random flip.
+    pub fn supervised(size: u32) -> Views {
+        let photometric = Photometric { order: Vec::new(), ..Photometric::default() };
+        let crop = Crop::default();
+        let global = GlobalRecipe { size, crop, photometric, ..GlobalRecipe::default() };
+        Views::Query(Recipe { global, local: None })
+    }
+
     fn layout(&self, n: usize) -> Layout {
         match self {
             Views::Train(recipe) => Layout {
@@ -79,6 +98,13 @@ impl Views {
             Views::Center { size, .. } => {
                 let global_bytes = *size as usize * *size as usize * 3;
                 Layout { n, global_bytes, globals: 1, local_bytes: 0, locals: 0 }
+            }
+            Views::Query(recipe) => {
+                let global_bytes = recipe.global_bytes();
+                Layout { n, global_bytes, globals: 1, local_bytes: 0, locals: 0 }
+            }
+            Views::Decode | Views::Read => {
+                Layout { n, global_bytes: 0, globals: 0, local_bytes: 0, locals: 0 }
             }
         }
     }
@@ -109,6 +135,11 @@ pub struct LoaderOptions {
     pub bad_share_max: f64,
     /// `Skip` ends the run after this many bad samples in a row, in the order of the run.
     pub bad_run_max: u32,
+    /// Where the threads record what they do, for a timeline.
+    pub trace: Option<Arc<Trace>>,
+    /// For tests of what reads the counters: each sample takes this much longer in a stage. Reading,
+    /// getting (the dispatcher's work) and putting wait; decoding and views keep their core busy.
+    pub handicap: Option<(Stage, Duration)>,
 }
 
 impl LoaderOptions {
@@ -126,6 +157,8 @@ impl LoaderOptions {
             on_bad_sample: OnBadSample::Fail,
             bad_share_max: 0.001,
             bad_run_max: 100,
+            trace: None,
+            handicap: None,
         }
     }
 
@@ -234,6 +267,7 @@ pub struct Filled {
     pub bad: Vec<BadSample>,
     slab: Option<Slab>,
     free: Sender<Slab>,
+    stats: Arc<Stats>,
 }
 
 impl Filled {
@@ -261,8 +295,10 @@ impl Filled {
 impl Drop for Filled {
     fn drop(&mut self) {
         if let Some(slab) = self.slab.take() {
+            let (start, found) = (Instant::now(), self.free.len());
             // The loader may be gone: then the slab is freed here.
             let _ = self.free.send(slab);
+            self.stats.consumer().put.waited(start.elapsed(), found);
         }
     }
 }
@@ -312,6 +348,8 @@ pub struct Loader {
     bad_run: u32,
     failed: bool,
     waiting: BTreeMap<u64, Finished>,
+    slabs: usize,
+    slab_bytes: usize,
     // The order of the fields is the order of dropping: channels close before the pool joins.
     finished: Receiver<Finished>,
     free: Sender<Slab>,
@@ -342,9 +380,12 @@ impl Loader {
         for worker in 0..workers {
             let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
             let (options, stats) = (options.clone(), Arc::clone(&stats));
-            let body =
-                move || Worker::new(&set, &options, stats.worker(worker)).run(&tasks, &finish);
-            pool.start(format!("detco-worker-{worker}"), body).map_err(PipelineError::Thread)?;
+            let name = format!("detco-worker-{worker}");
+            let recorder = options.trace.as_ref().map(|trace| trace.recorder(name.clone()));
+            let body = move || {
+                Worker::new(&set, &options, stats.worker(worker), recorder).run(&tasks, &finish);
+            };
+            pool.start(name, body).map_err(PipelineError::Thread)?;
         }
         let dispatcher = Dispatcher {
             set: Arc::clone(&set),
@@ -354,9 +395,10 @@ impl Loader {
             tasks: task_sender,
             finish,
             stats: Arc::clone(&stats),
+            recorder: options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into())),
         };
         let body = move || dispatcher.run();
-        pool.start("detco-dispatcher".into(), body).map_err(PipelineError::Thread)?;
+        pool.start(DISPATCHER.into(), body).map_err(PipelineError::Thread)?;
         Ok(Loader {
             set,
             at: options.start,
@@ -367,6 +409,8 @@ impl Loader {
             bad_run: 0,
             failed: false,
             waiting: BTreeMap::new(),
+            slabs,
+            slab_bytes: layout.bytes(),
             finished,
             free,
             _stop: stop,
@@ -384,6 +428,16 @@ impl Loader {
         self.stats.snapshot()
     }
 
+    /// The counters themselves, to be read while this loader is being waited for.
+    pub fn counters(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// How many slabs circulate, and the bytes of one.
+    pub fn slabs(&self) -> (usize, usize) {
+        (self.slabs, self.slab_bytes)
+    }
+
     /// The class of each sample of a batch, in slot order; `None` where the shard has none.
     pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
         batch.samples.iter().map(|id| self.set.sample(*id).map(|sample| sample.class)).collect()
@@ -391,9 +445,9 @@ impl Loader {
 
     fn receive(&mut self) -> Option<Finished> {
         while !self.waiting.contains_key(&self.next) {
-            let start = Instant::now();
+            let (start, found) = (Instant::now(), self.finished.len());
             let finished = self.finished.recv();
-            self.stats.consumer_waited(start.elapsed());
+            self.stats.consumer().get.waited(start.elapsed(), found);
             let finished = finished.ok()?;
             self.waiting.insert(finished.work.number, finished);
         }
@@ -477,9 +531,13 @@ impl Iterator for Loader {
         self.next += 1;
         self.at.step += 1;
         let (cursor, free) = (finished.work.cursor, self.free.clone());
-        Some(Ok(Filled { cursor, samples, bad, slab: finished.slab, free }))
+        let (slab, stats) = (finished.slab, Arc::clone(&self.stats));
+        Some(Ok(Filled { cursor, samples, bad, slab, free, stats }))
     }
 }
+
+/// The name of the dispatcher's thread.
+const DISPATCHER: &str = "detco-dispatcher";
 
 /// Turns the order into tasks, as far ahead as free slabs and [`TASKS_MAX`] allow.
 struct Dispatcher {
@@ -490,10 +548,11 @@ struct Dispatcher {
     tasks: Sender<Task>,
     finish: Sender<Finished>,
     stats: Arc<Stats>,
+    recorder: Option<Recorder>,
 }
 
 impl Dispatcher {
-    fn run(self) {
+    fn run(mut self) {
         let order = self.options.order;
         let (rank, world) = self.options.rank;
         let mut cursor = self.options.start;
@@ -516,25 +575,41 @@ impl Dispatcher {
     }
 
     /// Hands a batch out; false when the loader is gone.
-    fn dispatch(&self, work: Arc<Work>) -> bool {
+    fn dispatch(&mut self, work: Arc<Work>) -> bool {
         if work.samples.is_empty() {
             return self.finish.send(Finished { work, slab: None }).is_ok();
         }
-        let start = Instant::now();
+        let (start, found) = (Instant::now(), self.free_slabs.len());
         let slab = select! {
             recv(self.free_slabs) -> slab => slab.ok(),
             recv(self.stopped) -> _ => None,
         };
-        self.stats.dispatcher_waited(start.elapsed());
+        let mut end = Instant::now();
+        self.stats.dispatcher().get.waited(end - start, found);
+        self.span("wait for a slab", start, end, work.number);
         let Some(slab) = slab else { return false };
         for slot in slab.into_slots(work.samples.len()) {
-            self.set.will_need(work.samples[slot.index()]);
+            let sample = work.samples[slot.index()];
+            self.set.will_need(sample);
+            if let Some((Stage::Get, time)) = self.options.handicap {
+                std::thread::sleep(time);
+            }
+            let (start, found) = (Instant::now(), self.tasks.len());
+            self.span("read ahead", end, start, sample);
             if self.tasks.send(Task { work: Arc::clone(&work), slot }).is_err() {
                 return false;
             }
+            end = Instant::now();
+            self.stats.dispatcher().put.waited(end - start, found);
         }
         // Checked once a batch as well: with many free slabs the select above may not look.
         !matches!(self.stopped.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
+    fn span(&mut self, name: &'static str, start: Instant, end: Instant, of: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.span(name, start, end, of);
+        }
     }
 }
 
@@ -543,29 +618,65 @@ struct Worker<'a> {
     set: &'a ShardSet,
     options: &'a LoaderOptions,
     stats: &'a WorkerStats,
+    recorder: Option<Recorder>,
+    /// When the stage in work began.
+    since: Mark,
     decoder: Decoder,
     renderer: Renderer,
     image: Image,
 }
 
 impl<'a> Worker<'a> {
-    fn new(set: &'a ShardSet, options: &'a LoaderOptions, stats: &'a WorkerStats) -> Worker<'a> {
+    fn new(
+        set: &'a ShardSet,
+        options: &'a LoaderOptions,
+        stats: &'a WorkerStats,
+        recorder: Option<Recorder>,
+    ) -> Worker<'a> {
         let (decoder, renderer) = (Decoder::new(), Renderer::new());
-        Worker { set, options, stats, decoder, renderer, image: Image::new() }
+        let (since, image) = (Mark::now(), Image::new());
+        Worker { set, options, stats, recorder, since, decoder, renderer, image }
     }
 
     fn run(&mut self, tasks: &Receiver<Task>, finish: &Sender<Finished>) {
+        self.since = Mark::now();
         loop {
-            let start = Instant::now();
+            let (start, found) = (self.since.wall, tasks.len());
             let Ok(Task { work, mut slot }) = tasks.recv() else { return };
-            self.stats.time(Stage::Get, start.elapsed());
+            self.lap(Stage::Get, work.samples[slot.index()]);
+            self.stats.get().waited(self.since.wall - start, found);
             self.fill(&work, &mut slot);
             let Some(slab) = slot.done() else { continue };
-            let start = Instant::now();
+            let (start, found, number) = (self.since.wall, finish.len(), work.number);
+            self.hold(Stage::Put);
             if finish.send(Finished { work, slab: Some(slab) }).is_err() {
                 return;
             }
-            self.stats.time(Stage::Put, start.elapsed());
+            self.lap(Stage::Put, number);
+            self.stats.put().waited(self.since.wall - start, found);
+        }
+    }
+
+    /// Ends a stage: what has passed since the last one ended was this one's.
+    fn lap(&mut self, stage: Stage, of: u64) {
+        let start = self.since.wall;
+        self.since = self.stats.lap(stage, self.since);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.span(stage.name(), start, self.since.wall, of);
+        }
+    }
+
+    /// The handicap, if it is this stage's.
+    fn hold(&self, stage: Stage) {
+        let Some((_, time)) = self.options.handicap.filter(|(held, _)| *held == stage) else {
+            return;
+        };
+        if matches!(stage, Stage::Read | Stage::Put) {
+            return std::thread::sleep(time);
+        }
+        let start = Instant::now();
+        while start.elapsed() < time {
+            std::hint::spin_loop();
         }
     }
 
@@ -607,22 +718,39 @@ impl<'a> Worker<'a> {
     }
 
     fn render(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
-        let start = Instant::now();
         let sample = self.set.sample(id)?;
-        let read = Instant::now();
-        self.stats.time(Stage::Read, read - start);
-        if let Err(error) = self.decoder.decode(sample.jpeg, &mut self.image) {
-            self.set.check_file(&sample)?;
-            return Err(error.into());
+        touch(sample.jpeg, &self.options.views);
+        self.hold(Stage::Read);
+        self.lap(Stage::Read, id);
+        if !matches!(self.options.views, Views::Read) {
+            let decoded = self.decoder.decode(sample.jpeg, &mut self.image);
+            self.hold(Stage::Decode);
+            self.lap(Stage::Decode, id);
+            if let Err(error) = decoded {
+                self.set.check_file(&sample)?;
+                return Err(error.into());
+            }
         }
         // Zeros in the place of a shard that shrank may decode as well.
         self.set.check(&sample)?;
-        let decoded = Instant::now();
-        self.stats.time(Stage::Decode, decoded - read);
+        if !matches!(self.options.views, Views::Read) {
+            self.draw(id, cursor, slot);
+            self.hold(Stage::Views);
+            self.lap(Stage::Views, id);
+        }
+        self.stats.sample(sample.jpeg.len());
+        Ok(())
+    }
+
+    /// Draws and renders the views of the decoded image.
+    fn draw(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) {
         let (width, height) = (self.image.width, self.image.height);
+        let plan = |recipe: &Recipe| -> SamplePlan {
+            recipe.draw(width, height, self.options.seed, cursor.epoch, id)
+        };
         match &self.options.views {
             Views::Train(recipe) => {
-                let plan = recipe.draw(width, height, self.options.seed, cursor.epoch, id);
+                let plan = plan(recipe);
                 for (view, plan) in plan.global.iter().enumerate() {
                     self.renderer.global(&self.image, plan, slot.global(view));
                 }
@@ -634,11 +762,23 @@ impl<'a> Worker<'a> {
                 let plan = center(width, height, *size, *share);
                 self.renderer.global(&self.image, &plan, slot.global(0));
             }
+            Views::Query(recipe) => {
+                let plan = plan(recipe);
+                self.renderer.global(&self.image, &plan.global[0], slot.global(0));
+            }
+            Views::Decode | Views::Read => {}
         }
-        self.stats.time(Stage::Views, decoded.elapsed());
-        self.stats.sample(sample.jpeg.len());
-        Ok(())
     }
+}
+
+/// Brings an image's bytes in, so that waiting for the disk is told apart from decoding: a byte of
+/// each page, or, where nothing but reading is asked for, all of them.
+fn touch(jpeg: &[u8], views: &Views) {
+    let sum = match views {
+        Views::Read => jpeg.iter().fold(0, |sum, byte| sum ^ byte),
+        _ => jpeg.iter().step_by(PAGE).chain(jpeg.last()).fold(0, |sum, byte| sum ^ byte),
+    };
+    std::hint::black_box(sum);
 }
 
 fn push(work: &Work, fault: Fault) {
