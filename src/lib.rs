@@ -25,7 +25,7 @@
 //! | `detco_shards::stream` | a sample id to slices of the map | copy an image |
 //! | `detco_shards::decode` | JPEG to RGB, Pillow's pixels | return half a picture |
 //! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
-//! | `detco_shards::slab`, `pipe`, `stats`, `pipeline` | recycled buffers, threads, counters, the wiring | allocate pixels after warm-up |
+//! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
 //! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
@@ -34,6 +34,7 @@
 //! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
 //! | [`metrics`] | JSON lines, TensorBoard events, progress | |
+//! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
 //! | [`eval`] | kNN | |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
@@ -49,7 +50,7 @@
 //!   workers or restarts. Resuming is a cursor.
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
-//! - `unsafe` lives in the map, the slab and nowhere else.
+//! - `unsafe` lives in the map, the slab, the profile's counting allocator and nowhere else.
 //!
 //! # Two binaries
 //!
@@ -71,12 +72,12 @@ pub mod eval;
 pub mod export;
 #[cfg(feature = "train")]
 pub mod loss;
-#[cfg(feature = "train")]
 pub mod metrics;
 #[cfg(feature = "train")]
 pub mod model;
 #[cfg(feature = "train")]
 pub mod optim;
+pub mod profile;
 #[cfg(feature = "train")]
 pub mod schedule;
 #[cfg(feature = "train")]

@@ -8,6 +8,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use detco::cli::{self, Cli, Command};
+use detco::profile::allocations::Counting;
+
+/// `detco profile` tells how often an image asks for memory.
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -15,6 +20,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Verify(args) => cli::verify::run(&args),
         Command::Views(args) => cli::views::run(&args),
+        Command::Profile(args) => cli::profile::run(&args),
         Command::Train(args) if args.print_config => cli::train::print_config(&args),
         Command::Train(_) | Command::Eval(_) | Command::Export(_) => hand_over(),
     };
@@ -32,7 +38,7 @@ fn hand_over() -> anyhow::Result<()> {
         anyhow::bail!(
             "{} is missing: this command needs libtorch and lives there\n\
              hint: `cargo build --release` builds both; without the feature `train` detco packs, \
-             inspects, verifies and shows views only",
+             inspects, verifies, profiles and shows views only",
             trainer.display()
         );
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use detco_shards::format::ShardError;
 use detco_shards::order::{Cursor, Order, OrderError};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions, PipelineError, Views};
+use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
 use tch::Device;
 use thiserror::Error;
@@ -26,6 +27,7 @@ use crate::eval::knn::{self, KnnError, KnnOptions};
 use crate::metrics::{self, Metrics, MetricsError, Plan, Progress, Record, names};
 use crate::model::{Model, ModelError};
 use crate::optim::Sgd;
+use crate::profile::training;
 use crate::schedule::learning_rate;
 use crate::step::{self, At, StepError, StepReport};
 use crate::weights::{self, WeightsError};
@@ -247,11 +249,14 @@ struct Window {
     start: Instant,
     waited: Duration,
     samples: u64,
+    /// The loader's counters at the start.
+    loader: Snapshot,
 }
 
 impl Window {
-    fn new() -> Window {
-        Window { start: Instant::now(), waited: Duration::ZERO, samples: 0 }
+    fn new(loader: &Loader) -> Window {
+        let (start, loader) = (Instant::now(), loader.stats());
+        Window { start, waited: Duration::ZERO, samples: 0, loader }
     }
 }
 
@@ -324,7 +329,7 @@ impl Run {
             if device.is_cuda() { "the GPU" } else { "the CPU" },
             detco_shards::decode::Decoder::new().name(),
         );
-        let window = Window::new();
+        let window = Window::new(&loader);
         let collapsing = Vec::new();
         let run = Run {
             folder,
@@ -439,6 +444,8 @@ impl Run {
         record.push(names::LR, self.learning_rate());
         record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
         record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
+        let (counted, workers) = (self.loader.stats(), self.loader.counters().workers());
+        training::push(&mut record, &counted.since(&self.window.loader), workers, seconds);
         record.push(names::GRADIENT_NORM, report.gradient_norm);
         for term in &report.terms {
             let (level, pair) = (term.level, term.pair.to_string());
@@ -453,7 +460,7 @@ impl Run {
         }
         self.metrics.write(&record)?;
         self.progress.update(&record);
-        self.window = Window::new();
+        self.window = Window::new(&self.loader);
         Ok(())
     }
 
@@ -517,7 +524,7 @@ impl Run {
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
         self.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
-        self.window = Window::new();
+        self.window = Window::new(&self.loader);
         Ok(())
     }
 
@@ -631,6 +638,8 @@ fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions
         on_bad_sample: config.data.on_bad_sample,
         bad_share_max: config.data.bad_share_max,
         bad_run_max: config.data.bad_run_max,
+        trace: None,
+        handicap: None,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod pack;
+pub mod profile;
 pub mod train;
 pub mod verify;
 pub mod views;
@@ -33,6 +34,7 @@ The way from images to a backbone:
   detco inspect shards/train                    what is in the shards
   detco verify shards/train                     every byte against the manifest
   detco views shards/train -o views.png         what the model is shown
+  detco profile shards/train                    how many images a second, and what limits them
   detco train detco-r50 --data shards/train --out runs/a
   detco train --resume runs/a                   after a kill, a reboot, a preemption
   detco eval knn runs/a --train shards/train --test shards/val
@@ -49,6 +51,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Draw a contact sheet of what the model is shown.
     Views(views::Args),
+    /// Measure the data path, and say what limits it.
+    Profile(profile::Args),
     /// Train a backbone, or go on with a run.
     Train(train::Args),
     /// Measure how good a backbone is.

@@ -32,10 +32,32 @@ pub mod names {
     pub const WAIT_SHARE: &str = "wait_share";
     /// Euclidean length of all gradients together.
     pub const GRADIENT_NORM: &str = "gradient_norm";
+    /// Seconds that the loader's counters of this record cover.
+    pub const LOADER_SECONDS: &str = "loader/seconds";
+    /// Images that the loader finished in them.
+    pub const LOADER_IMAGES: &str = "loader/images";
+    /// Their compressed size in megabytes.
+    pub const LOADER_MEGABYTES: &str = "loader/megabytes";
+    /// The loader's workers.
+    pub const LOADER_WORKERS: &str = "loader/workers";
+    /// Cores that the process may use.
+    pub const LOADER_CORES: &str = "loader/cores";
+    /// Share of its time that the dispatcher worked, 0 to 1.
+    pub const LOADER_DISPATCHER_BUSY: &str = "loader/dispatcher_busy";
     /// kNN top-1 in percent.
     pub const KNN_TOP1: &str = "knn/top1";
     /// kNN top-5 in percent.
     pub const KNN_TOP5: &str = "knn/top5";
+
+    /// Milliseconds of a worker an image in a stage: `loader/wall_ms/views`.
+    pub fn loader_wall_ms(stage: &str) -> String {
+        format!("loader/wall_ms/{stage}")
+    }
+
+    /// Of those, on a CPU: `loader/cpu_ms/views`.
+    pub fn loader_cpu_ms(stage: &str) -> String {
+        format!("loader/cpu_ms/{stage}")
+    }
 
     /// One of the twelve terms, without its level's weight: `loss/res5/gg`.
     pub fn term(level: u8, pair: &str) -> String {

@@ -1,0 +1,469 @@
+//! One measurement: the loader runs as in training, a consumer takes its batches, the counters are
+//! read at both ends of the measured time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use detco_shards::order::{Order, OrderError};
+use detco_shards::pipeline::{
+    Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, Views,
+};
+use detco_shards::stats::{Channel, Snapshot, Stage, Stats};
+use detco_shards::stream::ShardSet;
+use detco_shards::trace::{Recorder, Trace};
+use detco_shards::views::Recipe;
+use thiserror::Error;
+
+use super::machine::Paging;
+use super::verdict::{Consumer, Evidence};
+use super::{ConsumerTime, PageFaults, Run, Slabs, allocations, channels, per_image};
+
+/// Equal parts of the measured time that images a second are given for.
+const WINDOWS: usize = 5;
+/// How often images are counted for the windows and the series.
+const TICK: Duration = Duration::from_millis(20);
+/// Of a cold cache, this share of the data set may pass as warm-up.
+const COLD_WARM_UP: f64 = 0.25;
+
+/// What is made of each sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Its bytes are read.
+    Read,
+    /// It is decoded.
+    Decode,
+    /// One random resized crop with a flip.
+    Supervised,
+    /// The recipe's views.
+    Detco,
+}
+
+impl Mode {
+    /// Its name in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Read => "read",
+            Mode::Decode => "decode",
+            Mode::Supervised => "supervised",
+            Mode::Detco => "detco",
+        }
+    }
+
+    /// What the loader is asked for.
+    pub fn views(self, recipe: &Recipe) -> Views {
+        match self {
+            Mode::Read => Views::Read,
+            Mode::Decode => Views::Decode,
+            Mode::Supervised => Views::supervised(recipe.global.size),
+            Mode::Detco => Views::Train(recipe.clone()),
+        }
+    }
+}
+
+/// What is measured, and how long.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What is made of each sample.
+    pub mode: Mode,
+    /// The recipe of the views.
+    pub recipe: Recipe,
+    /// Seed of the order and the views.
+    pub seed: u64,
+    /// Samples of a batch; at most as many as there are.
+    pub batch: u64,
+    /// Batches that may be ahead of the consumer.
+    pub batches_ahead: usize,
+    /// Threads that read, decode and render.
+    pub workers: usize,
+    /// Length of the measured time.
+    pub seconds: f64,
+    /// Length of the time before it. It goes on until every slab has been used.
+    pub warm_up: f64,
+    /// Images a second that the consumer can take; `None`: whatever comes.
+    pub consumer: Option<f64>,
+    /// Read every sample once at most, since the second time it would come from memory.
+    pub once: bool,
+    /// Records a timeline of the measured time.
+    pub trace: Option<Arc<Trace>>,
+    /// See [`LoaderOptions::handicap`].
+    pub handicap: Option<(Stage, Duration)>,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, Error)]
+pub enum MeasureError {
+    /// The loader ended with an error.
+    #[error("{0}")]
+    Pipeline(#[source] Box<PipelineError>),
+    /// The data cannot be put in order.
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    /// The data was read once before the measurement began.
+    #[error(
+        "{samples} samples were read before the warm-up was over, and a cold cache is cold once: \
+         take a smaller --batch, or more data"
+    )]
+    TooShort {
+        /// Samples of the data set.
+        samples: u64,
+    },
+}
+
+impl From<PipelineError> for MeasureError {
+    fn from(error: PipelineError) -> MeasureError {
+        MeasureError::Pipeline(Box::new(error))
+    }
+}
+
+/// What a person watching is told.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Whether the measured time has begun.
+    pub measuring: bool,
+    /// Seconds since the start, or since the measured time began.
+    pub seconds: f64,
+    /// Images a second since the last call.
+    pub images_per_s: f64,
+    /// The counters since the last call.
+    pub counted: Snapshot,
+}
+
+/// Measures. `watch` is called some ten times a second, from another thread.
+///
+/// # Errors
+/// The data is too short, or the loader fails. Samples that cannot be used are replaced and counted.
+pub fn measure(
+    set: &Arc<ShardSet>,
+    plan: &Plan,
+    watch: &(dyn Fn(&Progress) + Sync),
+) -> Result<Run, MeasureError> {
+    let plan = &Plan { batch: plan.batch.min(set.len()), ..plan.clone() };
+    let order = Order::shuffled(set.len(), plan.batch, plan.seed)?;
+    let options = LoaderOptions {
+        views: plan.mode.views(&plan.recipe),
+        workers: plan.workers,
+        batches_ahead: plan.batches_ahead,
+        epochs: if plan.once { 1 } else { u32::MAX },
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: 1.0,
+        bad_run_max: u32::MAX,
+        trace: plan.trace.clone(),
+        handicap: plan.handicap,
+        ..LoaderOptions::train(plan.recipe.clone(), order, plan.seed, 1)
+    };
+    let loader = Loader::start(Arc::clone(set), options)?;
+    let meter = Meter::new(Arc::clone(loader.counters()));
+    let found = std::thread::scope(|scope| {
+        let clock = scope.spawn(|| meter.run(watch));
+        let taken = Taker::new(plan, loader, &meter, order.steps_per_epoch()).run();
+        meter.over.store(true, Ordering::Relaxed);
+        clock.thread().unpark();
+        // A panic of `watch` goes on here.
+        let ticks = clock.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        taken.map(|taken| taken.map(|taken| (taken, ticks)))
+    })?;
+    let Some((taken, ticks)) = found else {
+        return Err(MeasureError::TooShort { samples: set.len() });
+    };
+    Ok(taken.into_run(plan, &ticks))
+}
+
+/// Counts images at short intervals beside the consumer, which may be asleep or waiting.
+struct Meter {
+    stats: Arc<Stats>,
+    begin: Instant,
+    measuring: AtomicBool,
+    over: AtomicBool,
+}
+
+/// A moment, and the images finished by then.
+type Tick = (Instant, u64);
+
+impl Meter {
+    fn new(stats: Arc<Stats>) -> Meter {
+        let (measuring, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        Meter { stats, begin: Instant::now(), measuring, over }
+    }
+
+    fn run(&self, watch: &(dyn Fn(&Progress) + Sync)) -> Vec<Tick> {
+        const WATCH_EVERY: u32 = 5;
+        let mut ticks = Vec::with_capacity(4096);
+        let (mut last, mut since) = (self.stats.snapshot(), self.begin);
+        let mut measured_from = None;
+        while !self.over.load(Ordering::Relaxed) {
+            ticks.push((Instant::now(), self.stats.samples()));
+            if (ticks.len() as u32).is_multiple_of(WATCH_EVERY) {
+                let (now, counters) = (Instant::now(), self.stats.snapshot());
+                let counted = counters.since(&last);
+                let measuring = self.measuring.load(Ordering::Relaxed);
+                if measuring {
+                    measured_from.get_or_insert(now);
+                }
+                watch(&Progress {
+                    measuring,
+                    seconds: (now - measured_from.unwrap_or(self.begin)).as_secs_f64(),
+                    images_per_s: counted.samples as f64 / (now - since).as_secs_f64(),
+                    counted,
+                });
+                (last, since) = (counters, now);
+            }
+            std::thread::park_timeout(TICK);
+        }
+        ticks.push((Instant::now(), self.stats.samples()));
+        ticks
+    }
+}
+
+/// Everything that is counted, at one moment.
+struct Moment {
+    at: Instant,
+    counters: Snapshot,
+    paging: Paging,
+    allocations: Option<u64>,
+}
+
+impl Moment {
+    fn now(loader: &Loader) -> Moment {
+        let (paging, allocations) = (Paging::now(), allocations::count());
+        Moment { at: Instant::now(), counters: loader.stats(), paging, allocations }
+    }
+}
+
+/// The consumer: takes batches, and for each is busy as long as a trainer of its speed would be.
+struct Taker<'a> {
+    plan: &'a Plan,
+    loader: Loader,
+    meter: &'a Meter,
+    recorder: Option<Recorder>,
+    /// Batches of a run that reads everything once.
+    batches_of: u64,
+    batches_seen: u64,
+    start: Option<Moment>,
+    busy: Duration,
+    batches: u64,
+    bad: u64,
+}
+
+/// What was counted between two moments.
+struct Taken {
+    start: Moment,
+    end: Moment,
+    busy: Duration,
+    batches: u64,
+    bad: u64,
+    slabs: (usize, usize),
+}
+
+impl<'a> Taker<'a> {
+    fn new(plan: &'a Plan, loader: Loader, meter: &'a Meter, batches_of: u64) -> Taker<'a> {
+        let recorder = plan.trace.as_ref().map(|trace| trace.recorder("consumer".into()));
+        let busy = Duration::ZERO;
+        Taker {
+            plan,
+            loader,
+            meter,
+            recorder,
+            batches_of,
+            batches_seen: 0,
+            start: None,
+            busy,
+            batches: 0,
+            bad: 0,
+        }
+    }
+
+    /// `None` when the data ended before the measured time began.
+    fn run(mut self) -> Result<Option<Taken>, PipelineError> {
+        let mut before = Instant::now();
+        loop {
+            self.begin_if_warm();
+            let Some(filled) = self.loader.next() else { break };
+            let filled = filled?;
+            self.span("wait", before, filled.cursor.step);
+            self.batches_seen += 1;
+            if self.start.is_some() {
+                self.batches += 1;
+                self.bad += filled.bad.len() as u64;
+            }
+            before = Instant::now();
+            let going_on = self.step(filled);
+            self.span("step", before, self.batches_seen);
+            before = Instant::now();
+            if !going_on {
+                break;
+            }
+        }
+        if let Some(trace) = &self.plan.trace {
+            trace.stop();
+        }
+        let end = Moment::now(&self.loader);
+        let (busy, batches, bad, slabs) = (self.busy, self.batches, self.bad, self.loader.slabs());
+        Ok(self.start.take().map(|start| Taken { start, end, busy, batches, bad, slabs }))
+    }
+
+    fn span(&mut self, name: &'static str, start: Instant, of: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.span(name, start, Instant::now(), of);
+        }
+    }
+
+    /// Works on a batch; false when the measured time is over. As in training, the slab is free as
+    /// soon as the step begins.
+    fn step(&mut self, filled: Filled) -> bool {
+        let length = self.plan.consumer.map_or(0.0, |rate| filled.len() as f64 / rate);
+        let end = Instant::now() + Duration::from_secs_f64(length.min(1e6));
+        drop(filled);
+        loop {
+            self.begin_if_warm();
+            let now = Instant::now();
+            if self
+                .start
+                .as_ref()
+                .is_some_and(|start| (now - start.at).as_secs_f64() >= self.plan.seconds)
+            {
+                return false;
+            }
+            let left = end.saturating_duration_since(now);
+            if left.is_zero() {
+                return true;
+            }
+            // In short pieces, so that both edges of the measured time are met.
+            std::thread::sleep(left.min(TICK));
+            if self.start.is_some() {
+                self.busy += now.elapsed();
+            }
+        }
+    }
+
+    /// Begins the measured time when the warm-up is over and every slab has been written once: the
+    /// first touch of its pages is not steady state.
+    fn begin_if_warm(&mut self) {
+        if self.start.is_some() {
+            return;
+        }
+        let (seconds, plan) = (self.meter.begin.elapsed().as_secs_f64(), self.plan);
+        let (slabs, _) = self.loader.slabs();
+        let touched = self.meter.stats.samples() >= slabs as u64 * plan.batch;
+        let mut warm = seconds >= plan.warm_up && touched;
+        // A very slow pipeline is measured all the same.
+        warm |= seconds >= plan.warm_up + plan.seconds;
+        if plan.once {
+            let spent = self.batches_seen as f64 >= self.batches_of as f64 * COLD_WARM_UP;
+            warm |= spent && seconds > 0.0;
+        }
+        if warm {
+            self.start = Some(Moment::now(&self.loader));
+            self.meter.measuring.store(true, Ordering::Relaxed);
+            if let Some(trace) = &self.plan.trace {
+                trace.start();
+            }
+        }
+    }
+}
+
+impl Taken {
+    fn into_run(self, plan: &Plan, ticks: &[Tick]) -> Run {
+        let seconds = (self.end.at - self.start.at).as_secs_f64().max(1e-9);
+        let counted = self.end.counters.since(&self.start.counters);
+        let (wall_ms, cpu_ms) = per_image(&counted, plan.workers, seconds);
+        let waited = 1.0 - (self.busy.as_secs_f64() / seconds).min(1.0);
+        let evidence = Evidence {
+            workers: plan.workers,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            images_per_s: counted.samples as f64 / seconds,
+            megabytes_per_s: counted.bytes as f64 / seconds / 1e6,
+            wall_ms,
+            cpu_ms,
+            dispatcher_busy: 1.0 - (counted.dispatcher_nanos() as f64 / 1e9 / seconds).min(1.0),
+            consumer: match plan.consumer {
+                Some(images_per_s) => Consumer::Simulated { images_per_s },
+                None => Consumer::Eager,
+            },
+            consumer_wait: waited,
+        };
+        let (slabs, slab_bytes) = self.slabs;
+        let paging = self.end.paging.since(self.start.paging);
+        let allocations = self.end.allocations.zip(self.start.allocations);
+        let images = counted.samples.max(1) as f64;
+        let taken = |counters: &Snapshot| counters.channel(Channel::Slabs).get.count();
+        let reused = |counters: &Snapshot| taken(counters).saturating_sub(slabs as u64);
+        let reuses = reused(&self.end.counters) - reused(&self.start.counters);
+        Run {
+            windows: windows(ticks, self.start.at, self.end.at),
+            series: series(ticks, self.start.at),
+            channels: channels(&counted, [TASKS_MAX, slabs, slabs]),
+            page_faults: PageFaults { major: paging.major, minor: paging.minor },
+            disk_bytes: paging.disk_bytes,
+            allocations_per_image: allocations.map(|(end, start)| (end - start) as f64 / images),
+            slabs: Slabs { count: slabs, bytes: slab_bytes, reuses },
+            consumer: ConsumerTime { batches: self.batches, wait_share: waited },
+            bad_samples: self.bad,
+            ..Run::of(plan.mode.name(), seconds, counted.samples, &evidence)
+        }
+    }
+}
+
+/// Images finished by a moment, between the ticks around it.
+fn images_at(ticks: &[Tick], moment: Instant) -> f64 {
+    let after = ticks.partition_point(|(at, _)| *at <= moment);
+    match (after.checked_sub(1).map(|before| ticks[before]), ticks.get(after)) {
+        (Some((from, low)), Some((to, high))) => {
+            let share = (moment - from).as_secs_f64() / (*to - from).as_secs_f64().max(1e-9);
+            low as f64 + share * (high - low) as f64
+        }
+        (Some((_, images)), None) | (None, Some(&(_, images))) => images as f64,
+        (None, None) => 0.0,
+    }
+}
+
+/// Images a second of [`WINDOWS`] equal parts.
+fn windows(ticks: &[Tick], start: Instant, end: Instant) -> Vec<f64> {
+    let length = (end - start).as_secs_f64() / WINDOWS as f64;
+    let edge = |i: usize| images_at(ticks, start + Duration::from_secs_f64(length * i as f64));
+    (0..WINDOWS).map(|i| (edge(i + 1) - edge(i)) / length.max(1e-9)).collect()
+}
+
+/// Images a second over time, in at most 120 steps of at least a tenth of a second.
+fn series(ticks: &[Tick], zero: Instant) -> Vec<[f64; 2]> {
+    const STEPS_MAX: f64 = 120.0;
+    let (Some((first, _)), Some((last, _))) = (ticks.first(), ticks.last()) else {
+        return Vec::new();
+    };
+    let length = (*last - *first).as_secs_f64();
+    let step = (length / STEPS_MAX).max(0.1);
+    let steps = (length / step) as usize;
+    let edge = |i: usize| *first + Duration::from_secs_f64(step * i as f64);
+    let since = |at: Instant| {
+        at.saturating_duration_since(zero).as_secs_f64()
+            - zero.saturating_duration_since(at).as_secs_f64()
+    };
+    let rate = |i: usize| (images_at(ticks, edge(i + 1)) - images_at(ticks, edge(i))) / step;
+    (0..steps).map(|i| [since(edge(i + 1)), rate(i)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_and_series_follow_the_counts() {
+        let begin = Instant::now();
+        let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
+        // 100 images/s for a second, then 50.
+        let ticks: Vec<Tick> = (0..=40)
+            .map(|i| f64::from(i) * 0.05)
+            .map(|s| (at(s), (100.0 * s.min(1.0) + 50.0 * (s - 1.0).max(0.0)).round() as u64))
+            .collect();
+        let found = windows(&ticks, at(0.5), at(1.5));
+        assert_eq!(found.len(), WINDOWS);
+        for (rate, expected) in found.iter().zip([100.0, 100.0, 75.0, 50.0, 50.0]) {
+            assert!((rate - expected).abs() < 4.0, "{found:?}");
+        }
+        let series = series(&ticks, at(1.0));
+        assert!(series.len() >= 19 && series[0][0] < -0.85, "{series:?}");
+        assert!((series[2][1] - 100.0).abs() < 1.0 && (series[15][1] - 50.0).abs() < 6.0);
+        assert_eq!(images_at(&[], begin), 0.0);
+        assert_eq!(images_at(&ticks, at(9.0)), 150.0);
+    }
+}

@@ -1,0 +1,137 @@
+//! What each operation of the views costs, measured apart: on one thread, on real images with the
+//! plans of a real epoch, each plan rendered with ever more of its operations. An operation's time is
+//! the difference that it makes, 0 where that is lost in noise.
+//!
+//! This is not what the pipeline counts (a clock around each operation would slow the fast ones),
+//! and where the renderer fuses operations a difference is all there is to see.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use detco_shards::decode::{Decoder, Image};
+use detco_shards::stats::Mark;
+use detco_shards::stream::ShardSet;
+use detco_shards::views::{LocalPlan, Op, Recipe, Renderer, ViewPlan};
+
+/// Images at most.
+const IMAGES_MAX: u64 = 48;
+/// Time at most, once the first image is done.
+const TIME_MAX: Duration = Duration::from_secs(2);
+/// Each rendering is timed this often; the least time counts.
+const REPEATS: usize = 3;
+
+/// Microseconds an image by operation: `draw`, `resize global`, `resize local` (both with the way
+/// into the slab), then the operations by the names they have in plans. Images that do not decode
+/// are passed over. `views` says how many of the two global views are rendered.
+pub fn measure(set: &ShardSet, recipe: &Recipe, views: usize, seed: u64) -> BTreeMap<String, f64> {
+    let mut bench = Bench {
+        renderer: Renderer::new(),
+        image: Image::new(),
+        out: vec![0; recipe.global_bytes().max(recipe.local_bytes())],
+        sums: BTreeMap::new(),
+    };
+    let mut decoder = Decoder::new();
+    let (mut done, count, begin) = (0, set.len().min(IMAGES_MAX), Instant::now());
+    for number in 0..count {
+        // Spread evenly; below `len`, in 128 bits so that the product fits.
+        let id = (u128::from(number) * u128::from(set.len()) / u128::from(count)) as u64;
+        let Ok(sample) = set.sample(id) else { continue };
+        if decoder.decode(sample.jpeg, &mut bench.image).is_err() {
+            continue;
+        }
+        bench.sample(recipe, views, seed, id);
+        done += 1;
+        if begin.elapsed() > TIME_MAX {
+            break;
+        }
+    }
+    let images = f64::from(done.max(1));
+    bench.sums.into_iter().map(|(name, seconds)| (name, seconds.max(0.0) * 1e6 / images)).collect()
+}
+
+struct Bench {
+    renderer: Renderer,
+    image: Image,
+    out: Vec<u8>,
+    /// Seconds over all images.
+    sums: BTreeMap<String, f64>,
+}
+
+impl Bench {
+    fn sample(&mut self, recipe: &Recipe, views: usize, seed: u64, id: u64) {
+        let (width, height) = (self.image.width, self.image.height);
+        let draw = || recipe.draw(width, height, seed, 0, id);
+        let seconds = least(|| {
+            black_box(draw());
+        });
+        self.add("draw", seconds);
+        let plan = draw();
+        for view in &plan.global[..views] {
+            self.prefixes(view, "resize global", |bench, ops| {
+                let cut = ViewPlan { ops, ..view.clone() };
+                let bytes = (cut.size * cut.size * 3) as usize;
+                least(|| bench.renderer.global(&bench.image, &cut, &mut bench.out[..bytes]))
+            });
+        }
+        for view in plan.local.iter().flatten() {
+            self.prefixes(&view.whole, "resize local", |bench, ops| {
+                let whole = ViewPlan { ops, ..view.whole.clone() };
+                let cut = LocalPlan { whole, ..view.clone() };
+                let bytes = (9 * cut.patch * cut.patch * 3) as usize;
+                least(|| bench.renderer.local(&bench.image, &cut, &mut bench.out[..bytes]))
+            });
+        }
+    }
+
+    /// Times a view with none, one, two ... of its operations.
+    fn prefixes(
+        &mut self,
+        plan: &ViewPlan,
+        resize: &str,
+        time: impl Fn(&mut Bench, Vec<Op>) -> f64,
+    ) {
+        let mut before = time(self, Vec::new());
+        self.add(resize, before);
+        for (at, op) in plan.ops.iter().enumerate() {
+            let with = time(self, plan.ops[..=at].to_vec());
+            self.add(&name(op), with - before);
+            before = with;
+        }
+    }
+
+    fn add(&mut self, name: &str, seconds: f64) {
+        *self.sums.entry(name.to_owned()).or_default() += seconds;
+    }
+}
+
+/// The least CPU time of some tries, in seconds: what other programs take does not count.
+fn least(mut work: impl FnMut()) -> f64 {
+    let time = || {
+        let start = Mark::now();
+        work();
+        (Mark::now().cpu - start.cpu) as f64 / 1e9
+    };
+    std::iter::repeat_with(time).take(REPEATS).fold(f64::INFINITY, f64::min)
+}
+
+/// The operation's name in a plan: `brightness`, `blur`.
+fn name(op: &Op) -> String {
+    match serde_json::to_value(op) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(serde_json::Value::Object(one)) => one.keys().next().cloned().unwrap_or_default(),
+        _ => "other".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_have_the_names_of_plans() {
+        assert_eq!(name(&Op::Blur(1.5)), "blur");
+        assert_eq!(name(&Op::Gray), "gray");
+        assert_eq!(name(&Op::Affine { matrix: [0.0; 6], bicubic: true }), "affine");
+    }
+}
