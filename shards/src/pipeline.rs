@@ -138,7 +138,7 @@ pub struct LoaderOptions {
     /// Where the threads record what they do, for a timeline.
     pub trace: Option<Arc<Trace>>,
     /// For tests of what reads the counters: each sample takes this much longer in a stage. Reading,
-    /// getting (the dispatcher's work) and putting wait; decoding and views keep their core busy.
+    /// getting (the dispatcher's work) and putting sleep; decoding and views compute.
     pub handicap: Option<(Stage, Duration)>,
 }
 
@@ -674,8 +674,8 @@ impl<'a> Worker<'a> {
         if matches!(stage, Stage::Read | Stage::Put) {
             return std::thread::sleep(time);
         }
-        let start = Instant::now();
-        while start.elapsed() < time {
+        let start = Mark::now().cpu;
+        while u128::from(Mark::now().cpu - start) < time.as_nanos() {
             std::hint::spin_loop();
         }
     }

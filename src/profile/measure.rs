@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// Of a cold cache, this share of the data set may pass as warm-up.
 const COLD_WARM_UP: f64 = 0.25;
 
+/// Of a cold cache, at least this many batches must be measured.
+const COLD_BATCHES: u64 = 3;
+
 /// What is made of each sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -99,10 +102,10 @@ pub enum MeasureError {
     /// The data cannot be put in order.
     #[error(transparent)]
     Order(#[from] OrderError),
-    /// The data was read once before the measurement began.
+    /// The data was read once before there was anything to measure.
     #[error(
-        "{samples} samples were read before the warm-up was over, and a cold cache is cold once: \
-         take a smaller --batch, or more data"
+        "{samples} samples are too few: a cold cache is cold once, and {COLD_BATCHES} batches must \
+         be left after a quarter of them; take a smaller --batch, or more data"
     )]
     TooShort {
         /// Samples of the data set.
@@ -163,10 +166,12 @@ pub fn measure(
         let ticks = clock.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         taken.map(|taken| taken.map(|taken| (taken, ticks)))
     })?;
-    let Some((taken, ticks)) = found else {
-        return Err(MeasureError::TooShort { samples: set.len() });
-    };
-    Ok(taken.into_run(plan, &ticks))
+    match found {
+        Some((taken, ticks)) if !plan.once || taken.batches >= COLD_BATCHES => {
+            Ok(taken.into_run(plan, &ticks))
+        }
+        _ => Err(MeasureError::TooShort { samples: set.len() }),
+    }
 }
 
 /// Counts images at short intervals beside the consumer, which may be asleep or waiting.

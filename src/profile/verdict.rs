@@ -92,9 +92,11 @@ impl Evidence {
         if cpu > 0.0 { (wall / cpu).max(1.0) } else { 1.0 }
     }
 
-    /// What a stage costs an image in milliseconds, undisturbed.
+    /// What a stage costs an image in milliseconds, undisturbed. A thread queues for a core in
+    /// proportion to the CPU time it wants; what it waits beyond that is the stage's own.
     fn cost(&self, stage: Stage) -> f64 {
-        (self.wall(stage) / self.stretch()).max(self.cpu_ms[stage as usize])
+        let cpu = self.cpu_ms[stage as usize];
+        (self.wall(stage) - (self.stretch() - 1.0) * cpu).max(cpu)
     }
 
     /// CPU milliseconds an image.
@@ -214,11 +216,11 @@ impl Evidence {
             let workers = (target * verdict.total_ms / 1e3).ceil().max(1.0) as u64;
             verdict.text = format!(
                 "{head}, of which {waiting:.2} ms is waiting; {} MB/s came in. {} would feed {} \
-                 images/s if the source gives {:.0} MB/s; you have {}.",
+                 images/s if the source gives {} MB/s; you have {}.",
                 count(self.megabytes_per_s),
                 plural(workers, "worker"),
                 count(target),
-                self.megabytes_per_s * target / self.images_per_s.max(f64::MIN_POSITIVE),
+                count(self.megabytes_per_s * target / self.images_per_s.max(f64::MIN_POSITIVE)),
                 self.workers,
             );
             return verdict;
