@@ -54,7 +54,6 @@ pub enum OnBadSample {
 
 /// What to render of each sample.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one a loader")]
 pub enum Views {
     /// DetCo's views: two global crops, and two patch sets if the recipe has local views.
     Train(Recipe),
@@ -352,6 +351,7 @@ pub struct Loader {
     slab_bytes: usize,
     // The order of the fields is the order of dropping: channels close before the pool joins.
     finished: Receiver<Finished>,
+    tasks: Receiver<Task>,
     free: Sender<Slab>,
     _stop: Sender<()>,
     _pool: Pool,
@@ -367,6 +367,8 @@ impl Loader {
         let layout = options.views.layout(n.max(1));
         // One more than may be ahead: the one that the consumer reads.
         let slabs = options.batches_ahead.max(1) + 1;
+        // Before the channels, so that an error below closes them before it joins the threads.
+        let mut pool = Pool::new();
         let (free, free_slabs) = bounded(slabs);
         for _ in 0..slabs {
             let sent = free.send(Slab::new(layout));
@@ -376,7 +378,6 @@ impl Loader {
         let (finish, finished) = bounded::<Finished>(slabs);
         let (stop, stopped) = bounded::<()>(0);
         let stats = Arc::new(Stats::new(workers));
-        let mut pool = Pool::new();
         for worker in 0..workers {
             let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
             let (options, stats) = (options.clone(), Arc::clone(&stats));
@@ -412,6 +413,7 @@ impl Loader {
             slabs,
             slab_bytes: layout.bytes(),
             finished,
+            tasks,
             free,
             _stop: stop,
             _pool: pool,
@@ -496,6 +498,13 @@ impl Loader {
             self.bad_run = 0;
         }
         Ok((samples, bad))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // What is queued is for nobody: workers need not make it before they end.
+        while self.tasks.try_recv().is_ok() {}
     }
 }
 

@@ -19,7 +19,7 @@ fn strided(side: u64, stride: u64) -> u64 {
 
 /// Channels after a level, 2..=5.
 fn channels(config: &Config, level: u8) -> u64 {
-    config.model.width as u64 * expansion(config.model.backbone) << (level - 2)
+    (config.model.width as u64 * expansion(config.model.backbone)) << (level - 2)
 }
 
 fn expansion(backbone: Backbone) -> u64 {

@@ -209,7 +209,7 @@ fn channel_tables(run: &Run, out: &mut String) {
         for (end, waits) in [("put", &times.put), ("get", &times.get)] {
             let _ = write!(
                 out,
-                "<figure><figcaption>{} <b>{end}</b>: {} times</figcaption>\n{}</figure>\n",
+                "<figure><figcaption>{} <b>{end}</b> ({})</figcaption>\n{}</figure>\n",
                 channel.name(),
                 HumanCount(waits.count),
                 plot::histogram(&waits.histogram),

@@ -396,7 +396,7 @@ impl Taken {
         let reuses = reused(&self.end.counters) - reused(&self.start.counters);
         Run {
             windows: windows(ticks, self.start.at, self.end.at),
-            series: series(ticks, self.start.at),
+            series: series(ticks, self.start.at, self.end.at),
             channels: channels(&counted, [TASKS_MAX, slabs, slabs]),
             page_faults: PageFaults { major: paging.major, minor: paging.minor },
             disk_bytes: paging.disk_bytes,
@@ -429,22 +429,17 @@ fn windows(ticks: &[Tick], start: Instant, end: Instant) -> Vec<f64> {
     (0..WINDOWS).map(|i| (edge(i + 1) - edge(i)) / length.max(1e-9)).collect()
 }
 
-/// Images a second over time, in at most 120 steps of at least a tenth of a second.
-fn series(ticks: &[Tick], zero: Instant) -> Vec<[f64; 2]> {
+/// Images a second over time up to `end`, in at most 120 steps of at least a tenth of a second;
+/// times count from `zero`.
+fn series(ticks: &[Tick], zero: Instant, end: Instant) -> Vec<[f64; 2]> {
     const STEPS_MAX: f64 = 120.0;
-    let (Some((first, _)), Some((last, _))) = (ticks.first(), ticks.last()) else {
-        return Vec::new();
-    };
-    let length = (*last - *first).as_secs_f64();
+    let Some((first, _)) = ticks.first() else { return Vec::new() };
+    let length = end.saturating_duration_since(*first).as_secs_f64();
+    let before = zero.saturating_duration_since(*first).as_secs_f64();
     let step = (length / STEPS_MAX).max(0.1);
     let steps = (length / step) as usize;
-    let edge = |i: usize| *first + Duration::from_secs_f64(step * i as f64);
-    let since = |at: Instant| {
-        at.saturating_duration_since(zero).as_secs_f64()
-            - zero.saturating_duration_since(at).as_secs_f64()
-    };
-    let rate = |i: usize| (images_at(ticks, edge(i + 1)) - images_at(ticks, edge(i))) / step;
-    (0..steps).map(|i| [since(edge(i + 1)), rate(i)]).collect()
+    let images = |i: usize| images_at(ticks, *first + Duration::from_secs_f64(step * i as f64));
+    (1..=steps).map(|i| [step * i as f64 - before, (images(i) - images(i - 1)) / step]).collect()
 }
 
 #[cfg(test)]
@@ -465,7 +460,7 @@ mod tests {
         for (rate, expected) in found.iter().zip([100.0, 100.0, 75.0, 50.0, 50.0]) {
             assert!((rate - expected).abs() < 4.0, "{found:?}");
         }
-        let series = series(&ticks, at(1.0));
+        let series = series(&ticks, at(1.0), at(2.0));
         assert!(series.len() >= 19 && series[0][0] < -0.85, "{series:?}");
         assert!((series[2][1] - 100.0).abs() < 1.0 && (series[15][1] - 50.0).abs() < 6.0);
         assert_eq!(images_at(&[], begin), 0.0);

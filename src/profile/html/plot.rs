@@ -35,14 +35,15 @@ pub(super) struct Line {
     pub(super) dots: bool,
 }
 
-/// Round steps that divide `0..=most` into about `parts`.
-fn ticks(most: f64, parts: f64) -> Vec<f64> {
-    let rough = (most / parts).max(1e-9);
+/// Multiples of a round step between `low` and `high`, about `parts` of them.
+fn ticks(low: f64, high: f64, parts: f64) -> Vec<f64> {
+    let rough = ((high - low) / parts).max(1e-9);
     let power = 10f64.powf(rough.log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
     let step = steps.into_iter().find(|step| *step >= rough * 0.999).unwrap_or(rough);
-    let count = (most / step * 1.000_001).floor().min(100.0) as usize;
-    (0..=count).map(|i| i as f64 * step).collect()
+    let first = (low / step - 1e-6).ceil();
+    let count = (high / step + 1e-6 - first).clamp(0.0, 100.0) as usize;
+    (0..=count).map(|i| (first + i as f64) * step).collect()
 }
 
 /// A number as short as it can be said.
@@ -75,7 +76,7 @@ pub(super) fn bars(rows: &[Bar], unit: &str) -> String {
     let scale = (WIDTH - LABEL - VALUE) / most;
     let height = rows.len() as f64 * ROW + 34.0;
     let mut svg = open(WIDTH, height, unit);
-    for tick in ticks(most, 6.0) {
+    for tick in ticks(0.0, most, 6.0) {
         let x = LABEL + tick * scale;
         let (low, text) = (height - 34.0, height - 20.0);
         let _ = writeln!(
@@ -135,9 +136,9 @@ impl Frame {
         (across, self.top + (1.0 - y / self.most) * self.height)
     }
 
-    fn axes(&self, svg: &mut String, x_name: &str, y_name: &str) {
+    fn axes(&self, svg: &mut String, x_ticks: &[f64], [x_name, y_name]: [&str; 2]) {
         let bottom = self.top + self.height;
-        for tick in ticks(self.most, 4.0) {
+        for tick in ticks(0.0, self.most, 4.0) {
             let (_, y) = self.at([self.x[0], tick]);
             let _ = writeln!(
                 svg,
@@ -150,7 +151,7 @@ impl Frame {
                 short(tick)
             );
         }
-        for tick in ticks(self.x[1], 8.0).into_iter().filter(|tick| *tick >= self.x[0]) {
+        for &tick in x_ticks {
             let (x, _) = self.at([tick, 0.0]);
             let _ = writeln!(
                 svg,
@@ -179,7 +180,9 @@ pub(super) fn lines(lines: &[Line], x_name: &str, y_name: &str, shade: Option<[f
     let low = points().map(|point| point[0]).fold(f64::INFINITY, f64::min).min(0.0);
     let high = points().map(|point| point[0]).fold(low + 1e-9, f64::max);
     let most = points().map(|point| point[1]).fold(1e-9, f64::max) * 1.08;
-    let (width, height) = (WIDTH - 70.0 - 110.0, 180.0);
+    // Names stand to the right of the lines, where there are several.
+    let names = if lines.len() > 1 { 110.0 } else { 16.0 };
+    let (width, height) = (WIDTH - 70.0 - names, 180.0);
     let frame = Frame { left: 70.0, top: 24.0, width, height, x: [low, high], most };
     let mut svg = open(WIDTH, 24.0 + height + 40.0, &format!("{y_name} by {x_name}"));
     if let Some([from, to]) = shade {
@@ -192,7 +195,12 @@ pub(super) fn lines(lines: &[Line], x_name: &str, y_name: &str, shade: Option<[f
             (to - from).max(0.0)
         );
     }
-    frame.axes(&mut svg, x_name, y_name);
+    // Marked points are what there is; between unmarked ones, any round number.
+    let x_ticks = match lines.first() {
+        Some(line) if line.dots => line.points.iter().map(|point| point[0]).collect(),
+        _ => ticks(low, high, 8.0),
+    };
+    frame.axes(&mut svg, &x_ticks, [x_name, y_name]);
     for line in lines {
         let path: Vec<String> = line
             .points
@@ -303,9 +311,11 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_up() {
-        assert_eq!(ticks(10.0, 5.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
-        assert_eq!(ticks(3.9, 4.0), [0.0, 1.0, 2.0, 3.0]);
-        assert!(ticks(0.0, 4.0).len() <= 101);
+        assert_eq!(ticks(0.0, 10.0, 5.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(ticks(0.0, 3.9, 4.0), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(ticks(-2.3, 6.1, 4.0), [0.0, 5.0]);
+        assert_eq!(ticks(-2.3, 6.1, 5.0), [-2.0, 0.0, 2.0, 4.0, 6.0]);
+        assert!(ticks(0.0, 0.0, 4.0).len() <= 101);
         assert_eq!([-2, 0, 2, 4, 6].map(decade_name), ["10 ns", "1 µs", "100 µs", "10 ms", "1 s"]);
     }
 
