@@ -34,7 +34,7 @@ fn it_teaches() {
     };
     let (code, help) = detco(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["pack", "inspect", "verify", "views", "train", "eval", "export"] {
+    for command in ["pack", "inspect", "verify", "views", "profile", "train", "eval", "export"] {
         assert!(help.contains(command), "{help}");
         let (code, page) = detco(&[command, "--help"]);
         assert_eq!(code, Some(0));

@@ -56,7 +56,7 @@ fn plan() -> Plan {
 }
 
 fn run(set: &Arc<ShardSet>, plan: &Plan) -> Run {
-    measure(set, plan, &|_| ()).unwrap()
+    measure(set, plan, None).unwrap()
 }
 
 #[test]
@@ -124,14 +124,14 @@ fn every_mode_counts_what_it_does() {
 }
 
 #[test]
-fn steady_state_reuses_slabs_and_hardly_allocates() {
+fn steady_state_reuses_its_slabs() {
     let folder = tempfile::tempdir().unwrap();
     shards(folder.path(), 64, &[]);
     let found = run(&set(folder.path()), &plan());
     assert_eq!(found.slabs.count, 4);
     assert!(found.slabs.reuses > 0);
-    // Tests beside this one allocate too, and more: the count is there, its size is not checked.
-    assert!(found.allocations_per_image.is_some_and(|count| count > 0.0));
+    // Tests beside this one allocate too: how little an image takes is checked of the program.
+    assert!(found.allocations_per_image.is_some());
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_cold_run_reads_everything_once_at_most() {
     let set = set(folder.path());
     let found = run(&set, &Plan { once: true, batch: 4, seconds: 60.0, warm_up: 60.0, ..plan() });
     assert!(found.images <= 64 && found.images >= 16, "{}", found.images);
-    let error = measure(&set, &Plan { once: true, batch: 64, ..plan() }, &|_| ()).unwrap_err();
+    let error = measure(&set, &Plan { once: true, batch: 64, ..plan() }, None).unwrap_err();
     assert!(error.to_string().contains("smaller --batch"), "{error}");
 }
 

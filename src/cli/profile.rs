@@ -19,7 +19,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use crate::config::Config;
 use crate::profile::cache;
 use crate::profile::machine::Machine;
-use crate::profile::measure::{Mode, Plan, Progress, measure};
+use crate::profile::measure::{Mode, Plan, Progress, Watch, measure};
 use crate::profile::timeline::{self, Process, SPANS_MAX};
 use crate::profile::verdict::{count, percent};
 use crate::profile::{Data, Report, Run, Settings, Size, flops, html, ops, training};
@@ -241,7 +241,9 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
             handicap: None,
         };
         let shared = Arc::new(set);
-        let mut run = measure(&shared, &plan, &|progress| live.show(&plan, progress))?;
+        let show = |progress: &Progress| live.show(&plan, progress);
+        let watch = live.bar.as_ref().map(|_| &show as &Watch<'_>);
+        let mut run = measure(&shared, &plan, watch)?;
         set = Arc::into_inner(shared).context("the loader still holds the shards")?;
         run.ops.clone_from(&ops);
         runs.push(run);
@@ -328,9 +330,6 @@ impl Live {
     }
 
     fn show(&self, plan: &Plan, now: &Progress) {
-        if self.bar.is_none() {
-            return;
-        }
         let mut line = format!("{}, {}: ", plan.mode.name(), plural(plan.workers, "worker"));
         // Writing to a String cannot fail.
         let _ = match now.measuring {

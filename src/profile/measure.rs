@@ -119,6 +119,9 @@ impl From<PipelineError> for MeasureError {
     }
 }
 
+/// Tells a person watching.
+pub type Watch<'a> = dyn Fn(&Progress) + Sync + 'a;
+
 /// What a person watching is told.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -132,14 +135,14 @@ pub struct Progress {
     pub counted: Snapshot,
 }
 
-/// Measures. `watch` is called some ten times a second, from another thread.
+/// Measures. A watcher is called some ten times a second, from another thread.
 ///
 /// # Errors
 /// The data is too short, or the loader fails. Samples that cannot be used are replaced and counted.
 pub fn measure(
     set: &Arc<ShardSet>,
     plan: &Plan,
-    watch: &(dyn Fn(&Progress) + Sync),
+    watch: Option<&Watch<'_>>,
 ) -> Result<Run, MeasureError> {
     let plan = &Plan { batch: plan.batch.min(set.len()), ..plan.clone() };
     let order = Order::shuffled(set.len(), plan.batch, plan.seed)?;
@@ -191,14 +194,14 @@ impl Meter {
         Meter { stats, begin: Instant::now(), measuring, over }
     }
 
-    fn run(&self, watch: &(dyn Fn(&Progress) + Sync)) -> Vec<Tick> {
-        const WATCH_EVERY: u32 = 5;
+    fn run(&self, watch: Option<&Watch<'_>>) -> Vec<Tick> {
+        const WATCH_EVERY: usize = 5;
         let mut ticks = Vec::with_capacity(4096);
         let (mut last, mut since) = (self.stats.snapshot(), self.begin);
         let mut measured_from = None;
         while !self.over.load(Ordering::Relaxed) {
             ticks.push((Instant::now(), self.stats.samples()));
-            if (ticks.len() as u32).is_multiple_of(WATCH_EVERY) {
+            if let Some(watch) = watch.filter(|_| ticks.len().is_multiple_of(WATCH_EVERY)) {
                 let (now, counters) = (Instant::now(), self.stats.snapshot());
                 let counted = counters.since(&last);
                 let measuring = self.measuring.load(Ordering::Relaxed);

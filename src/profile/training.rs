@@ -1,8 +1,8 @@
 //! A training run profiled afterwards: the trainer writes the loader's counters with its metrics,
 //! and this reads them back into the same tables and the same verdict.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use detco_shards::stats::{STAGES, Snapshot};
@@ -16,6 +16,8 @@ use crate::metrics::{self, Record, names};
 
 /// Parts of the run that images a second are given for.
 const WINDOWS: usize = 5;
+/// Points of the plot over time.
+const POINTS: usize = 200;
 
 /// Why a run cannot be profiled.
 #[derive(Debug, Error)]
@@ -81,8 +83,8 @@ struct Line {
 
 impl Line {
     /// `None` for a record without counters (of a kNN result), or one that a kill tore.
-    fn parse(line: &str) -> Option<Line> {
-        let fields: Map<String, Value> = serde_json::from_str(line).ok()?;
+    fn parse(line: &[u8]) -> Option<Line> {
+        let fields: Map<String, Value> = serde_json::from_slice(line).ok()?;
         let get = |name: &str| fields.get(name).and_then(Value::as_f64);
         let each = |name: &dyn Fn(&str) -> String| -> Option<[f64; STAGES.len()]> {
             let mut values = [0.0; STAGES.len()];
@@ -112,17 +114,15 @@ impl Line {
 /// # Errors
 /// No run there, or one that has written no counters yet.
 pub fn report(run: &Path) -> Result<Report, TrainingError> {
-    let read = |name: &str| {
-        let path = run.join(name);
-        fs::read_to_string(&path).map_err(|source| TrainingError::Read { path, source })
-    };
-    let origin = run.join("config.toml").display().to_string();
-    let config = Config::from_toml(&read("config.toml")?, &origin)?;
-    let mut lines: Vec<Line> = read(metrics::FILE)?.lines().filter_map(Line::parse).collect();
-    let nothing = || TrainingError::NoCounters {
-        path: run.join(metrics::FILE),
-        every: config.monitor.every_steps,
-    };
+    let (config, path) = (run.join("config.toml"), run.join(metrics::FILE));
+    let text = fs::read_to_string(&config).map_err(fault(&config))?;
+    let config = Config::from_toml(&text, &config.display().to_string())?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(File::open(&path).map_err(fault(&path))?).split(b'\n') {
+        lines.extend(Line::parse(&line.map_err(fault(&path))?));
+    }
+    let every = config.monitor.every_steps;
+    let nothing = || TrainingError::NoCounters { path: path.clone(), every };
     // A resume may have changed the workers: the newest number counts.
     let workers = lines.last().ok_or_else(nothing)?.workers;
     lines.retain(|line| line.workers == workers && line.seconds > 0.0);
@@ -138,6 +138,10 @@ pub fn report(run: &Path) -> Result<Report, TrainingError> {
         ..Settings::default()
     };
     Report::new(data, None, settings, vec![found]).ok_or_else(nothing)
+}
+
+fn fault(path: &Path) -> impl FnOnce(io::Error) -> TrainingError {
+    move |source| TrainingError::Read { path: path.to_path_buf(), source }
 }
 
 /// The lines as one measurement. `None` without lines.
@@ -166,9 +170,11 @@ fn summary(lines: &[Line], config: &Config) -> Option<Run> {
         let seconds: f64 = lines.iter().map(|line| line.seconds).sum();
         lines.iter().map(|line| line.images).sum::<f64>() / seconds
     };
-    run.windows = lines.chunks(lines.len().div_ceil(WINDOWS)).map(rate).collect();
+    let parts = |most: usize| lines.chunks(lines.len().div_ceil(most));
+    run.windows = parts(WINDOWS).map(rate).collect();
     let start = first.time - first.seconds;
-    run.series = lines.iter().map(|line| [line.time - start, line.images / line.seconds]).collect();
+    let end = |lines: &[Line]| lines.last().map_or(0.0, |line| line.time - start);
+    run.series = parts(POINTS).map(|lines| [end(lines), rate(lines)]).collect();
     Some(run)
 }
 
