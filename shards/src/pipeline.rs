@@ -632,6 +632,7 @@ struct Worker<'a> {
     since: Mark,
     decoder: Decoder,
     renderer: Renderer,
+    plan: SamplePlan,
     image: Image,
 }
 
@@ -643,8 +644,8 @@ impl<'a> Worker<'a> {
         recorder: Option<Recorder>,
     ) -> Worker<'a> {
         let (decoder, renderer) = (Decoder::new(), Renderer::new());
-        let (since, image) = (Mark::now(), Image::new());
-        Worker { set, options, stats, recorder, since, decoder, renderer, image }
+        let (since, plan, image) = (Mark::now(), SamplePlan::default(), Image::new());
+        Worker { set, options, stats, recorder, since, decoder, renderer, plan, image }
     }
 
     fn run(&mut self, tasks: &Receiver<Task>, finish: &Sender<Finished>) {
@@ -754,16 +755,14 @@ impl<'a> Worker<'a> {
     /// Draws and renders the views of the decoded image.
     fn draw(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) {
         let (width, height) = (self.image.width, self.image.height);
-        let plan = |recipe: &Recipe| -> SamplePlan {
-            recipe.draw(width, height, self.options.seed, cursor.epoch, id)
-        };
+        let at = (self.options.seed, cursor.epoch, id);
         match &self.options.views {
             Views::Train(recipe) => {
-                let plan = plan(recipe);
-                for (view, plan) in plan.global.iter().enumerate() {
+                recipe.draw_into([width, height], at, &mut self.plan);
+                for (view, plan) in self.plan.global.iter().enumerate() {
                     self.renderer.global(&self.image, plan, slot.global(view));
                 }
-                for (view, plan) in plan.local.iter().flatten().enumerate() {
+                for (view, plan) in self.plan.local.iter().flatten().enumerate() {
                     self.renderer.local(&self.image, plan, slot.local(view));
                 }
             }
@@ -772,8 +771,8 @@ impl<'a> Worker<'a> {
                 self.renderer.global(&self.image, &plan, slot.global(0));
             }
             Views::Query(recipe) => {
-                let plan = plan(recipe);
-                self.renderer.global(&self.image, &plan.global[0], slot.global(0));
+                recipe.draw_into([width, height], at, &mut self.plan);
+                self.renderer.global(&self.image, &self.plan.global[0], slot.global(0));
             }
             Views::Decode | Views::Read => {}
         }
