@@ -25,7 +25,6 @@ struct Entry {
     /// that sees two different numbers, or an odd one, has not seen a range.
     version: AtomicUsize,
     start: AtomicUsize,
-    /// At most `start`: not in use.
     end: AtomicUsize,
     hit: AtomicBool,
     /// Set once, before the entry is published.
@@ -42,7 +41,7 @@ impl Entry {
         (before == after && before.is_multiple_of(2)).then_some(range)
     }
 
-    /// Called under the lock [`CHANGES`].
+    /// Called under the lock of [`FREE`].
     fn set(&self, range: Range<usize>) {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);
@@ -56,8 +55,8 @@ impl Entry {
 /// The newest entry. Entries are added in front and never taken out.
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 
-/// Held by who adds or changes an entry, never by the handler.
-static CHANGES: Mutex<()> = Mutex::new(());
+/// Entries that no map uses. Held by who adds or changes an entry, never by the handler.
+static FREE: Mutex<Vec<&'static Entry>> = Mutex::new(Vec::new());
 
 /// All entries, newest first.
 fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -89,9 +88,8 @@ impl Watch {
         INSTALLED.get_or_init(install);
         let range = bytes.as_ptr_range();
         let range = range.start.addr()..range.end.addr();
-        let _changing = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = entries().find(|entry| entry.range().is_some_and(|range| range.is_empty()));
-        if let Some(entry) = free {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = free.pop() {
             entry.hit.store(false, Ordering::Relaxed);
             entry.set(range);
             return Watch(entry);
@@ -114,9 +112,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let _changing = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
-        // Empty, and at an address that is nobody's.
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.set(0..0);
+        free.push(self.0);
     }
 }
 
@@ -214,22 +212,24 @@ mod tests {
     #[test]
     fn entries_are_used_again_and_torn_ones_are_no_range() {
         let bytes = [0u8; 8];
-        let count = || entries().count();
+        let range = bytes.as_ptr_range();
         let first = Watch::new(&bytes);
         let entry = first.0;
-        assert_eq!(
-            entry.range(),
-            Some(bytes.as_ptr_range().start.addr()..bytes.as_ptr_range().end.addr())
-        );
-        drop(first);
-        assert_eq!(entry.range(), Some(0..0));
-        for _ in 0..1000 {
-            drop(Watch::new(&bytes));
-        }
-        // Other tests of this binary watch maps of their own at the same time.
-        assert!(count() < 100, "{} entries for 1001 maps one after the other", count());
+        assert_eq!(entry.range(), Some(range.start.addr()..range.end.addr()));
+        // That of an empty map is not free.
+        let empty = Watch::new(&bytes[..0]);
+        let other = Watch::new(&bytes);
+        assert!(!ptr::eq(empty.0, other.0) && !ptr::eq(empty.0, entry));
+
         entry.version.fetch_add(1, Ordering::Relaxed);
         assert_eq!(entry.range(), None);
         entry.version.fetch_add(1, Ordering::Relaxed);
+        drop(first);
+        for _ in 0..1000 {
+            drop(Watch::new(&bytes));
+        }
+        // Other tests of this program watch maps of their own at the same time.
+        let count = entries().count();
+        assert!(count < 100, "{count} entries for 1003 maps, most of them one after the other");
     }
 }
