@@ -94,8 +94,8 @@ fn gnu(name: &[u8], size: u64) -> Header {
     header
 }
 
-/// Archives that all four read alike, without their ends.
-fn alike() -> Vec<(&'static str, Vec<u8>)> {
+/// Names in all their forms.
+fn names() -> Vec<(&'static str, Vec<u8>)> {
     let last = || file(b"z/last.jpg", &body(9, 70));
     let with = |front: Vec<u8>| [front, last()].concat();
     let header = |name: &[u8], size| Header::new(name, size);
@@ -161,6 +161,16 @@ fn alike() -> Vec<(&'static str, Vec<u8>)> {
                 .concat(),
             ),
         ),
+    ]
+}
+
+/// Extended headers.
+fn extended() -> Vec<(&'static str, Vec<u8>)> {
+    let last = || file(b"z/last.jpg", &body(9, 70));
+    let with = |front: Vec<u8>| [front, last()].concat();
+    let header = |name: &[u8], size| Header::new(name, size);
+    let b = |size: usize| body(1, size);
+    vec![
         (
             "a pax path",
             with([pax(&[("path", "grün/straße/0.jpg".as_bytes())]), file(b"x", &b(40))].concat()),
@@ -221,6 +231,16 @@ fn alike() -> Vec<(&'static str, Vec<u8>)> {
             "a global comment",
             [typed(b"pax_global_header", b'g', &record("comment", &[b'c'; 40])), last()].concat(),
         ),
+    ]
+}
+
+/// Numbers and headers in all their forms.
+fn numbers() -> Vec<(&'static str, Vec<u8>)> {
+    let last = || file(b"z/last.jpg", &body(9, 70));
+    let with = |front: Vec<u8>| [front, last()].concat();
+    let header = |name: &[u8], size| Header::new(name, size);
+    let b = |size: usize| body(1, size);
+    vec![
         ("a base-256 size", with(header(b"b.jpg", 0).set(124, &base256(1000)).with(&b(1000)))),
         ("a base-256 size of zero", with(header(b"b.jpg", 0).set(124, &base256(0)).with(b""))),
         (
@@ -251,6 +271,15 @@ fn alike() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("an old folder", with(header(b"old/", 0).set(156, b"\0").set(257, &[0; 8]).with(b""))),
         ("a contiguous file", with(typed(b"c.jpg", b'7', &b(20)))),
+    ]
+}
+
+/// Members of several kinds.
+fn mixtures() -> Vec<(&'static str, Vec<u8>)> {
+    let last = || file(b"z/last.jpg", &body(9, 70));
+    let with = |front: Vec<u8>| [front, last()].concat();
+    let b = |size: usize| body(1, size);
+    vec![
         (
             "folders and links between files",
             [
@@ -282,6 +311,11 @@ fn alike() -> Vec<(&'static str, Vec<u8>)> {
                 .concat(),
         ),
     ]
+}
+
+/// Archives that all four read alike, without their ends.
+fn alike() -> Vec<(&'static str, Vec<u8>)> {
+    [names(), extended(), numbers(), mixtures()].concat()
 }
 
 /// Name in hexadecimal, size and SHA-256 of each regular file, in order.

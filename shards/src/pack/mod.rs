@@ -561,12 +561,10 @@ impl Work<'_> {
                     }
                 }
                 Err(reason) => {
-                    if let Err(changed) = self.source.check() {
-                        writer.discard();
-                        return Err(changed.into());
-                    }
                     let skip = Skip::new(&entry.name, &reason);
-                    if self.job.options.on_error == OnError::Fail {
+                    // That the source shrank is no image's fault: `close` says so.
+                    let own = self.source.check().is_ok();
+                    if own && self.job.options.on_error == OnError::Fail {
                         writer.discard();
                         return Err(PackError::File { path: skip.path, reason: skip.reason });
                     }
@@ -576,19 +574,28 @@ impl Work<'_> {
             self.progress.images.fetch_add(1, Ordering::Relaxed);
             self.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);
         }
+        self.close(shard, writer, Done { record: None, oddities, classes, skips })
+    }
+
+    /// Puts a shard in its place, unless it is empty or its source is not what it was.
+    fn close(
+        &self,
+        shard: u64,
+        writer: ShardWriter,
+        mut done: Done,
+    ) -> Result<Option<Done>, PackError> {
         if let Err(changed) = self.source.check() {
-            // Zeros in the place of a source that shrank: nothing of this shard is to be believed.
+            // Zeros stand where the source was: nothing of this shard is to be believed.
             writer.discard();
             return Err(changed.into());
         }
         if writer.samples() == 0 {
             writer.discard();
-            let done = Done { record: None, oddities, classes, skips };
             self.state.record(shard, &done)?;
             return Ok(Some(done));
         }
         let written = writer.finish()?;
-        let done = Done { record: Some(written.record.clone()), oddities, classes, skips };
+        done.record = Some(written.record.clone());
         // First the record, then the names: a shard that has its name has its record.
         self.state.record(shard, &done)?;
         written.seal()?;
