@@ -131,7 +131,8 @@ fn run(set: &Arc<ShardSet>, workers: usize, epochs: u32) -> Run {
 fn cpu() -> Duration {
     let stat =
         std::fs::read_to_string("/proc/self/stat").expect("this program needs Linux's /proc");
-    // The second field is a name in brackets and may hold blanks; utime is the 14th, stime the 15th.
+    // The second field is a name in brackets and may hold blanks; utime is the 14th, stime the
+    // 15th.
     let after = stat.rsplit_once(')').expect("a name in brackets").1;
     let ticks = after.split_whitespace().skip(11).take(2);
     TICK * ticks.map(|word| word.parse::<u32>().expect("a number")).sum::<u32>()

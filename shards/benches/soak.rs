@@ -161,7 +161,8 @@ fn read(start: Instant, images: u64, bad: u64) -> Reading {
         let line = status.lines().find(|line| line.starts_with(name)).expect("a field of status");
         line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).expect("a number")
     };
-    // The second field is a name in brackets and may hold blanks; utime is the 14th, stime the 15th.
+    // The second field is a name in brackets and may hold blanks; utime is the 14th, stime the
+    // 15th.
     let stat = text("/proc/self/stat");
     let after = stat.rsplit_once(')').expect("a name in brackets").1;
     let ticks: u32 = after

@@ -22,7 +22,8 @@ fn count(added: usize, removed: usize) {
     PEAK.fetch_max(now, Ordering::Relaxed);
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches atomics only.
+// SAFETY: every call is passed on to the system's allocator unchanged; counting touches atomics
+// only.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);

@@ -315,7 +315,8 @@ fn a_shard_that_shrinks_while_it_is_opened_never_loses_samples_quietly_in_300_tr
     println!("300 openings of a shard that shrinks: {opened} whole, {refused} refused");
 }
 
-/// Zeros must not be packed: a tar that shrinks while it is packed gives an error, or came too late.
+/// Zeros must not be packed: a tar that shrinks while it is packed gives an error, or came too
+/// late.
 #[test]
 fn a_tar_that_shrinks_while_it_is_packed_12_times_gives_an_error_and_no_shards_of_zeros() {
     let folder = tempfile::tempdir().unwrap();

@@ -210,8 +210,8 @@ fn more_kinds() -> Vec<(&'static str, Vec<u8>)> {
     kinds
 }
 
-/// Bent anywhere, a file gives a picture of the size in its header or an error, in bounded time, and
-/// the decoder is as good as new after it.
+/// Bent anywhere, a file gives a picture of the size in its header or an error, in bounded time,
+/// and the decoder is as good as new after it.
 #[test]
 fn bent_10_000_times_nothing_panics_hangs_or_outlasts_its_file() {
     let mut state = 1u64;

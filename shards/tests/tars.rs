@@ -365,7 +365,9 @@ out = {}
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.tar")):
     try:
         with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
-            out[path.stem] = [[os.fsencode(m.name).hex(), m.size, hashlib.sha256(tar.extractfile(m).read()).hexdigest()] for m in tar if m.isreg() and not m.issparse()]
+            digest = lambda m: hashlib.sha256(tar.extractfile(m).read()).hexdigest()
+            files = (m for m in tar if m.isreg() and not m.issparse())
+            out[path.stem] = [[os.fsencode(m.name).hex(), m.size, digest(m)] for m in files]
     except tarfile.TarError as error:
         out[path.stem] = None
 print(json.dumps(out))

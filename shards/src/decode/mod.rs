@@ -17,15 +17,16 @@ pub use probe::{Components, Format, Probe, probe};
 /// Pixels an image may have: 2^28, 0.8 GB of RGB. Larger ones are refused before anything is allocated.
 pub const PIXELS_MAX: u64 = 1 << 28;
 
-/// Scans a JPEG may have: real progressive ones have about ten. Each scan goes over the whole picture
-/// whatever its few bytes say, so thousands of them are hours of decoding.
+/// Scans a JPEG may have: real progressive ones have about ten. Each scan goes over the whole
+/// picture whatever its few bytes say, so thousands of them are hours of decoding.
 pub const SCANS_MAX: usize = 100;
 
-/// Scans times pixels: 2^32, two seconds of walking. 48 megapixels in 89 scans, [`PIXELS_MAX`] in 16.
+/// Scans times pixels: 2^32, two seconds of walking. 48 megapixels in 89 scans, [`PIXELS_MAX`] in
+/// 16.
 pub const SCANNED_MAX: u64 = 1 << 32;
 
-/// Segments in front of a JPEG's first scan. Real ones have a handful, or hundreds with a large colour
-/// profile or depth map in pieces; decoders compare pieces with each other.
+/// Segments in front of a JPEG's first scan. Real ones have a handful, or hundreds with a large
+/// colour profile or depth map in pieces; decoders compare pieces with each other.
 pub const SEGMENTS_MAX: usize = 4096;
 
 /// A decoded image. Reused between samples: its memory grows to the largest one seen.

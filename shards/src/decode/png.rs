@@ -6,8 +6,8 @@ use image::{ImageFormat, ImageReader, Limits};
 
 use super::{DecodeError, Probe};
 
-/// Memory for what is beside the pixels: colour profiles are a few megabytes at most, and a deflated
-/// one may claim a gigabyte.
+/// Memory for what is beside the pixels: colour profiles are a few megabytes at most, and a
+/// deflated one may claim a gigabyte.
 const BESIDE_MAX: u64 = 16 << 20;
 
 /// Bytes of a pixel at most: four channels of 16 bits.

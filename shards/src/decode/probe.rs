@@ -238,8 +238,8 @@ impl Frame {
         Ok(Frame { width: width.into(), height: height.into(), count, ids, sampling, progressive })
     }
 
-    /// Bytes of the shortest code: no block of 8x8 samples has less than a bit for its mean, nor, in
-    /// a baseline picture, less than another for the end of the block.
+    /// Bytes of the shortest code: no block of 8x8 samples has less than a bit for its mean, nor,
+    /// in a baseline picture, less than another for the end of the block.
     fn least(&self) -> u64 {
         // All components together have a block for each 8x8 pixels, or half as many where none is
         // sampled most in both directions (factors are at most 4: a quarter and a quarter).

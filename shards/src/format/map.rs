@@ -54,8 +54,8 @@ impl Map {
     ///
     /// # Errors
     ///
-    /// [`ShardError::Changed`]: a page was missing when it was touched, and zeros were read. That is
-    /// so for good: the file was shortened, and what became of the rest of it nobody knows.
+    /// [`ShardError::Changed`]: a page was missing when it was touched, and zeros were read. That
+    /// is so for good: the file was shortened, and what became of the rest of it nobody knows.
     pub fn check(&self) -> Result<(), ShardError> {
         if !self.watch.hit() {
             return Ok(());
@@ -136,8 +136,8 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the bytes of a map must not change while they are borrowed. Every writer of this
     // project writes a sibling temp file and renames it, so a file once opened keeps its bytes even
     // when its name is replaced. What remains is a foreign program that writes into a shard or
-    // truncates it during a run, which no map can prevent: a page that is gone reads as zeros and is
-    // reported (`Watch`), and bytes that change under a reader are foreign bytes like any other,
+    // truncates it during a run, which no map can prevent: a page that is gone reads as zeros and
+    // is reported (`Watch`), and bytes that change under a reader are foreign bytes like any other,
     // which nothing here or in the decoder trusts; README.md states it. The map is read-only and
     // nothing in the process writes through it.
     unsafe { Mmap::map(file) }

@@ -3,8 +3,9 @@
 //! Touching a page of a map beyond the end of its file, or one that the disk cannot deliver, raises
 //! SIGBUS, whose default is the end of the process. The handler here puts a page of zeros in the
 //! place of such a page and marks the map. Whoever read the bytes asks for the mark afterwards
-//! ([`Watch::hit`]) and throws away what came of them. It never touches memory outside the maps that
-//! are watched: any other SIGBUS goes to the handler that was there before, or has its default.
+//! ([`Watch::hit`]) and throws away what came of them. It never touches memory outside the maps
+//! that are watched: any other SIGBUS goes to the handler that was there before, or has its
+//! default.
 //!
 //! The handler takes no lock and allocates nothing: it walks a list that only grows, reads atomics
 //! and makes one system call.
@@ -103,8 +104,8 @@ impl Watch {
 
     /// Whether a page of the map was missing when it was touched, so that zeros were read.
     pub(super) fn hit(&self) -> bool {
-        // The reading of the bytes comes before the reading of the mark. Another thread may have met
-        // the page first: its handler set the mark before it put the zeros there.
+        // The reading of the bytes comes before the reading of the mark. Another thread may have
+        // met the page first: its handler set the mark before it put the zeros there.
         fence(Ordering::Acquire);
         self.0.hit.load(Ordering::Relaxed)
     }
@@ -138,8 +139,8 @@ fn install() -> Option<Installed> {
     // SAFETY: `sa_mask` is a valid set to be emptied.
     unsafe { libc::sigemptyset(&raw mut action.sa_mask) };
     // SAFETY: `handle` has the signature that SA_SIGINFO asks for and does only what a handler may:
-    // atomics, `mmap`, `sigaction`, `raise`. A SIGBUS between here and the end of `get_or_init` finds
-    // no watched map, since `Watch::new` adds its own after it.
+    // atomics, `mmap`, `sigaction`, `raise`. A SIGBUS between here and the end of `get_or_init`
+    // finds no watched map, since `Watch::new` adds its own after it.
     let set = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
     (set == 0).then_some(Installed { page, before })
 }

@@ -126,8 +126,8 @@ impl ShardSet {
         self.shards[sample.shard].map.check()
     }
 
-    /// As [`ShardSet::check`], for a sample whose bytes turned out to be no image: the file system is
-    /// asked as well.
+    /// As [`ShardSet::check`], for a sample whose bytes turned out to be no image: the file system
+    /// is asked as well.
     ///
     /// # Errors
     ///
