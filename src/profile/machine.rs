@@ -155,7 +155,7 @@ mod tests {
 32 30 0:28 / /data/fast rw - tmpfs tmpfs rw
 33 22 0:29 / /data rw - fuse.sshfs other rw";
         for (path, kind) in [
-            ("/home/a", "ext4"),
+            ("/srv/a", "ext4"),
             ("/data/train", "fuse.sshfs"),
             ("/data two/x", "xfs"),
             ("/data/fast/000000.tar", "tmpfs"),
