@@ -123,7 +123,7 @@ fn run(set: &Arc<ShardSet>, workers: usize, epochs: u32) -> Run {
         cpu: cpu() - before,
         get: stage(Stage::Get),
         put: stage(Stage::Put),
-        consumer: Duration::from_nanos(stats.consumer_nanos),
+        consumer: Duration::from_nanos(stats.consumer_nanos()),
     }
 }
 

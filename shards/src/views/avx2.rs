@@ -80,21 +80,21 @@ impl Avx2 {
         true
     }
 
-    /// [`color::hue`] by a shift of 8 bits.
+    /// As `color::hue`, by a shift of 8 bits.
     #[inline(always)]
     pub(super) fn hue(self, view: &mut [u8], side: usize, shift: u8) {
         // SAFETY: the CPU has AVX2 and FMA: `self` proves it.
         unsafe { hue(view, side, shift) }
     }
 
-    /// [`super::geometry::gather`].
+    /// As `geometry::gather`.
     #[inline(always)]
     pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
         unsafe { gather(rows, lines) }
     }
 
-    /// [`super::geometry::along_rows`].
+    /// As `geometry::along_rows`.
     #[inline(always)]
     pub(super) fn along_rows(
         self,
@@ -107,7 +107,7 @@ impl Avx2 {
         unsafe { along_rows(lines, axis, plane, out) }
     }
 
-    /// [`super::geometry::across`].
+    /// As `geometry::across`.
     #[inline(always)]
     pub(super) fn across(
         self,
@@ -120,7 +120,7 @@ impl Avx2 {
         unsafe { across_rows(rows, start, pairs, plane, out) }
     }
 
-    /// [`super::geometry::interleave`] of at least 16 columns.
+    /// As `geometry::interleave`, of at least 16 columns.
     #[inline(always)]
     pub(super) fn interleave(self, planes: [&[u8]; 3], mirrored: bool, out: &mut [u8]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
@@ -403,7 +403,7 @@ fn interleave(planes: [&[u8]; 3], mirrored: bool, out: &mut [u8]) {
 
 // ---- colour
 
-/// [`super::color::brightness`] and the second half of contrast.
+/// As `color::brightness`, and as the second half of `color::contrast`.
 #[target_feature(enable = "avx2")]
 fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
     let flat = _mm256_set1_ps(f32::from(from));
@@ -544,7 +544,7 @@ fn hue(view: &mut [u8], side: usize, shift: u8) {
     });
 }
 
-/// [`super::color::turn`] of 32 pixels.
+/// As `color::turn`, of 32 pixels.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn turn([r, g, b]: [__m256i; 3], shift: u8) -> [__m256i; 3] {
