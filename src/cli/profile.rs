@@ -333,7 +333,7 @@ impl Live {
         let mut line = format!("{}, {}: ", plan.mode.name(), plural(plan.workers, "worker"));
         // Writing to a String cannot fail.
         let _ = match now.measuring {
-            true => write!(line, "{:.0} of {:.0} s", now.seconds, plan.seconds),
+            true => write!(line, "{:.0} of {:.0} s", now.seconds.min(plan.seconds), plan.seconds),
             false => write!(line, "warming up"),
         };
         let _ = write!(line, "  {} images/s ", count(now.images_per_s));
