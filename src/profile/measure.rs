@@ -16,7 +16,7 @@ use detco_shards::views::Recipe;
 use thiserror::Error;
 
 use super::machine::Paging;
-use super::verdict::{Consumer, Evidence};
+use super::verdict::{CONTENT, Consumer, Evidence};
 use super::{ConsumerTime, PageFaults, Run, Slabs, allocations, channels, per_image};
 
 /// Equal parts of the measured time that images a second are given for.
@@ -251,6 +251,8 @@ struct Taker<'a> {
     busy: Duration,
     batches: u64,
     bad: u64,
+    /// Whether the newest batch had to be waited for.
+    starved: bool,
 }
 
 /// What was counted between two moments.
@@ -278,6 +280,7 @@ impl<'a> Taker<'a> {
             busy,
             batches: 0,
             bad: 0,
+            starved: false,
         }
     }
 
@@ -289,6 +292,8 @@ impl<'a> Taker<'a> {
             let Some(filled) = self.loader.next() else { break };
             let filled = filled?;
             self.span("wait", before, filled.cursor.step);
+            // Longer than it takes to hand a batch over.
+            self.starved = before.elapsed() > Duration::from_millis(1);
             self.batches_seen += 1;
             if self.start.is_some() {
                 self.batches += 1;
@@ -352,8 +357,12 @@ impl<'a> Taker<'a> {
         }
         let (seconds, plan) = (self.meter.begin.elapsed().as_secs_f64(), self.plan);
         let (slabs, _) = self.loader.slabs();
-        let touched = self.meter.stats.samples() >= slabs as u64 * plan.batch;
-        let mut warm = seconds >= plan.warm_up && touched;
+        let finished = self.meter.stats.samples();
+        let touched = finished >= slabs as u64 * plan.batch;
+        // Before a slower consumer all slabs but one are full; a faster one waits.
+        let ahead = finished.saturating_sub(self.batches_seen * plan.batch);
+        let settled = self.starved || ahead >= (slabs as u64 - 1) * plan.batch;
+        let mut warm = seconds >= plan.warm_up && touched && settled;
         // A very slow pipeline is measured all the same.
         warm |= seconds >= plan.warm_up + plan.seconds;
         if plan.once {
@@ -376,14 +385,22 @@ impl Taken {
         let counted = self.end.counters.since(&self.start.counters);
         let (wall_ms, cpu_ms) = per_image(&counted, plan.workers, seconds);
         let waited = 1.0 - (self.busy.as_secs_f64() / seconds).min(1.0);
+        let finished = counted.samples as f64 / seconds;
+        let images_per_s = match plan.consumer {
+            Some(rate) if waited < CONTENT => rate * (1.0 - waited),
+            _ => finished,
+        };
+        let image_bytes = counted.bytes as f64 / counted.samples.max(1) as f64;
+        let paging = self.end.paging.since(self.start.paging);
         let evidence = Evidence {
             workers: plan.workers,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            images_per_s: counted.samples as f64 / seconds,
-            megabytes_per_s: counted.bytes as f64 / seconds / 1e6,
+            images_per_s,
+            megabytes_per_s: images_per_s * image_bytes / 1e6,
             wall_ms,
             cpu_ms,
             dispatcher_busy: 1.0 - (counted.dispatcher_nanos() as f64 / 1e9 / seconds).min(1.0),
+            from_disk: Some(paging.major > 0 || paging.disk_bytes > 0),
             consumer: match plan.consumer {
                 Some(images_per_s) => Consumer::Simulated { images_per_s },
                 None => Consumer::Eager,
@@ -391,7 +408,6 @@ impl Taken {
             consumer_wait: waited,
         };
         let (slabs, slab_bytes) = self.slabs;
-        let paging = self.end.paging.since(self.start.paging);
         let allocations = self.end.allocations.zip(self.start.allocations);
         let images = counted.samples.max(1) as f64;
         let taken = |counters: &Snapshot| counters.channel(Channel::Slabs).get.count();

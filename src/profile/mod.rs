@@ -103,11 +103,12 @@ pub struct Run {
     pub seconds: f64,
     /// Images finished in it.
     pub images: u64,
-    /// Images a second.
+    /// Images a second: finished by the workers, or taken by a simulated consumer that hardly had
+    /// to wait (what was finished goes up and down by whole batches then).
     pub images_per_s: f64,
     /// Compressed megabytes a second.
     pub megabytes_per_s: f64,
-    /// Images a second of equal parts of the measured time, in order.
+    /// Images a second, finished, of equal parts of the measured time, in order.
     pub windows: Vec<f64>,
     /// Images a second over time, warm-up included: seconds since the measured time began, images a
     /// second since the entry before.

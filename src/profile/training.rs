@@ -160,6 +160,7 @@ fn summary(lines: &[Line], config: &Config) -> Option<Run> {
         wall_ms: std::array::from_fn(|stage| by_image(&|line| line.wall_ms[stage])),
         cpu_ms: std::array::from_fn(|stage| by_image(&|line| line.cpu_ms[stage])),
         dispatcher_busy: by_time(&|line| line.dispatcher_busy),
+        from_disk: None,
         consumer: Consumer::Training,
         consumer_wait: by_time(&|line| line.wait_share),
     };

@@ -8,7 +8,7 @@ use detco_shards::stats::{STAGES, Stage};
 use serde::Serialize;
 
 /// Below this share of its time spent waiting, a consumer has what it wants.
-const CONTENT: f64 = 0.05;
+pub const CONTENT: f64 = 0.05;
 /// Workers that wait for more than this share of their time do not limit a consumer that waits too.
 const IDLE: f64 = 0.25;
 /// A dispatcher that works for more than this share of its time is what idle workers wait for.
@@ -47,6 +47,8 @@ pub struct Evidence {
     pub cpu_ms: [f64; STAGES.len()],
     /// Share of its time that the dispatcher worked, 0 to 1.
     pub dispatcher_busy: f64,
+    /// Whether anything was read from a disk or a network; `None` where that was not counted.
+    pub from_disk: Option<bool>,
     /// Who takes the batches.
     pub consumer: Consumer,
     /// Share of its time that the consumer waited for a batch, 0 to 1.
@@ -211,6 +213,14 @@ impl Evidence {
         let head =
             format!("{what} the bottleneck: {:.2} of {:.2} ms an image", cost, verdict.total_ms);
         let waiting = cost - self.cpu_ms[stage as usize];
+        if waiting > 0.5 * cost && stage == Stage::Read && self.from_disk == Some(false) {
+            verdict.text = format!(
+                "{head}, of which {waiting:.2} ms is waiting, though nothing came from a disk: \
+                 other programs held the cores. {} MB/s came from memory.",
+                count(self.megabytes_per_s),
+            );
+            return verdict;
+        }
         if waiting > 0.5 * cost {
             // Waiting takes no core: more workers wait side by side.
             let workers = (target * verdict.total_ms / 1e3).ceil().max(1.0) as u64;
@@ -286,6 +296,7 @@ mod tests {
             wall_ms: [0.0, 0.1, 1.5, 2.3, 0.0],
             cpu_ms: [0.0, 0.1, 1.5, 2.3, 0.0],
             dispatcher_busy: 0.01,
+            from_disk: Some(true),
             consumer: Consumer::Eager,
             consumer_wait: 1.0,
         }
@@ -330,6 +341,14 @@ mod tests {
         assert_eq!((verdict.bottleneck, verdict.cores_needed), ("read", None));
         assert!(verdict.text.contains("5.90 ms is waiting; 25 MB/s came in"), "{}", verdict.text);
         assert!(verdict.text.contains("4 workers would feed 500 images/s"), "{}", verdict.text);
+    }
+
+    #[test]
+    fn waiting_without_a_disk_is_not_laid_on_one() {
+        let slow = of([0.0, 0.07, 0.0, 0.0, 0.0], [0.0, 0.02, 0.0, 0.0, 0.0]);
+        let verdict = Evidence { from_disk: Some(false), ..slow }.verdict();
+        assert_eq!(verdict.bottleneck, "read");
+        assert!(verdict.text.contains("other programs held the cores"), "{}", verdict.text);
     }
 
     #[test]
