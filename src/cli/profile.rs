@@ -60,11 +60,13 @@ pub struct Args {
     workers: Option<Workers>,
 
     /// Measured time of each run
-    #[arg(long, value_name = "S", default_value = "10", allow_negative_numbers = true, value_parser = seconds, conflicts_with = "run")]
+    #[arg(long, value_name = "S", default_value = "10",
+          allow_negative_numbers = true, value_parser = seconds, conflicts_with = "run")]
     seconds: f64,
 
     /// Time before it; goes on until every slab was used once
-    #[arg(long, value_name = "S", default_value = "2", allow_negative_numbers = true, value_parser = seconds_or_none, conflicts_with = "run")]
+    #[arg(long, value_name = "S", default_value = "2",
+          allow_negative_numbers = true, value_parser = seconds_or_none, conflicts_with = "run")]
     warm_up: f64,
 
     /// A built-in recipe by name, or a TOML file: its views, its batches_ahead, its model's cost
@@ -81,11 +83,13 @@ pub struct Args {
     batch: u64,
 
     /// Simulate a trainer that takes this many images a second
-    #[arg(long, value_name = "IMAGES/S", allow_negative_numbers = true, value_parser = positive, conflicts_with_all = ["consumer_gflops", "run"])]
+    #[arg(long, value_name = "IMAGES/S",
+          allow_negative_numbers = true, value_parser = positive, conflicts_with_all = ["consumer_gflops", "run"])]
     consumer_rate: Option<f64>,
 
     /// Simulate a trainer on a device that computes this many GFLOP/s on the recipe's model
-    #[arg(long, value_name = "GFLOP/S", allow_negative_numbers = true, value_parser = positive, conflicts_with = "run")]
+    #[arg(long, value_name = "GFLOP/S",
+          allow_negative_numbers = true, value_parser = positive, conflicts_with = "run")]
     consumer_gflops: Option<f64>,
 
     /// Empty the page cache before each run instead of filling it
