@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 mod check;
 mod demo;
 mod objects;
+mod peers;
 mod setup;
 mod shell;
 mod tidy;
@@ -23,6 +24,15 @@ cargo xtask <command>
     --out DIR         where to put everything (default: .demo)
     --fresh           start anew, even if an unfinished demo could go on
   test [arguments]  cargo test --workspace [arguments]
+  peers [options]   other loaders and detco on the same images and cores: images/s, side by side
+    --images DIR      what to decode: a folder of JPEGs, in class folders or not
+    --task T1,T2,T3   decode; one crop of 224; the four views of DetCo (default: all)
+    --peers A,B       some of those that --list names (default: all)
+    --rounds N        everybody in turn so many times (default: 3)
+    --workers 1,2     each on a core of its own (default: 1,2)
+    --seconds S       of a run (default: 8)
+    --record FILE     write the tables, what ran and where, as Markdown
+    --list            who there is, and what is installed
   check             format, lints, documentation, benches as tests, the rules of this repository
 ";
 
@@ -46,6 +56,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match command {
         "help" | "-h" | "--help" => eprint!("{HELP}"),
         "demo" => return demo::run(&root, rest),
+        "peers" => peers::run(&root, rest)?,
         "test" => check::test(&root, rest)?,
         "setup" | "check" if !rest.is_empty() => {
             bail!("`cargo xtask {command}` takes no arguments, and got {}", rest.join(" "))

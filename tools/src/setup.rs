@@ -270,7 +270,7 @@ fn clear(venv: &Path) -> Result<()> {
 }
 
 /// The first Python on the path that the wheels exist for.
-fn base_python() -> Result<PathBuf> {
+pub(crate) fn base_python() -> Result<PathBuf> {
     let names = std::iter::once("python3".to_string())
         .chain([12, 13, 11, 10, 14].map(|minor| format!("python3.{minor}")));
     let mut refused = Vec::new();
@@ -345,8 +345,9 @@ fn available(df: &str) -> Option<u64> {
     fields.get(3)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn make_venv(venv: &Path, base: &Path) -> Result<()> {
-    eprintln!("set-up: making .venv with {}", base.display());
+/// Makes an environment in a folder that is empty or not there.
+pub(crate) fn make_venv(venv: &Path, base: &Path) -> Result<()> {
+    eprintln!("set-up: making {} with {}", venv.display(), base.display());
     let made = shell::output(python(base).args(["-m", "venv"]).arg(venv));
     let Err(error) = made else { return Ok(()) };
     // Debian and Ubuntu ship Python without ensurepip. virtualenv, where present, brings its own pip.
@@ -362,7 +363,7 @@ fn make_venv(venv: &Path, base: &Path) -> Result<()> {
 }
 
 /// A Python that does not look into other environments.
-fn python(path: &Path) -> Command {
+pub(crate) fn python(path: &Path) -> Command {
     let mut command = Command::new(path);
     for name in ["PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX"] {
         command.env_remove(name);
