@@ -3,7 +3,7 @@
 //!
 //! Each thread writes to cache lines of its own with relaxed atomics, so counting takes no lock and
 //! meets no contention; reading adds the lines up. The costliest part is the system call that asks
-//! for a thread's CPU time: a third of a microsecond, four times a sample.
+//! for a thread's CPU time, four times a sample.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
