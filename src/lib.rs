@@ -26,6 +26,7 @@
 //! | `detco_shards::decode` | JPEG to RGB, Pillow's pixels | return half a picture |
 //! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
 //! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
+//! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
 //! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
@@ -50,7 +51,8 @@
 //!   workers or restarts. Resuming is a cursor.
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
-//! - `unsafe` lives in the map, the slab, the profile's counting allocator and nowhere else.
+//! - `unsafe` lives in the map, the slab, the AVX2 views, the profile's counting allocator, the shim
+//!   and nowhere else.
 //!
 //! # Two binaries
 //!
@@ -80,6 +82,8 @@ pub mod optim;
 pub mod profile;
 #[cfg(feature = "train")]
 pub mod schedule;
+#[cfg(feature = "train")]
+pub mod shim;
 #[cfg(feature = "train")]
 pub mod step;
 #[cfg(feature = "train")]
