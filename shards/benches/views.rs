@@ -4,7 +4,8 @@
 //! With `-- --plain` in plain loops instead of the CPU's vector instructions.
 //!
 //! The floor is what no recipe can avoid: decoding and four resizes. Each figure adds up the least time of
-//! every image over all rounds.
+//! every image over all rounds; the mean over the rounds stands beside it, and the distance between the
+//! two is what the machine's other guests took.
 
 #[path = "../tests/support/images.rs"]
 mod images;
@@ -32,12 +33,15 @@ fn main() {
 
     let names = ["decode", "4 resizes, cut, flip", "4 views"];
     let mut least = vec![[Duration::MAX; 3]; files.len()];
+    let mut all = [Duration::ZERO; 3];
     for _ in 0..rounds {
         for (sample, (file, least)) in files.iter().zip(&mut least).enumerate() {
             let mut time = |what: usize, work: &mut dyn FnMut()| {
                 let start = Instant::now();
                 work();
-                least[what] = start.elapsed().min(least[what]);
+                let took = start.elapsed();
+                least[what] = took.min(least[what]);
+                all[what] += took;
             };
             time(0, &mut || {
                 decoder.decode(file, &mut image).expect("the files of a benchmark decode");
@@ -53,12 +57,15 @@ fn main() {
     let seconds: [f64; 3] = std::array::from_fn(|what| {
         least.iter().map(|times| times[what]).sum::<Duration>().as_secs_f64()
     });
-    for (name, seconds) in names.iter().zip(seconds) {
-        println!("{name}: {:.0} us an image", seconds / files.len() as f64 * 1e6);
+    let mean = all.map(|all| all.as_secs_f64() / f64::from(rounds));
+    let each = |seconds: f64| seconds / files.len() as f64 * 1e6;
+    for ((name, least), mean) in names.iter().zip(seconds).zip(mean) {
+        println!("{name}: {:.0} us an image (mean {:.0})", each(least), each(mean));
     }
     let rate = |seconds: f64| files.len() as f64 / seconds;
     println!("floor (decode + 4 resizes): {:.1} images/s", rate(seconds[0] + seconds[1]));
-    println!("DetCo views: {:.1} images/s on one core", rate(seconds[0] + seconds[2]));
+    let (least, mean) = (rate(seconds[0] + seconds[2]), rate(mean[0] + mean[2]));
+    println!("DetCo views: {least:.1} images/s on one core (mean {mean:.1})");
 
     if measured {
         large(&files[0], &recipe, &mut renderer, &mut out);

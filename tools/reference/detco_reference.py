@@ -124,6 +124,10 @@ class DetCo:
         self.queues = {k: v for k, v in initial.items() if k.startswith("queue.") and v.dim() == 2}
         self.pointer = 0
 
+    def follow(self):
+        for k, q in zip(self.key.parameters(), self.query.parameters()):
+            k.lerp_(q, 1 - self.case["ema"])  # ema * k + (1 - ema) * q
+
     def losses(self, crops, patches, shuffle):
         """(query crop, key crop), (query patches, key patches) to the terms and their logits."""
         case = self.case
@@ -131,8 +135,7 @@ class DetCo:
         q_l = self.query.patches(patches[0]) if patches else {}
 
         with torch.no_grad():
-            for k, q in zip(self.key.parameters(), self.query.parameters()):
-                k.lerp_(q, 1 - case["ema"])  # ema * k + (1 - ema) * q
+            self.follow()
             back = torch.argsort(shuffle)
             k_g = {i: k[back] for i, k in self.key.crops(crops[1][shuffle]).items()}
             k_l = {}
@@ -152,7 +155,9 @@ class DetCo:
                 z = torch.cat([positive, q @ negatives], dim=1)
                 z = z / case["temperature"]
                 logits[f"{level}.{pair}"] = z
-                terms[f"{level}.{pair}"] = F.cross_entropy(z, torch.zeros(len(z), dtype=torch.long))
+                terms[f"{level}.{pair}"] = F.cross_entropy(
+                    z, torch.zeros(len(z), dtype=torch.long, device=z.device)
+                )
         self.latest = {"global": k_g, "local": k_l}
         return terms, logits
 
