@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The C++ files of the shim.
-const SHIM: &[&str] = &["version.cpp"];
+const SHIM: &[&str] = &["norm.cpp", "version.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -29,6 +29,7 @@ fn compile_shim(libtorch: &Path) {
     build.define("_GLIBCXX_USE_CXX11_ABI", "1"); // as the wheels of 2.7 and later
     build.opt_level(2).debug(false);
     println!("cargo:rerun-if-changed=src/shim/shim.h");
+    println!("cargo:rerun-if-changed=src/model/kernels/norm.h");
     for file in SHIM {
         let path = Path::new("src/shim").join(file);
         println!("cargo:rerun-if-changed={}", path.display());

@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "foreign functions; each call carries its proof")]
 
+pub mod norm;
+
 use std::ffi::{CStr, c_char};
 
 use thiserror::Error;

@@ -1,0 +1,154 @@
+//! Batch normalisation of groups, with the residual and ReLU that follow: see `norm.cpp`.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::{ShimError, call};
+
+mod ffi {
+    use std::ffi::{c_char, c_void};
+
+    use torch_sys::C_tensor;
+
+    unsafe extern "C" {
+        pub(super) fn detco_norm_register(
+            launch: *mut c_void,
+            functions: *const *mut c_void,
+            count: i64,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
+        pub(super) fn detco_norm_forward(
+            map: *const C_tensor,
+            weight: *const C_tensor,
+            bias: *const C_tensor,
+            residual: *const C_tensor,
+            groups: i64,
+            relu: i32,
+            eps: f64,
+            out: *mut *mut C_tensor,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
+    }
+}
+
+/// The source of the GPU's kernels, and the one header that it includes, by its name.
+pub const SOURCE: (&str, &str) =
+    (include_str!("../model/kernels/norm.cu"), include_str!("../model/kernels/norm.h"));
+
+/// The kernels' names, in the order in which [`register`] wants them.
+pub const KERNELS: [&str; 11] = [
+    "add_moments_float",
+    "finish_moments_float",
+    "normalise_float",
+    "add_gradients_float",
+    "spread_gradients_float",
+    "add_moments_bf16",
+    "finish_moments_bf16",
+    "normalise_bf16",
+    "add_gradients_bf16",
+    "spread_gradients_bf16",
+    "finish_gradients_all",
+];
+
+/// Whether a block of the map's channels fits the kernels' vectors of eight.
+pub fn takes(channels: i64) -> bool {
+    channels % 8 == 0
+}
+
+/// Hands over the kernels of [`SOURCE`], loaded on the GPU, in the order of [`KERNELS`].
+///
+/// # Safety
+/// `launch` is the driver's `cuLaunchKernel`, the functions are those kernels, and their module stays
+/// loaded as long as the process lives. No other thread normalises meanwhile.
+///
+/// # Errors
+/// Never, but for a shim of another version.
+pub unsafe fn register(
+    launch: *mut c_void,
+    functions: &[*mut c_void; KERNELS.len()],
+) -> Result<(), ShimError> {
+    call(|message, message_len| {
+        // SAFETY: the list is as long as said; the rest is the caller's promise.
+        unsafe {
+            ffi::detco_norm_register(
+                launch,
+                functions.as_ptr(),
+                functions.len() as i64,
+                message,
+                message_len,
+            )
+        }
+    })
+}
+
+/// What [`normalise`] gives.
+#[derive(Debug)]
+pub struct Normalised {
+    /// `[n, c, h, w]`, channels innermost.
+    pub map: Tensor,
+    /// Each group's mean, `[groups, c]`.
+    pub mean: Tensor,
+    /// Each group's unbiased variance, `[groups, c]`.
+    pub variance: Tensor,
+}
+
+/// What follows a normalisation.
+#[derive(Debug, Clone, Copy)]
+pub enum Then<'a> {
+    /// Nothing.
+    Nothing,
+    /// A ReLU.
+    Relu,
+    /// This is added, then a ReLU.
+    AddThenRelu(&'a Tensor),
+}
+
+/// Normalises each of `groups` blocks of samples of `x` `[n, c, h, w]`, float32 or bfloat16, by its own
+/// mean and variance. Gradients flow to `x`, to `weight` and `bias` (float32, `[c]`) and to what is added.
+///
+/// # Errors
+/// When n is no multiple of groups or c none of eight, types do not fit, or, on a GPU, [`register`] has
+/// not been called.
+pub fn normalise(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: i64,
+    eps: f64,
+    then: Then<'_>,
+) -> Result<Normalised, ShimError> {
+    let (relu, residual) = match then {
+        Then::Nothing => (0, None),
+        Then::Relu => (1, None),
+        Then::AddThenRelu(other) => (1, Some(other)),
+    };
+    let residual = residual.map_or(ptr::null(), Tensor::as_ptr);
+    let mut out = [ptr::null_mut::<C_tensor>(); 3];
+    call(|message, message_len| {
+        // SAFETY: the tensors live through the call; `out` has places for three.
+        unsafe {
+            ffi::detco_norm_forward(
+                x.as_ptr(),
+                weight.as_ptr(),
+                bias.as_ptr(),
+                residual,
+                groups,
+                relu,
+                eps,
+                out.as_mut_ptr(),
+                message,
+                message_len,
+            )
+        }
+    })?;
+    let [map, mean, variance] = out.map(|tensor| {
+        // SAFETY: the call succeeded, so each is a tensor of its own that nobody else frees.
+        unsafe { Tensor::from_ptr(tensor) }
+    });
+    Ok(Normalised { map, mean, variance })
+}

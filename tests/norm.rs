@@ -1,0 +1,190 @@
+//! Our normalisation of groups against libtorch's: results, statistics and gradients.
+#![cfg(feature = "train")]
+
+use detco::shim::norm::{Normalised, Then, normalise, takes};
+use tch::{Device, Kind, Tensor};
+
+const EPS: f64 = 1e-5;
+
+/// What is normalised, and what a gradient of its result is.
+struct Case {
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    gradient: Tensor,
+    groups: i64,
+}
+
+impl Case {
+    /// Maps `[n, c, h, w]` with means and spreads of their own in each channel.
+    fn new(shape: [i64; 4], groups: i64, kind: Kind) -> Case {
+        tch::manual_seed(shape.iter().sum::<i64>() + groups);
+        let of = (Kind::Float, Device::Cpu);
+        let c = shape[1];
+        let offset = Tensor::randn([1, c, 1, 1], of) * 3.0;
+        let spread = Tensor::rand([1, c, 1, 1], of) + 0.1;
+        let map = |scale: f64| (Tensor::randn(shape, of) * scale).to_kind(kind);
+        Case {
+            x: (Tensor::randn(shape, of) * spread + offset).to_kind(kind),
+            weight: Tensor::randn([c], of) + 1.0,
+            bias: Tensor::randn([c], of),
+            residual: map(1.0),
+            gradient: map(0.5),
+            groups,
+        }
+    }
+
+    /// A leaf with the same values, to collect a gradient.
+    fn leaf(tensor: &Tensor) -> Tensor {
+        tensor.copy().set_requires_grad(true)
+    }
+
+    fn ours(&self, then: usize) -> Outcome {
+        let [x, weight, bias, residual] =
+            [&self.x, &self.weight, &self.bias, &self.residual].map(Case::leaf);
+        let then = match then {
+            0 => Then::Nothing,
+            1 => Then::Relu,
+            _ => Then::AddThenRelu(&residual),
+        };
+        let Normalised { map, mean, variance } =
+            normalise(&x, &weight, &bias, self.groups, EPS, then).unwrap();
+        (&map * &self.gradient).sum(Kind::Float).backward();
+        let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
+        if matches!(then, Then::AddThenRelu(_)) {
+            gradients.push(residual.grad());
+        }
+        Outcome { map, mean, variance, gradients }
+    }
+
+    /// By libtorch, group by group, in float64.
+    fn theirs(&self, then: usize) -> Outcome {
+        let double = |tensor: &Tensor| Case::leaf(&tensor.to_kind(Kind::Double));
+        let [x, weight, bias, residual] =
+            [&self.x, &self.weight, &self.bias, &self.residual].map(double);
+        let (mut maps, mut means, mut variances) = (Vec::new(), Vec::new(), Vec::new());
+        for part in x.split(x.size()[0] / self.groups, 0) {
+            let (w, b) = (Some(&weight), Some(&bias));
+            maps.push(part.batch_norm(
+                w,
+                b,
+                None::<&Tensor>,
+                None::<&Tensor>,
+                true,
+                0.0,
+                EPS,
+                false,
+            ));
+            let pixels = [0_i64, 2, 3];
+            means.push(part.mean_dim(pixels.as_slice(), false, None));
+            variances.push(part.var_dim(pixels.as_slice(), true, false));
+        }
+        let map = Tensor::cat(&maps, 0);
+        let map = match then {
+            0 => map,
+            1 => map.relu(),
+            _ => (map + &residual).relu(),
+        };
+        (&map * self.gradient.to_kind(Kind::Double)).sum(Kind::Double).backward();
+        let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
+        if then == 2 {
+            gradients.push(residual.grad());
+        }
+        let (mean, variance) = (Tensor::stack(&means, 0), Tensor::stack(&variances, 0));
+        Outcome { map, mean, variance, gradients }
+    }
+}
+
+struct Outcome {
+    map: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gradients: Vec<Tensor>,
+}
+
+/// The largest difference, relative to the largest value.
+fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
+    assert_eq!(ours.size(), theirs.size());
+    let difference = (ours.to_kind(Kind::Double) - theirs).abs().max();
+    difference.double_value(&[]) / theirs.abs().max().double_value(&[]).max(1e-30)
+}
+
+fn compare(case: &Case, bound: f64) {
+    for then in 0..3 {
+        let (ours, theirs) = (case.ours(then), case.theirs(then));
+        let mut pairs = vec![
+            (&ours.map, &theirs.map),
+            (&ours.mean, &theirs.mean),
+            (&ours.variance, &theirs.variance),
+        ];
+        pairs.extend(ours.gradients.iter().zip(&theirs.gradients));
+        assert_eq!(ours.gradients.len(), theirs.gradients.len());
+        for (i, (ours, theirs)) in pairs.into_iter().enumerate() {
+            let error = error(ours, theirs);
+            assert!(error < bound, "then {then}, tensor {i}: {error:.2e} of {bound:.0e}");
+        }
+    }
+}
+
+#[test]
+fn float_groups_are_libtorchs() {
+    for (shape, groups) in [
+        ([8, 16, 7, 5], 4),
+        ([6, 8, 9, 9], 1),
+        ([6, 64, 3, 2], 6),
+        ([4, 24, 1, 2], 2),
+        ([2, 8, 40, 33], 2),
+    ] {
+        compare(&Case::new(shape, groups, Kind::Float), 3e-5);
+    }
+}
+
+/// Maps have 8 bits of mantissa; statistics and the gradients of weights are kept in float32.
+#[test]
+fn bfloat16_groups_are_libtorchs_within_their_bits() {
+    for (shape, groups) in [([8, 16, 7, 5], 4), ([6, 64, 5, 5], 2)] {
+        compare(&Case::new(shape, groups, Kind::BFloat16), 8e-3);
+    }
+}
+
+#[test]
+fn a_large_mean_does_not_drown_a_small_spread() {
+    let mut case = Case::new([4, 8, 16, 16], 2, Kind::Float);
+    case.x = case.x.randn_like() * 0.01 + 1000.0;
+    // The float itself rounds such values to 6e-5, a 160th of the spread.
+    let (ours, theirs) = (case.ours(0), case.theirs(0));
+    assert!(error(&ours.variance, &theirs.variance) < 1e-4);
+    assert!(error(&ours.mean, &theirs.mean) < 1e-7);
+}
+
+#[test]
+fn channels_last_maps_and_others_are_the_same() {
+    let case = Case::new([4, 16, 6, 5], 2, Kind::Float);
+    let last = case.x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    let run = |x: &Tensor| normalise(x, &case.weight, &case.bias, 2, EPS, Then::Relu).unwrap().map;
+    assert!(run(&last).equal(&run(&case.x)));
+}
+
+#[test]
+fn what_is_not_a_number_stays_none() {
+    let case = Case::new([4, 8, 3, 3], 2, Kind::Float);
+    let x = case.x.copy();
+    let _ = x.narrow(0, 0, 1).fill_(f64::NAN);
+    let y = normalise(&x, &case.weight, &case.bias, 2, EPS, Then::Relu).unwrap().map;
+    let nan = |rows: &Tensor| rows.isnan().sum(Kind::Int64).int64_value(&[]);
+    assert_eq!(nan(&y.narrow(0, 0, 2)), 2 * 8 * 9, "its group");
+    assert_eq!(nan(&y.narrow(0, 2, 2)), 0, "the other");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let case = Case::new([4, 8, 3, 3], 3, Kind::Float);
+    let refused = |x: &Tensor, groups| {
+        normalise(x, &case.weight, &case.bias, groups, EPS, Then::Nothing).unwrap_err().to_string()
+    };
+    assert!(refused(&case.x, 3).contains("4 samples has no 3 groups"));
+    assert!(refused(&case.x.to_kind(Kind::Double), 2).contains("float or bfloat16"));
+    assert!(!takes(12) && takes(24));
+    assert!(refused(&Tensor::zeros([4, 12, 3, 3], (Kind::Float, Device::Cpu)), 2).contains("12"));
+}
