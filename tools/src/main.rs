@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 mod check;
 mod demo;
+mod gpu_check;
 mod objects;
 mod peers;
 mod setup;
@@ -33,6 +34,9 @@ cargo xtask <command>
     --seconds S       of a run (default: 8)
     --record FILE     write the tables, what ran and where, as Markdown
     --list            who there is, and what is installed
+  gpu-check DIR     what a machine with a GPU and no Rust needs to test and measure: binaries, tests,
+                    benches, shards, and the script to run there
+    --images IMAGES   a folder of JPEGs to measure with
   check             format, lints, documentation, benches as tests, the rules of this repository
 ";
 
@@ -57,6 +61,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "help" | "-h" | "--help" => eprint!("{HELP}"),
         "demo" => return demo::run(&root, rest),
         "peers" => peers::run(&root, rest)?,
+        "gpu-check" => gpu_check::run(&root, rest)?,
         "test" => check::test(&root, rest)?,
         "setup" | "check" if !rest.is_empty() => {
             bail!("`cargo xtask {command}` takes no arguments, and got {}", rest.join(" "))

@@ -1,0 +1,161 @@
+//! `cargo xtask gpu-check DIR`: everything that a machine with a GPU and no Rust needs in order to run
+//! `tools/gpu-check/check.py`.
+//!
+//! Binaries are built here, with a rpath that means nothing there: the script finds the libtorch of
+//! that machine's Python. They are stripped, since the folder has to travel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{setup, shell};
+
+/// Tests that use a GPU where there is one: package and name.
+const TESTS: &[(&str, &str)] = &[
+    ("detco-shards", "cuda"),
+    ("detco-shards", "device"),
+    ("detco-shards", "device_views"),
+    ("detco-shards", "nvjpeg"),
+    ("detco", "gpu"),
+];
+/// What `check.py` measures with.
+const BENCHES: &[(&str, &str)] =
+    &[("detco-shards", "device_decode"), ("detco-shards", "device_views"), ("detco", "step")];
+/// Samples that travel: three different batches of 64, in some 20 MB of ImageNet.
+const SAMPLES: usize = 200;
+
+/// What was asked for.
+#[derive(Debug)]
+struct Options {
+    bundle: PathBuf,
+    images: PathBuf,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Options> {
+        match arguments {
+            [bundle, flag, images] if flag == "--images" => {
+                Ok(Options { bundle: bundle.into(), images: images.into() })
+            }
+            _ => bail!(
+                "usage: cargo xtask gpu-check DIR --images IMAGES\n\
+                 DIR is made; IMAGES is a folder of JPEGs to measure with"
+            ),
+        }
+    }
+}
+
+/// Builds everything and lays it into the folder.
+pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    let bundle = &options.bundle;
+    ensure!(!bundle.exists(), "{} exists already", bundle.display());
+    let ready = setup::run(root)?;
+    for folder in ["bin", "tests", "bench", "lib", "reference"] {
+        fs::create_dir_all(bundle.join(folder))
+            .with_context(|| format!("making {}", bundle.join(folder).display()))?;
+    }
+    let built = |words: &str| executables(root, words);
+    let programs = built("build --release --package detco --bins")?;
+    for program in ["detco", "detco-train"] {
+        lay(&programs, program, &bundle.join("bin"))?;
+    }
+    for (package, name) in TESTS {
+        let words = format!("test --no-run --release --package {package} --test {name}");
+        lay(&built(&words)?, name, &bundle.join("tests"))?;
+    }
+    for (package, name) in BENCHES {
+        let words = format!("bench --no-run --package {package} --bench {name}");
+        lay(&built(&words)?, name, &bundle.join("bench"))?;
+    }
+    let nvjpeg = find_nvjpeg(&ready.libtorch)?;
+    copy(&nvjpeg, &bundle.join("lib").join("libnvjpeg.so.13"))?;
+    for script in ["check.py", "pytorch_step.py", "pytorch_decode.py"] {
+        copy(&root.join("tools/gpu-check").join(script), &bundle.join(script))?;
+    }
+    let reference = "detco_reference.py";
+    copy(&root.join("tools/reference").join(reference), &bundle.join("reference").join(reference))?;
+    shards(&options, bundle)?;
+    let name = bundle.display();
+    eprintln!(
+        "\n{name} is ready. On the machine with the GPU:\n  python3 {name}/check.py {name} RESULTS"
+    );
+    eprintln!("To carry it: tar -cJf gpu-check.tar.xz -C {name} . (check.py takes that file too)");
+    Ok(())
+}
+
+/// Runs cargo and returns the executables that it names, with their targets' names.
+fn executables(root: &Path, words: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = shell::cargo(root);
+    command.args(words.split(' ')).arg("--message-format=json-render-diagnostics");
+    eprintln!("\n$ {}", shell::line(&command));
+    let output =
+        command.stderr(std::process::Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(output.status.success(), "cargo failed ({})", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let found = messages.filter_map(|message| {
+        let name = message["target"]["name"].as_str()?.to_string();
+        Some((name, PathBuf::from(message["executable"].as_str()?)))
+    });
+    Ok(found.collect())
+}
+
+/// Copies the executable of a target and strips the copy.
+fn lay(executables: &[(String, PathBuf)], name: &str, folder: &Path) -> Result<()> {
+    let found = executables.iter().find(|(target, _)| target == name);
+    let (_, program) = found.with_context(|| format!("cargo named no executable of {name}"))?;
+    let to = folder.join(name);
+    copy(program, &to)?;
+    shell::output(Command::new("strip").arg(&to)).map(drop)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+/// The library of the wheel `nvidia-nvjpeg`, which lies beside torch's.
+fn find_nvjpeg(libtorch: &Path) -> Result<PathBuf> {
+    let packages = libtorch.canonicalize()?;
+    let packages = packages.parent().context("libtorch lies in no folder of packages")?;
+    let library = packages.join("nvidia/cu13/lib/libnvjpeg.so.13");
+    ensure!(library.is_file(), "{} is missing: `cargo xtask setup` brings it", library.display());
+    Ok(library)
+}
+
+/// Packs images into shards. `check.py` takes them out again for the tests that want files.
+fn shards(options: &Options, bundle: &Path) -> Result<()> {
+    let mut jpegs = Vec::new();
+    collect(&options.images, &mut jpegs)?;
+    jpegs.sort();
+    ensure!(!jpegs.is_empty(), "{}: no JPEG", options.images.display());
+    let every = jpegs.len().div_ceil(SAMPLES);
+    let folder = bundle.join("images");
+    fs::create_dir_all(&folder)?;
+    for (number, jpeg) in jpegs.iter().step_by(every).enumerate() {
+        copy(jpeg, &folder.join(format!("{number:06}.jpg")))?;
+    }
+    let mut pack = Command::new(bundle.join("bin/detco"));
+    shell::step(pack.arg("pack").arg(&folder).arg(bundle.join("shards")))?;
+    fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
+}
+
+fn collect(folder: &Path, jpegs: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, jpegs)?;
+        } else if path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("jpg") || e.eq_ignore_ascii_case("jpeg"))
+        {
+            jpegs.push(path);
+        }
+    }
+    Ok(())
+}
