@@ -1,5 +1,7 @@
 //! The data plane of `detco`: bytes on disk to a slab of pixels, without libtorch.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod format;
 pub mod order;
