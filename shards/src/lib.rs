@@ -1,5 +1,9 @@
 //! The data plane of `detco`: bytes on disk to a slab of pixels, without libtorch.
 
+// The images of the tests name the crate from outside.
+#[cfg(test)]
+extern crate self as detco_shards;
+
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;

@@ -12,6 +12,19 @@ use super::{CudaError, library};
 /// Room for a device's name.
 const NAME_BYTES: usize = 256;
 
+/// What a launch has to keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Threads that one of them holds at a time.
+    pub threads_per_multiprocessor: u32,
+    /// Bytes of shared memory of one of them.
+    pub shared_bytes_per_multiprocessor: u32,
+    /// Bytes of shared memory that a block may have, where its kernel asks for leave.
+    pub shared_bytes_per_block: u32,
+}
+
 /// One GPU, and its primary context: the one that libtorch uses too.
 #[derive(Debug)]
 pub struct Device {
@@ -20,7 +33,7 @@ pub struct Device {
     name: String,
     architecture: Architecture,
     memory_bytes: usize,
-    multiprocessors: u32,
+    limits: Limits,
 }
 
 // SAFETY: device and context are handles that the driver allows in every thread; each call makes the
@@ -59,8 +72,7 @@ impl Device {
             handle,
             sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )?;
-        let multiprocessors =
-            attribute(handle, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let limits = limits(handle)?;
         let mut memory_bytes = 0;
         // SAFETY: `memory_bytes` is a place for one size, and the device exists.
         let status = unsafe { sys::cuDeviceTotalMem_v2(&mut memory_bytes, handle) };
@@ -70,7 +82,7 @@ impl Device {
         let status = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, handle) };
         check("cuDevicePrimaryCtxRetain", status)?;
         let architecture = Architecture { major, minor };
-        Ok(Arc::new(Device { handle, context, name, architecture, memory_bytes, multiprocessors }))
+        Ok(Arc::new(Device { handle, context, name, architecture, memory_bytes, limits }))
     }
 
     /// The marketing name, as "NVIDIA H100 80GB HBM3".
@@ -88,9 +100,9 @@ impl Device {
         self.memory_bytes
     }
 
-    /// Streaming multiprocessors: blocks beyond a few for each wait for others.
-    pub fn multiprocessors(&self) -> u32 {
-        self.multiprocessors
+    /// What a launch has to keep to.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Bytes of the GPU's memory that nobody has taken.
@@ -138,6 +150,19 @@ fn name(handle: sys::CUdevice) -> Result<String, CudaError> {
     check("cuDeviceGetName", status)?;
     let name = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
     Ok(name.to_string_lossy().into_owned())
+}
+
+fn limits(handle: sys::CUdevice) -> Result<Limits, CudaError> {
+    use sys::CUdevice_attribute as Which;
+    let ask = |which| attribute(handle, which);
+    Ok(Limits {
+        multiprocessors: ask(Which::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        threads_per_multiprocessor: ask(Which::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+        shared_bytes_per_multiprocessor: ask(
+            Which::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
+        shared_bytes_per_block: ask(Which::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    })
 }
 
 fn attribute(handle: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u32, CudaError> {

@@ -22,7 +22,7 @@ mod memory;
 mod module;
 mod nvrtc;
 
-pub use device::{Device, Event, Stream};
+pub use device::{Device, Event, Limits, Stream};
 pub use error::CudaError;
 pub use library::Search;
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};

@@ -12,6 +12,8 @@
 mod avx2;
 mod blur;
 mod color;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod geometry;
 mod numbers;
 mod plan;

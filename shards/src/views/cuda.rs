@@ -1,0 +1,341 @@
+//! The renderer on a GPU: frames and plans in, batch tensors out, one launch a batch.
+//!
+//! The kernels lie in `kernels/`: `view.h` says what a block of threads does with a view, pass by pass,
+//! and what each pass reads and writes. They are compiled for the device when a [`DeviceRenderer`] is
+//! made. Their pixels are the CPU renderer's, byte for byte; the tests hold the same source, compiled
+//! for the host, to that.
+//!
+//! Nothing here waits for the device.
+
+mod pack;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::plan::{Op, Rect, SamplePlan};
+use crate::cuda::{
+    Architecture, Code, CudaError, Device, DeviceBuffer, DeviceSlice, Event, Function, Launch,
+    Nvrtc, Origin, PinnedBuffer, Program, Stream,
+};
+use pack::{BatchWords, Layout, Packed};
+
+/// Batches whose plans may be on their way at once: the host fills one buffer while the device reads
+/// another, and a third is on the bus.
+const PLANS_IN_FLIGHT: usize = 3;
+
+/// Threads of a block that normalises, and blocks for each multiprocessor: enough to fill it twice.
+const NORMALISE: (u32, u32) = (256, 16);
+
+/// The kernels' source.
+const KERNELS: Program<'static> = Program {
+    name: "views.cu",
+    source: include_str!("kernels/views.cu"),
+    headers: &[("view.h", include_str!("kernels/view.h"))],
+    // Fused multiply-adds round once where Pillow rounds twice.
+    options: &["--std=c++17", "--fmad=false"],
+};
+
+/// Why a batch is not rendered. Nothing of it was queued then.
+#[derive(Debug, Error)]
+pub enum DeviceViewsError {
+    /// The device, the driver or the compiler.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The kernels lack an operation; [`supports`] says so beforehand.
+    #[error("the kernels have no {op:?}: such a view is rendered on the CPU")]
+    Unsupported {
+        /// The operation.
+        op: Op,
+    },
+    /// A plan was drawn for an image of another size.
+    #[error("{crop:?} does not lie in a frame of {width}x{height}")]
+    Crop {
+        /// The plan's crop.
+        crop: Rect,
+        /// Width of the frame.
+        width: u32,
+        /// Height of the frame.
+        height: u32,
+    },
+    /// A number of a plan, a frame or a tensor is not what the batch's shape asks for.
+    #[error("{what} is {found}, and must be {expected}")]
+    Shape {
+        /// Which number.
+        what: &'static str,
+        /// What the shape asks for.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// A number is above what fits.
+    #[error("{what} is {found}, and may be at most {most}")]
+    Above {
+        /// Which number.
+        what: &'static str,
+        /// The largest that fits.
+        most: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// A view or a patch has no pixels.
+    #[error("a view or a patch of 0 pixels")]
+    Empty,
+    /// A plan with local views for a batch without, or the other way round.
+    #[error("the batch has local views, the plan has none, or the other way round")]
+    Local,
+}
+
+/// Whether the kernels can render all views of a plan. What they cannot (operations of RandAugment that
+/// need more than one pixel) is for the CPU.
+pub fn supports(plan: &SamplePlan) -> bool {
+    let locals = plan.local.iter().flatten().map(|local| &local.whole);
+    plan.global.iter().chain(locals).flat_map(|view| &view.ops).all(|op| pack::has(*op))
+}
+
+/// Numbers of the batch tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, the nearest to the 32-bit float.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+        }
+    }
+}
+
+/// What a batch looks like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchShape {
+    /// Samples of a batch, n.
+    pub samples: usize,
+    /// Side of the global views.
+    pub size: u32,
+    /// Side of the patches, where there are local views.
+    pub patch: Option<u32>,
+    /// Type of the numbers.
+    pub element: Element,
+    /// Means of the channels, of bytes / 255.
+    pub mean: [f32; 3],
+    /// Deviations of the channels.
+    pub std: [f32; 3],
+}
+
+impl BatchShape {
+    /// Numbers of a global view, `[size, size, 3]`.
+    pub fn global_numbers(&self) -> usize {
+        self.size as usize * self.size as usize * 3
+    }
+
+    /// Numbers of a local view, `[9, patch, patch, 3]`; 0 without local views.
+    pub fn local_numbers(&self) -> usize {
+        let patch = self.patch.unwrap_or(0) as usize;
+        9 * patch * patch * 3
+    }
+}
+
+/// A decoded image on the device: RGB bytes `[height, width, 3]`, rows `pitch` bytes apart.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceFrame<'a> {
+    /// The bytes.
+    pub pixels: DeviceSlice<'a>,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Bytes from one row to the next.
+    pub pitch: usize,
+}
+
+/// One sample to be rendered.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// Its place in the batch, below n.
+    pub slot: usize,
+    /// The image.
+    pub frame: DeviceFrame<'a>,
+    /// What was drawn for it.
+    pub plan: &'a SamplePlan,
+}
+
+/// Tensors that a batch goes to, channels last.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    /// `[n, size, size, 3]`, for the query and for the key.
+    pub global: [DeviceSlice<'a>; 2],
+    /// `[n, 9, patch, patch, 3]`, for the query and for the key.
+    pub local: Option<[DeviceSlice<'a>; 2]>,
+}
+
+/// Renders batches on a device. Its memory grows to what the largest batch needs, and stays.
+#[derive(Debug)]
+pub struct DeviceRenderer {
+    device: Arc<Device>,
+    shape: BatchShape,
+    views: Function,
+    normalise: Function,
+    origin: Origin,
+    packed: Packed,
+    /// Plans on their way, used in turn.
+    plans: [PinnedBuffer; PLANS_IN_FLIGHT],
+    turn: usize,
+    /// The plans that the kernel reads, and its scratch memory.
+    device_plans: DeviceBuffer,
+    scratch: DeviceBuffer,
+    /// Behind the last launch: the next one uses the same memory, perhaps on another stream.
+    launched: Event,
+}
+
+impl DeviceRenderer {
+    /// Compiles the kernels for `device`, or takes them from the folder `cache`.
+    ///
+    /// # Errors
+    /// When they do not compile or load, or the driver fails.
+    pub fn new(
+        device: &Arc<Device>,
+        nvrtc: &Nvrtc,
+        cache: &Path,
+        shape: BatchShape,
+    ) -> Result<DeviceRenderer, DeviceViewsError> {
+        let compiled = nvrtc.compile_cached(&KERNELS, device.architecture(), Code::Cubin, cache)?;
+        let module = crate::cuda::Module::load(device, &compiled.code)?;
+        let views = module.function("detco_views")?;
+        views.allow_shared(pack::dynamic_shared(device))?;
+        let [a, b, c] = [(); PLANS_IN_FLIGHT].map(|()| PinnedBuffer::new(device, 0));
+        Ok(DeviceRenderer {
+            device: Arc::clone(device),
+            shape,
+            views,
+            normalise: module.function("detco_normalise")?,
+            origin: compiled.origin,
+            packed: Packed::default(),
+            plans: [a?, b?, c?],
+            turn: 0,
+            device_plans: DeviceBuffer::new(device, 0)?,
+            scratch: DeviceBuffer::new(device, 0)?,
+            launched: Event::new(device)?,
+        })
+    }
+
+    /// Where the kernels came from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What batches look like.
+    pub fn shape(&self) -> &BatchShape {
+        &self.shape
+    }
+
+    /// Queues one launch that renders all views of `items` into their slots of `out`. Does not wait.
+    /// Other slots are left alone.
+    ///
+    /// # Errors
+    /// When a plan or a tensor does not fit the shape, a plan is not [supported](supports), or the
+    /// driver fails.
+    pub fn render(
+        &mut self,
+        items: &[Item<'_>],
+        out: &Outputs<'_>,
+        stream: &Stream,
+    ) -> Result<(), DeviceViewsError> {
+        self.packed.fill(&self.shape, items, out)?;
+        if items.is_empty() {
+            return Ok(());
+        }
+        let layout = Layout::of(&self.packed, &self.device);
+        self.grow(&layout)?;
+        // The last launch may read plans and scratch still, on another stream.
+        stream.wait(&self.launched)?;
+        let plans = &mut self.plans[self.turn];
+        self.turn = (self.turn + 1) % PLANS_IN_FLIGHT;
+        let len = self.packed.bytes_len();
+        self.packed.write(plans.bytes_mut()?);
+        plans.upload(0..len, self.device_plans.as_slice(), stream)?;
+        let at = [self.device_plans.as_slice().address(), self.scratch.as_slice().address()];
+        let mut batch = BatchWords::new(&self.packed, &layout, &self.shape, at);
+        #[expect(unsafe_code, reason = "a launch")]
+        // SAFETY: the kernel's one parameter is a `Batch`, of the same layout (a test compares the
+        // sizes). It reads the plans and frames and writes scratch, each as long as `grow` and `fill`
+        // made sure of; the tensors' slots were checked by `fill`. All of it outlives the kernel by
+        // `DeviceSlice`'s contract and `DeviceBuffer`'s drop.
+        unsafe {
+            self.views.launch(stream, layout.launch, &mut [(&raw mut batch).cast::<c_void>()])?;
+        }
+        self.launched.record(stream)?;
+        Ok(())
+    }
+
+    /// Queues the normalisation of bytes that the CPU rendered: `from` are `[..., 3]` bytes on the
+    /// device, `to` as many numbers. Does not wait.
+    ///
+    /// # Errors
+    /// When `to` has another length, or the driver fails.
+    pub fn normalise(
+        &self,
+        from: DeviceSlice<'_>,
+        to: DeviceSlice<'_>,
+        stream: &Stream,
+    ) -> Result<(), DeviceViewsError> {
+        pack::expect("bytes of the tensor", from.len() * self.shape.element.bytes(), to.len())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        let mut batch = BatchWords::of_shape(&self.shape);
+        let (mut source, mut target, mut count) = (from.address(), to.address(), from.len() as u64);
+        let (threads, blocks) = NORMALISE;
+        let needed = u32::try_from(count.div_ceil(u64::from(threads))).unwrap_or(u32::MAX);
+        let blocks = needed.min(blocks * self.device.limits().multiprocessors);
+        let launch = Launch { grid: [blocks.max(1), 1, 1], threads, shared_bytes: 0 };
+        let mut arguments = [
+            (&raw mut batch).cast::<c_void>(),
+            (&raw mut source).cast(),
+            (&raw mut target).cast(),
+            (&raw mut count).cast(),
+        ];
+        #[expect(unsafe_code, reason = "a launch")]
+        // SAFETY: the kernel's parameters are a `Batch`, an address, an address and a count. It reads
+        // `count` bytes and writes as many numbers, which were just compared with the slices.
+        unsafe {
+            self.normalise.launch(stream, launch, &mut arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Makes memory as large as a batch needs. Allocating waits for the device; after the largest image
+    /// has been seen it does not happen again.
+    fn grow(&mut self, layout: &Layout) -> Result<(), DeviceViewsError> {
+        let plans = self.packed.bytes_len();
+        if self.device_plans.len() < plans {
+            self.device_plans = DeviceBuffer::new(&self.device, plans.next_power_of_two())?;
+        }
+        if self.plans[self.turn].len() < plans {
+            self.plans[self.turn] = PinnedBuffer::new(&self.device, plans.next_power_of_two())?;
+        }
+        let scratch = layout.scratch_len();
+        if self.scratch.len() < scratch {
+            self.scratch = DeviceBuffer::new(&self.device, scratch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Compiles the kernels to PTX, as the tests do for architectures that are not there.
+///
+/// # Errors
+/// When they do not compile.
+pub fn kernels_as_ptx(nvrtc: &Nvrtc, architecture: Architecture) -> Result<Vec<u8>, CudaError> {
+    nvrtc.compile(&KERNELS, architecture, Code::Ptx)
+}

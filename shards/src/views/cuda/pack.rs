@@ -1,0 +1,374 @@
+//! Plans as the kernels read them: the structures of `kernels/view.h`, field by field, and how the
+//! memory of a block is laid out.
+
+use super::super::blur::Kernel;
+use super::super::color;
+use super::super::plan::{LocalPlan, Op, ViewPlan};
+use super::super::recipe::GRID;
+use super::{BatchShape, DeviceFrame, DeviceViewsError, Element, Item, Outputs};
+use crate::cuda::{Device, DeviceSlice, Launch, Limits};
+
+/// Words of 4 bytes of a `View`.
+const VIEW_WORDS: usize = 26;
+/// Words of an `Op`.
+const OP_WORDS: usize = 5;
+/// Threads of the largest block, as the kernel's launch bounds say, and of the smallest.
+const THREADS: (u32, u32) = (128, 1024);
+/// Pixels of a view for each thread, at least: fewer would mostly wait for each other.
+const PIXELS_PER_THREAD: u32 = 8;
+/// Shared memory that the compiler and the driver take for themselves.
+const SHARED_RESERVED: u32 = 2048;
+/// Bytes of the table of outputs; `TABLE_BYTES` of `view.h`.
+const TABLE_BYTES: u32 = 3 * 256 * 4;
+/// Bytes of a `Span` of `view.h`, for both axes.
+const SPAN_BYTES: u32 = 2 * 8;
+/// Largest side of a view: a patch's place takes 16 bits, and sums of luma 32.
+const SIDE_MAX: u32 = 4096;
+
+/// Whether the kernels have an operation.
+pub(super) fn has(op: Op) -> bool {
+    op_words(op).is_some()
+}
+
+fn op_words(op: Op) -> Option<[u32; OP_WORDS]> {
+    let blend = |kind, factor: f32| [kind, factor.to_bits(), 0, 0, 0];
+    let number = |kind, a: u32| [kind, 0, a, 0, 0];
+    Some(match op {
+        Op::Brightness(factor) => blend(0, factor),
+        Op::Contrast(factor) => blend(1, factor),
+        Op::Saturation(factor) => blend(2, factor),
+        Op::Hue(turns) => number(3, color::shift(turns).into()),
+        Op::Gray => number(4, 0),
+        Op::Blur(sigma) => {
+            let Kernel { radius, full, far } = Kernel::gaussian(sigma);
+            let radius = u32::try_from(radius).ok().filter(|radius| *radius <= SIDE_MAX)?;
+            [5, 0, full, far, radius]
+        }
+        Op::Invert => number(6, 0),
+        Op::Posterize(bits) => number(7, (0xFF00 >> bits.min(8)) & 0xFF),
+        Op::Solarize(threshold) => number(8, threshold.into()),
+        Op::SolarizeAdd(add) => number(9, add.into()),
+        Op::AutoContrast | Op::Equalize | Op::Sharpness(_) | Op::Affine { .. } => return None,
+    })
+}
+
+/// A batch's views and operations in the kernels' words.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    views: Vec<u32>,
+    ops: Vec<u32>,
+    /// Largest side of a view.
+    side_max: u32,
+    /// Bytes of the views' pixels: the largest of all, and the largest but those of the largest's size.
+    view_bytes: [u32; 2],
+    /// Bytes of the weights of the view that has most.
+    weight_bytes: u64,
+    /// Whether some blur is wider than the kernels' registers.
+    wide: bool,
+}
+
+impl Packed {
+    /// Packs all views of `items`.
+    pub(super) fn fill(
+        &mut self,
+        shape: &BatchShape,
+        items: &[Item<'_>],
+        out: &Outputs<'_>,
+    ) -> Result<(), DeviceViewsError> {
+        *self = Packed {
+            views: std::mem::take(&mut self.views),
+            ops: std::mem::take(&mut self.ops),
+            ..Packed::default()
+        };
+        self.views.clear();
+        self.ops.clear();
+        let bytes = shape.element.bytes();
+        let (global, local) = (shape.global_numbers() * bytes, shape.local_numbers() * bytes);
+        for tensor in out.global {
+            expect("bytes of a global tensor", shape.samples * global, tensor.len())?;
+        }
+        for tensor in out.local.iter().flatten() {
+            expect("bytes of a local tensor", shape.samples * local, tensor.len())?;
+        }
+        for item in items {
+            at_most("the slot of a sample", item.slot, shape.samples.saturating_sub(1))?;
+            let place =
+                |tensor: DeviceSlice<'_>, view| tensor.address() + (item.slot * view) as u64;
+            for (plan, tensor) in item.plan.global.iter().zip(out.global) {
+                expect("the side of a global view", shape.size as usize, plan.size as usize)?;
+                self.push(&item.frame, plan, None, place(tensor, global))?;
+            }
+            match (&item.plan.local, out.local, shape.patch) {
+                (Some(plans), Some(tensors), Some(patch)) => {
+                    for (plan, tensor) in plans.iter().zip(tensors) {
+                        expect("the side of a patch", patch as usize, plan.patch as usize)?;
+                        self.push(&item.frame, &plan.whole, Some(plan), place(tensor, local))?;
+                    }
+                }
+                (None, None, None) => {}
+                _ => return Err(DeviceViewsError::Local),
+            }
+        }
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        frame: &DeviceFrame<'_>,
+        plan: &ViewPlan,
+        local: Option<&LocalPlan>,
+        out: u64,
+    ) -> Result<(), DeviceViewsError> {
+        check_frame(frame, plan)?;
+        at_most("the side of a view", plan.size as usize, SIDE_MAX as usize)?;
+        // A patch of 0 would mean none, to the kernel.
+        let sides = [plan.size, local.map_or(1, |local| local.patch)];
+        if sides.contains(&0) {
+            return Err(DeviceViewsError::Empty);
+        }
+        let first_op = self.ops.len() / OP_WORDS;
+        for op in &plan.ops {
+            let words = op_words(*op).ok_or(DeviceViewsError::Unsupported { op: *op })?;
+            self.wide |= matches!(op, Op::Blur(_)) && words[4] > 1;
+            self.ops.extend(words);
+        }
+        let slots = match local {
+            Some(local) => slots(local)?,
+            None => [0; 9],
+        };
+        let taps = [plan.crop.width, plan.crop.height].map(|inputs| taps(inputs, plan.size));
+        let long = |value: u64| [value as u32, (value >> 32) as u32];
+        let start = self.views.len();
+        self.views
+            .extend([frame.pixels.address(), out, frame.pitch as u64].into_iter().flat_map(long));
+        let crop = plan.crop;
+        self.views.extend([crop.left, crop.top, crop.width, crop.height]);
+        self.views.extend([plan.size, taps[0], first_op as u32, plan.ops.len() as u32]);
+        self.views.extend([plan.flip.into(), local.map_or(0, |local| local.patch)]);
+        self.views.extend(slots);
+        self.views.push(taps[1]);
+        debug_assert_eq!(self.views.len() - start, VIEW_WORDS, "a View of view.h");
+
+        self.side_max = self.side_max.max(plan.size);
+        let weights = 4 * u64::from(plan.size) * u64::from(taps[0] + taps[1]);
+        self.weight_bytes = self.weight_bytes.max(weights);
+        let bytes = view_bytes(plan.size);
+        let [largest, second] = &mut self.view_bytes;
+        if bytes > *largest {
+            (*second, *largest) = (*largest, bytes);
+        } else if bytes < *largest {
+            *second = bytes.max(*second);
+        }
+        Ok(())
+    }
+
+    fn views(&self) -> u32 {
+        (self.views.len() / VIEW_WORDS) as u32
+    }
+
+    /// Bytes of everything.
+    pub(super) fn bytes_len(&self) -> usize {
+        4 * (self.views.len() + self.ops.len())
+    }
+
+    /// Views, then operations.
+    pub(super) fn write(&self, out: &mut [u8]) {
+        let words = self.views.iter().chain(&self.ops);
+        for (bytes, word) in out.chunks_exact_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+}
+
+/// That the crop lies in the frame, and the frame in its memory.
+fn check_frame(frame: &DeviceFrame<'_>, plan: &ViewPlan) -> Result<(), DeviceViewsError> {
+    let (crop, width, height) = (plan.crop, frame.width, frame.height);
+    let inside = |from: u32, length: u32, of: u32| {
+        length > 0 && from.checked_add(length).is_some_and(|end| end <= of)
+    };
+    if !inside(crop.left, crop.width, width) || !inside(crop.top, crop.height, height) {
+        return Err(DeviceViewsError::Crop { crop, width, height });
+    }
+    let row = width as usize * 3;
+    at_most("bytes of a row of the frame", row, frame.pitch)?;
+    let rows = (height as usize - 1).checked_mul(frame.pitch);
+    let bytes = rows.and_then(|rows| rows.checked_add(row)).unwrap_or(usize::MAX);
+    at_most("bytes of the frame", bytes, frame.pixels.len())
+}
+
+/// Where in the flipped view the patch of each slot lies: left and top, 16 bits each.
+fn slots(plan: &LocalPlan) -> Result<[u32; 9], DeviceViewsError> {
+    let cell_side = plan.whole.size / GRID;
+    let mut slots = [0; 9];
+    for (slot, cell) in slots.iter_mut().zip(plan.order) {
+        at_most("a cell of the grid", cell.into(), 8)?;
+        let [left, top] = plan.offsets[usize::from(cell)];
+        let end = left.max(top).saturating_add(plan.patch);
+        at_most("the end of a patch in its cell", end as usize, cell_side as usize)?;
+        let cell = u32::from(cell);
+        *slot = (cell % GRID * cell_side + left) | (cell / GRID * cell_side + top) << 16;
+    }
+    Ok(slots)
+}
+
+/// The most inputs that an output covers: twice the reduction, and one for where it begins. One more,
+/// because the kernel's sums round.
+fn taps(inputs: u32, outputs: u32) -> u32 {
+    (2.0 * (f64::from(inputs) / f64::from(outputs)).max(1.0)) as u32 + 2
+}
+
+/// Bytes of a view's pixels in a block's memory, rows `stride_of` (of `view.h`) bytes apart.
+fn view_bytes(side: u32) -> u32 {
+    3 * side * (4 * (side.div_ceil(4) | 1))
+}
+
+/// How the memory of a block is laid out, and what to launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) launch: Launch,
+    /// Bytes of shared memory for a view and for weights.
+    shared_view: u32,
+    shared_weights: u32,
+    /// In a block's scratch memory: where the weights begin, where a wide blur's copy, and its bytes.
+    scratch_weights: u64,
+    scratch_copy: u64,
+    scratch_bytes: u64,
+}
+
+/// Dynamic shared memory that a block may have on a device.
+pub(super) fn dynamic_shared(device: &Device) -> u32 {
+    device.limits().shared_bytes_per_block.saturating_sub(SHARED_RESERVED)
+}
+
+impl Layout {
+    pub(super) fn of(packed: &Packed, device: &Device) -> Layout {
+        Layout::within(packed, device.limits())
+    }
+
+    /// For a device of these limits.
+    pub(super) fn within(packed: &Packed, limits: Limits) -> Layout {
+        let shared = limits.shared_bytes_per_block.saturating_sub(SHARED_RESERVED);
+        let fixed = TABLE_BYTES + SPAN_BYTES * packed.side_max;
+        let mut room = shared.saturating_sub(fixed);
+        // The largest size of view that fits; larger ones are worked on in scratch memory.
+        let fitting = packed.view_bytes.into_iter().find(|bytes| *bytes <= room);
+        let shared_view = fitting.unwrap_or(0).next_multiple_of(16);
+        room = room.saturating_sub(shared_view);
+        let shared_weights =
+            u32::try_from(packed.weight_bytes).ok().filter(|bytes| *bytes <= room).unwrap_or(0);
+
+        let largest = u64::from(packed.view_bytes[0]);
+        let scratch_view = if fitting == Some(packed.view_bytes[0]) { 0 } else { largest };
+        let scratch_weights = scratch_view.next_multiple_of(256);
+        let weights = if shared_weights == 0 { packed.weight_bytes } else { 0 };
+        let scratch_copy = (scratch_weights + weights).next_multiple_of(256);
+        let copy = if packed.wide { largest } else { 0 };
+        let scratch_bytes = (scratch_copy + copy).next_multiple_of(256);
+
+        let pixels = packed.side_max * packed.side_max;
+        let (least, most) = THREADS;
+        let threads = (pixels / PIXELS_PER_THREAD).next_multiple_of(32).clamp(least, most);
+        let shared_bytes = fixed + shared_view + shared_weights;
+        let by_shared = limits.shared_bytes_per_multiprocessor / (shared_bytes + SHARED_RESERVED);
+        let each = by_shared.min(limits.threads_per_multiprocessor / threads).max(1);
+        let blocks = packed.views().min(each * limits.multiprocessors).max(1);
+        Layout {
+            launch: Launch { grid: [blocks, 1, 1], threads, shared_bytes },
+            shared_view,
+            shared_weights,
+            scratch_weights,
+            scratch_copy,
+            scratch_bytes,
+        }
+    }
+
+    /// Bytes of scratch memory of all blocks.
+    pub(super) fn scratch_len(&self) -> usize {
+        (self.scratch_bytes * u64::from(self.launch.grid[0])) as usize
+    }
+}
+
+/// `Batch` of `view.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchWords {
+    views: u64,
+    ops: u64,
+    scratch: u64,
+    scratch_bytes: u64,
+    scratch_weights: u64,
+    scratch_copy: u64,
+    count: u32,
+    side_max: u32,
+    shared_view: u32,
+    shared_weights: u32,
+    bf16: u32,
+    mean: [f32; 3],
+    std: [f32; 3],
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<BatchWords>() == 96, "`Batch` of view.h");
+
+impl BatchWords {
+    /// What a launch is told; addresses of plans and of scratch memory.
+    pub(super) fn new(
+        packed: &Packed,
+        layout: &Layout,
+        shape: &BatchShape,
+        [plans, scratch]: [u64; 2],
+    ) -> BatchWords {
+        BatchWords {
+            views: plans,
+            ops: plans + 4 * packed.views.len() as u64,
+            scratch,
+            scratch_bytes: layout.scratch_bytes,
+            scratch_weights: layout.scratch_weights,
+            scratch_copy: layout.scratch_copy,
+            count: packed.views(),
+            side_max: packed.side_max,
+            shared_view: layout.shared_view,
+            shared_weights: layout.shared_weights,
+            ..BatchWords::of_shape(shape)
+        }
+    }
+
+    /// What is known without views.
+    pub(super) fn of_shape(shape: &BatchShape) -> BatchWords {
+        BatchWords {
+            views: 0,
+            ops: 0,
+            scratch: 0,
+            scratch_bytes: 0,
+            scratch_weights: 0,
+            scratch_copy: 0,
+            count: 0,
+            side_max: 0,
+            shared_view: 0,
+            shared_weights: 0,
+            bf16: u32::from(shape.element == Element::Bf16),
+            mean: shape.mean,
+            std: shape.std,
+            reserved: 0,
+        }
+    }
+}
+
+/// That a number is the one that the shape asks for.
+pub(super) fn expect(
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), DeviceViewsError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(DeviceViewsError::Shape { what, expected: expected as u64, found: found as u64 })
+}
+
+fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), DeviceViewsError> {
+    if found <= most {
+        return Ok(());
+    }
+    Err(DeviceViewsError::Above { what, most: most as u64, found: found as u64 })
+}
