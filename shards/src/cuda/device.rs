@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 
 use super::error::check;
 use super::nvrtc::Architecture;
-use super::{CudaError, library};
+use super::{CudaError, DeviceSlice, library};
 
 /// Room for a device's name.
 const NAME_BYTES: usize = 256;
@@ -229,6 +229,21 @@ impl Stream {
         // SAFETY: stream and event are live.
         let status = unsafe { sys::cuStreamWaitEvent(self.handle, event.handle, 0) };
         check("cuStreamWaitEvent", status)
+    }
+
+    /// Queues a copy on the device, of the beginning of `from` to all of `to`. Does not wait.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`] where `from` is shorter, [`CudaError::Driver`] where the driver fails.
+    pub fn copy(&self, from: DeviceSlice<'_>, to: DeviceSlice<'_>) -> Result<(), CudaError> {
+        let from = from.slice(0..to.len())?;
+        self.device.bind()?;
+        // SAFETY: as many bytes on both sides, which outlive queued work by `DeviceSlice`'s contract, or
+        // by `DeviceBuffer::drop`.
+        let status = unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to.address(), from.address(), to.len(), self.handle)
+        };
+        check("cuMemcpyDtoDAsync", status)
     }
 
     /// Waits until all that is queued here is done.

@@ -37,7 +37,7 @@ const DRIVER: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// Every function of the driver that this crate calls. `cudarc` panics at one that is missing, so all
 /// are asked for before the first is called.
-const DRIVER_FUNCTIONS: [&str; 34] = [
+const DRIVER_FUNCTIONS: [&str; 35] = [
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -63,6 +63,7 @@ const DRIVER_FUNCTIONS: [&str; 34] = [
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuModuleGetFunction",

@@ -305,10 +305,13 @@ mod tests {
         host.upload(0..1000, there.as_slice(), &stream).unwrap();
         // Overwriting waits for the copy.
         host.bytes_mut().unwrap().fill(0);
-        host.download(500..1000, there.slice(500..1000).unwrap(), &stream).unwrap();
+        let copy = DeviceBuffer::new(&device, 500).unwrap();
+        stream.copy(there.slice(500..1000).unwrap(), copy.as_slice()).unwrap();
+        host.download(500..1000, copy.as_slice(), &stream).unwrap();
         let bytes = host.bytes().unwrap();
         assert!(bytes[..500].iter().all(|byte| *byte == 0));
         assert!(bytes[500..].iter().enumerate().all(|(i, byte)| *byte == (500 + i) as u8));
+        assert!(stream.copy(copy.as_slice(), there.as_slice()).is_err());
         assert!(host.upload(0..1000, there.slice(1..1000).unwrap(), &stream).is_err());
         println!("copied on {}", device.name());
     }

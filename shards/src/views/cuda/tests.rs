@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "host memory stands in for the device's")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
@@ -404,4 +404,88 @@ fn the_kernels_compile_for_each_generation_since_ampere() {
         }
         assert!(!ptx.contains("fma.rn.f"), "{name}: a fused multiply-add changes bytes");
     }
+}
+
+/// Some bytes of the host on the device.
+fn upload(device: &Arc<Device>, bytes: &[u8], stream: &Stream) -> DeviceBuffer {
+    let mut pinned = PinnedBuffer::new(device, bytes.len()).unwrap();
+    pinned.bytes_mut().unwrap().copy_from_slice(bytes);
+    let buffer = DeviceBuffer::new(device, bytes.len()).unwrap();
+    pinned.upload(0..bytes.len(), buffer.as_slice(), stream).unwrap();
+    buffer
+}
+
+fn download(device: &Arc<Device>, buffer: &DeviceBuffer, stream: &Stream) -> Vec<u8> {
+    let mut pinned = PinnedBuffer::new(device, buffer.len()).unwrap();
+    pinned.download(0..buffer.len(), buffer.as_slice(), stream).unwrap();
+    pinned.bytes().unwrap().to_vec()
+}
+
+/// The kernels themselves, where there is a GPU. Where there is none, opening one says so.
+#[test]
+fn a_device_renders_the_renderers_bytes_or_says_that_it_is_not_there() {
+    let device = match Device::open(0) {
+        Ok(device) => device,
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains("CUDA") || text.contains("failed"), "{text}");
+            println!("no GPU here, the kernels ran on the host only: {text}");
+            return;
+        }
+    };
+    println!("the kernels run on {}", device.name());
+    let cache = tempfile::tempdir().unwrap();
+    for name in Recipe::PRESETS {
+        let recipe = Recipe::preset(name).unwrap();
+        let samples = drawn(&recipe);
+        let shape = shape_of(&recipe, samples.len(), Element::F32);
+        on_device(&device, cache.path(), &samples, shape, name);
+    }
+}
+
+fn on_device(
+    device: &Arc<Device>,
+    cache: &Path,
+    samples: &[(Image, SamplePlan)],
+    shape: BatchShape,
+    name: &str,
+) {
+    let stream = Stream::new(device).unwrap();
+    let mut renderer = DeviceRenderer::new(device, &nvrtc(), cache, shape).unwrap();
+    let frames: Vec<DeviceBuffer> =
+        samples.iter().map(|(image, _)| upload(device, &image.pixels, &stream)).collect();
+    let numbers = [shape.global_numbers(), shape.local_numbers()];
+    let tensors =
+        [0, 0, 1, 1].map(|which| upload(device, &tensor(&shape, numbers[which]), &stream));
+    let [a, b, c, d] = [0, 1, 2, 3].map(|which| tensors[which].as_slice());
+    let out = Outputs { global: [a, b], local: shape.patch.map(|_| [c, d]) };
+    let items: Vec<Item<'_>> = samples
+        .iter()
+        .zip(&frames)
+        .enumerate()
+        .map(|(slot, ((image, plan), buffer))| Item {
+            slot,
+            frame: DeviceFrame { pixels: buffer.as_slice(), ..frame(image) },
+            plan,
+        })
+        .collect();
+    // Twice: plans, scratch and shared memory are used again.
+    renderer.render(&items, &out, &stream).unwrap();
+    renderer.render(&items, &out, &stream).unwrap();
+    let found = [0, 1, 2, 3].map(|which| download(device, &tensors[which], &stream));
+    let (mut levels, mut normalised) = (Levels::default(), Levels::default());
+    let mut cpu = Renderer::new();
+    for (slot, (image, plan)) in samples.iter().enumerate() {
+        let views = expected(&mut cpu, image, plan);
+        for (tensor, bytes) in found.iter().zip(&views) {
+            let len = 4 * bytes.len();
+            levels.add(&tensor[slot * len..][..len], bytes);
+        }
+        let bytes = upload(device, &views[0], &stream);
+        let numbers = DeviceBuffer::new(device, 4 * views[0].len()).unwrap();
+        renderer.normalise(bytes.as_slice(), numbers.as_slice(), &stream).unwrap();
+        normalised.add(&download(device, &numbers, &stream), &views[0]);
+    }
+    levels.hold(&format!("{name} on the device"));
+    normalised.hold(&format!("{name}, rendered on the CPU, normalised on the device"));
 }
