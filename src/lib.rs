@@ -25,6 +25,7 @@
 //! | `detco_shards::stream` | a sample id to slices of the map | copy an image |
 //! | `detco_shards::decode` | JPEG to RGB, Pillow's pixels | return half a picture |
 //! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
+//! | `detco_shards::cuda`, `views::cuda` | the driver and NVRTC, found when asked for; the same plans rendered on a GPU | wait for the device |
 //! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
 //! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
@@ -51,7 +52,7 @@
 //!   workers or restarts. Resuming is a cursor.
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
-//! - `unsafe` lives in the map, the slab, the AVX2 views, the profile's counting allocator, the shim
+//! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches, the profile's counting allocator, the shim
 //!   and nowhere else.
 //!
 //! # Two binaries

@@ -90,8 +90,8 @@ pub enum DeviceViewsError {
     Local,
 }
 
-/// Whether the kernels can render all views of a plan. What they cannot (operations of RandAugment that
-/// need more than one pixel) is for the CPU.
+/// Whether the kernels can render all views of a plan: all that a valid recipe draws. What they cannot,
+/// such as a blur of more than 1,000 pixels, is for the CPU.
 pub fn supports(plan: &SamplePlan) -> bool {
     let locals = plan.local.iter().flatten().map(|local| &local.whole);
     plan.global.iter().chain(locals).flat_map(|view| &view.ops).all(|op| pack::has(*op))

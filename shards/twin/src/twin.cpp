@@ -44,6 +44,7 @@ struct HostBlock {
     u32 thread() const { return number; }
     u32 threads() const { return u32(partial.size()); }
     void wait() const { barrier.wait(); }
+    void increment(u32* count) const { __atomic_fetch_add(count, 1u, __ATOMIC_RELAXED); }
 
     u32 sum(u32 value) const {
         partial[number] = value;

@@ -12,25 +12,33 @@ use crate::cuda::{Device, DeviceSlice, Launch, Limits};
 const VIEW_WORDS: usize = 26;
 /// Words of an `Op`.
 const OP_WORDS: usize = 5;
-/// Threads of the largest block, as the kernel's launch bounds say, and of the smallest.
-const THREADS: (u32, u32) = (128, 1024);
+/// Threads of the smallest block, and of the largest, as the kernel's launch bounds say: a blur gives
+/// each of 3 x 256 lines its thread, and with more the compiler would run out of registers.
+const THREADS: (u32, u32) = (128, 768);
 /// Pixels of a view for each thread, at least: fewer would mostly wait for each other.
 const PIXELS_PER_THREAD: u32 = 8;
 /// Shared memory that the compiler and the driver take for themselves.
 const SHARED_RESERVED: u32 = 2048;
 /// Bytes of the table of outputs; `TABLE_BYTES` of `view.h`.
 const TABLE_BYTES: u32 = 3 * 256 * 4;
+/// Shared memory that does not depend on the views: the table, and counts of as many bytes.
+const FIXED_BYTES: u32 = 2 * TABLE_BYTES;
 /// Bytes of a `Span` of `view.h`, for both axes.
 const SPAN_BYTES: u32 = 2 * 8;
+/// Words of a `Matrix`: six doubles.
+const MATRIX_WORDS: usize = 12;
+/// The widest blur, in pixels of standard deviation: ten times what a recipe may ask for.
+const SIGMA_MAX: f32 = 1000.0;
 /// Largest side of a view: a patch's place takes 16 bits, and sums of luma 32.
 const SIDE_MAX: u32 = 4096;
 
 /// Whether the kernels have an operation.
 pub(super) fn has(op: Op) -> bool {
-    op_words(op).is_some()
+    op_words(op, 0).is_some()
 }
 
-fn op_words(op: Op) -> Option<[u32; OP_WORDS]> {
+/// An operation; `matrices` have been packed before it.
+fn op_words(op: Op, matrices: usize) -> Option<[u32; OP_WORDS]> {
     let blend = |kind, factor: f32| [kind, factor.to_bits(), 0, 0, 0];
     let number = |kind, a: u32| [kind, 0, a, 0, 0];
     Some(match op {
@@ -40,15 +48,20 @@ fn op_words(op: Op) -> Option<[u32; OP_WORDS]> {
         Op::Hue(turns) => number(3, color::shift(turns).into()),
         Op::Gray => number(4, 0),
         Op::Blur(sigma) => {
+            if !(0.0..=SIGMA_MAX).contains(&sigma) {
+                return None;
+            }
             let Kernel { radius, full, far } = Kernel::gaussian(sigma);
-            let radius = u32::try_from(radius).ok().filter(|radius| *radius <= SIDE_MAX)?;
-            [5, 0, full, far, radius]
+            [5, 0, full, far, radius as u32]
         }
         Op::Invert => number(6, 0),
         Op::Posterize(bits) => number(7, (0xFF00 >> bits.min(8)) & 0xFF),
         Op::Solarize(threshold) => number(8, threshold.into()),
         Op::SolarizeAdd(add) => number(9, add.into()),
-        Op::AutoContrast | Op::Equalize | Op::Sharpness(_) | Op::Affine { .. } => return None,
+        Op::AutoContrast => number(10, 0),
+        Op::Equalize => number(11, 0),
+        Op::Sharpness(factor) => blend(12, factor),
+        Op::Affine { bicubic, .. } => [13, 0, matrices as u32, bicubic.into(), 0],
     })
 }
 
@@ -56,6 +69,7 @@ fn op_words(op: Op) -> Option<[u32; OP_WORDS]> {
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     views: Vec<u32>,
+    matrices: Vec<u32>,
     ops: Vec<u32>,
     /// Largest side of a view.
     side_max: u32,
@@ -63,8 +77,8 @@ pub(super) struct Packed {
     view_bytes: [u32; 2],
     /// Bytes of the weights of the view that has most.
     weight_bytes: u64,
-    /// Whether some blur is wider than the kernels' registers.
-    wide: bool,
+    /// Whether some operation works from a copy of the view.
+    copies: bool,
 }
 
 impl Packed {
@@ -77,10 +91,12 @@ impl Packed {
     ) -> Result<(), DeviceViewsError> {
         *self = Packed {
             views: std::mem::take(&mut self.views),
+            matrices: std::mem::take(&mut self.matrices),
             ops: std::mem::take(&mut self.ops),
             ..Packed::default()
         };
         self.views.clear();
+        self.matrices.clear();
         self.ops.clear();
         let bytes = shape.element.bytes();
         let (global, local) = (shape.global_numbers() * bytes, shape.local_numbers() * bytes);
@@ -127,17 +143,26 @@ impl Packed {
             return Err(DeviceViewsError::Empty);
         }
         let first_op = self.ops.len() / OP_WORDS;
+        let long = |value: u64| [value as u32, (value >> 32) as u32];
         for op in &plan.ops {
-            let words = op_words(*op).ok_or(DeviceViewsError::Unsupported { op: *op })?;
-            self.wide |= matches!(op, Op::Blur(_)) && words[4] > 1;
+            let words = op_words(*op, self.matrices.len() / MATRIX_WORDS)
+                .ok_or(DeviceViewsError::Unsupported { op: *op })?;
             self.ops.extend(words);
+            self.copies |= match op {
+                // Registers hold the inputs of a box of radius 1.
+                Op::Blur(_) => words[4] > 1,
+                Op::Sharpness(_) | Op::Affine { .. } => true,
+                _ => false,
+            };
+            if let Op::Affine { matrix, .. } = op {
+                self.matrices.extend(matrix.iter().flat_map(|number| long(number.to_bits())));
+            }
         }
         let slots = match local {
             Some(local) => slots(local)?,
             None => [0; 9],
         };
         let taps = [plan.crop.width, plan.crop.height].map(|inputs| taps(inputs, plan.size));
-        let long = |value: u64| [value as u32, (value >> 32) as u32];
         let start = self.views.len();
         self.views
             .extend([frame.pixels.address(), out, frame.pitch as u64].into_iter().flat_map(long));
@@ -168,12 +193,12 @@ impl Packed {
 
     /// Bytes of everything.
     pub(super) fn bytes_len(&self) -> usize {
-        4 * (self.views.len() + self.ops.len())
+        4 * (self.views.len() + self.matrices.len() + self.ops.len())
     }
 
-    /// Views, then operations.
+    /// Views, then matrices, which are aligned to 8 bytes there, then operations.
     pub(super) fn write(&self, out: &mut [u8]) {
-        let words = self.views.iter().chain(&self.ops);
+        let words = self.views.iter().chain(&self.matrices).chain(&self.ops);
         for (bytes, word) in out.chunks_exact_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
@@ -229,7 +254,7 @@ pub(super) struct Layout {
     /// Bytes of shared memory for a view and for weights.
     shared_view: u32,
     shared_weights: u32,
-    /// In a block's scratch memory: where the weights begin, where a wide blur's copy, and its bytes.
+    /// In a block's scratch memory: where the weights begin, where a copy of the view, and its bytes.
     scratch_weights: u64,
     scratch_copy: u64,
     scratch_bytes: u64,
@@ -248,7 +273,7 @@ impl Layout {
     /// For a device of these limits.
     pub(super) fn within(packed: &Packed, limits: Limits) -> Layout {
         let shared = limits.shared_bytes_per_block.saturating_sub(SHARED_RESERVED);
-        let fixed = TABLE_BYTES + SPAN_BYTES * packed.side_max;
+        let fixed = FIXED_BYTES + SPAN_BYTES * packed.side_max;
         let mut room = shared.saturating_sub(fixed);
         // The largest size of view that fits; larger ones are worked on in scratch memory.
         let fitting = packed.view_bytes.into_iter().find(|bytes| *bytes <= room);
@@ -262,7 +287,7 @@ impl Layout {
         let scratch_weights = scratch_view.next_multiple_of(256);
         let weights = if shared_weights == 0 { packed.weight_bytes } else { 0 };
         let scratch_copy = (scratch_weights + weights).next_multiple_of(256);
-        let copy = if packed.wide { largest } else { 0 };
+        let copy = if packed.copies { largest } else { 0 };
         let scratch_bytes = (scratch_copy + copy).next_multiple_of(256);
 
         let pixels = packed.side_max * packed.side_max;
@@ -293,6 +318,7 @@ impl Layout {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchWords {
     views: u64,
+    matrices: u64,
     ops: u64,
     scratch: u64,
     scratch_bytes: u64,
@@ -308,7 +334,7 @@ pub(super) struct BatchWords {
     reserved: u32,
 }
 
-const _: () = assert!(size_of::<BatchWords>() == 96, "`Batch` of view.h");
+const _: () = assert!(size_of::<BatchWords>() == 104, "`Batch` of view.h");
 
 impl BatchWords {
     /// What a launch is told; addresses of plans and of scratch memory.
@@ -318,9 +344,11 @@ impl BatchWords {
         shape: &BatchShape,
         [plans, scratch]: [u64; 2],
     ) -> BatchWords {
+        let matrices = plans + 4 * packed.views.len() as u64;
         BatchWords {
             views: plans,
-            ops: plans + 4 * packed.views.len() as u64,
+            matrices,
+            ops: matrices + 4 * packed.matrices.len() as u64,
             scratch,
             scratch_bytes: layout.scratch_bytes,
             scratch_weights: layout.scratch_weights,
@@ -337,6 +365,7 @@ impl BatchWords {
     pub(super) fn of_shape(shape: &BatchShape) -> BatchWords {
         BatchWords {
             views: 0,
+            matrices: 0,
             ops: 0,
             scratch: 0,
             scratch_bytes: 0,

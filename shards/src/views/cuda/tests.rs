@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::super::plan::{LocalPlan, Rect, ViewPlan};
-use super::super::{Recipe, Renderer};
+use super::super::{ColorStep, Recipe, Renderer};
 use super::*;
 use crate::cuda::{Limits, Search};
 use crate::decode::{Decoder, Image};
@@ -154,6 +154,15 @@ fn op() -> impl Strategy<Value = Op> {
         (0u8..=8).prop_map(Op::Posterize),
         (0u16..=256).prop_map(Op::Solarize),
         any::<u8>().prop_map(Op::SolarizeAdd),
+        Just(Op::AutoContrast),
+        Just(Op::Equalize),
+        (0.0f32..2.5).prop_map(Op::Sharpness),
+        (prop::array::uniform6(-1.5f64..1.5), -40.0f64..40.0, any::<bool>()).prop_map(
+            |([a, b, c, d, e, f], shift, bicubic)| {
+                let matrix = [a, b, 20.0 * c + shift, d, e, 20.0 * f + shift];
+                Op::Affine { matrix, bicubic }
+            }
+        ),
     ]
 }
 
@@ -238,14 +247,24 @@ fn drawn(recipe: &Recipe) -> Vec<(Image, SamplePlan)> {
     images.into_iter().enumerate().map(plan).collect()
 }
 
+/// The presets, and DetCo with RandAugment.
+fn recipes() -> Vec<(&'static str, Recipe)> {
+    let preset = |name| (name, Recipe::preset(name).unwrap());
+    let mut recipes: Vec<_> = Recipe::PRESETS.into_iter().map(preset).collect();
+    let mut augmented = Recipe::detco();
+    augmented.global.photometric.order.push(ColorStep::RandAugment);
+    augmented.global.photometric.randaugment.probability = 1.0;
+    recipes.push(("detco with RandAugment", augmented));
+    recipes
+}
+
 fn shape_of(recipe: &Recipe, samples: usize, element: Element) -> BatchShape {
     shape(samples, recipe.global.size, recipe.local.as_ref().map(|local| local.patch), element)
 }
 
 #[test]
-fn whole_batches_of_each_preset_have_the_renderers_bytes() {
-    for name in Recipe::PRESETS {
-        let recipe = Recipe::preset(name).unwrap();
+fn whole_batches_of_each_recipe_have_the_renderers_bytes() {
+    for (name, recipe) in recipes() {
         let samples = drawn(&recipe);
         let pairs: Vec<_> = samples.iter().map(|(image, plan)| (image, plan)).collect();
         let shape = shape_of(&recipe, pairs.len(), Element::F32);
@@ -361,8 +380,8 @@ fn what_does_not_fit_is_refused_before_it_reaches_the_device() {
         refused(0, frame, &plan)
     };
     assert!(matches!(change(&|plan| plan.global[1].size = 33), Shape { expected: 32, .. }));
-    let sharpness = Op::Sharpness(1.5);
-    assert!(matches!(change(&|plan| plan.global[0].ops.push(sharpness)), Unsupported { .. }));
+    let endless = Op::Blur(f32::INFINITY);
+    assert!(matches!(change(&|plan| plan.global[0].ops.push(endless)), Unsupported { .. }));
     let leave = |plan: &mut SamplePlan| plan.local.as_mut().unwrap()[0].offsets[3][1] = u32::MAX;
     assert!(matches!(change(&leave), Above { .. }));
     let cell = |plan: &mut SamplePlan| plan.local.as_mut().unwrap()[1].order[0] = 9;
@@ -379,10 +398,12 @@ fn what_does_not_fit_is_refused_before_it_reaches_the_device() {
 fn what_the_kernels_lack_is_left_to_the_cpu() {
     let mut plan = Recipe::detco().draw(50, 40, 1, 0, 0);
     assert!(supports(&plan));
-    for op in [Op::AutoContrast, Op::Equalize, Op::Sharpness(0.5)] {
-        plan.local.as_mut().unwrap()[1].whole.ops = vec![Op::Gray, op];
-        assert!(!supports(&plan), "{op:?}");
+    for sigma in [1e4, f32::INFINITY, f32::NAN, -1.0] {
+        plan.local.as_mut().unwrap()[1].whole.ops = vec![Op::Gray, Op::Blur(sigma)];
+        assert!(!supports(&plan), "{sigma}");
     }
+    plan.local.as_mut().unwrap()[1].whole.ops = vec![Op::Blur(100.0)];
+    assert!(supports(&plan));
 }
 
 /// Beside the libtorch of LIBTORCH, which `.cargo/config.toml` sets.
@@ -435,8 +456,7 @@ fn a_device_renders_the_renderers_bytes_or_says_that_it_is_not_there() {
     };
     println!("the kernels run on {}", device.name());
     let cache = tempfile::tempdir().unwrap();
-    for name in Recipe::PRESETS {
-        let recipe = Recipe::preset(name).unwrap();
+    for (name, recipe) in recipes() {
         let samples = drawn(&recipe);
         let shape = shape_of(&recipe, samples.len(), Element::F32);
         on_device(&device, cache.path(), &samples, shape, name);

@@ -17,23 +17,37 @@
 //             something between follow
 //   rows      a blur                       9 s^2, own            9 s^2, own
 //   columns   a blur                       9 s^2, own            9 s^2, own
+//   count     a stretch or an evening out  3 s^2, own            a table
+//   copy      a sharpening or a turn       3 s^2, own            3 s^2, scratch
+//   move      a sharpening or a turn       3 s^2 and more, copy  3 s^2, own
 //   output    always                       3 s^2 or less, own    o of the tensor
 //
-// A contrast needs the mean of all pixels before it, a blur the neighbours: nothing else ends a pass.
+// A contrast needs the mean of all pixels before it, a blur the neighbours, and RandAugment has four
+// operations more that need other pixels: nothing else ends a pass.
 // Operations of single pixels ride on the pass before them, or on the output. The block's own memory is
-// shared memory, where a view fits in (3 s (s + 4) bytes or a little less: on the H100 and B200 up to
-// s = 273, on the A100 up to 231), else scratch memory, which stays in the second-level cache.
-// So the device's memory sees only c + o a view: at 3.35 TB/s (H100 SXM, its data sheet) and for DetCo's
-// four views of an ImageNet picture (500 x 375: c about 0.34, 0.34, 0.45, 0.45 MB, of which the frame's
-// 0.56 MB come from memory and the rest from the cache; o in bfloat16 0.30, 0.30, 0.22, 0.22 MB) the
-// floor is 0.56 + 1.04 = 1.6 MB, 0.48 us a sample.
+// shared memory where a view fits (on the H100 and B200 up to s = 268, on the A100 up to 226: DetCo's
+// 224 and 255, and 224), else scratch memory, which stays in the second-level cache.
+//
+// So the device's memory sees c + o for a view, and a crop that another view of the same frame has just
+// read comes from the cache. For DetCo's four views of an ImageNet picture of 500 x 375 in bfloat16:
+//
+//   frame, at most                          500 * 375 * 3         562,500 bytes read
+//   two global views                        2 * 224^2 * 3 * 2     602,112 bytes written
+//   two sets of nine patches                2 * 9 * 64^2 * 3 * 2  442,368 bytes written
+//
+// 1.61 MB a sample: at the 3.35 TB/s of an H100 SXM's data sheet 0.48 us, the floor. What the kernel
+// reaches of it no GPU has shown yet; each pixel costs hundreds of instructions, and 0.48 us are worth
+// about 65 of each of the 210,000 pixels on that chip, so that arithmetic and not memory will be the limit.
 
 #pragma once
 
 #ifdef __CUDACC__
 #define DETCO_DEVICE __device__ __forceinline__
+// For what few views need: apart, so that it takes no registers from what all need.
+#define DETCO_RARE __device__ __noinline__
 #else
 #define DETCO_DEVICE inline
+#define DETCO_RARE inline
 #endif
 
 namespace detco {
@@ -56,12 +70,21 @@ enum Kind : u32 {
     POSTERIZE = 7,     // a: mask
     SOLARIZE = 8,      // a: threshold
     SOLARIZE_ADD = 9,  // a: what is added
+    AUTO_CONTRAST = 10,
+    EQUALIZE = 11,
+    SHARPNESS = 12,    // factor
+    AFFINE = 13,       // a: which matrix; b: 1 for bicubic
 };
 
 struct Op {
     u32 kind;
     float factor;
     u32 a, b, c;
+};
+
+// Two rows of three: the input's x, then its y.
+struct Matrix {
+    double at[6];
 };
 
 struct View {
@@ -80,11 +103,12 @@ struct View {
 
 struct Batch {
     u64 views;             // address of View[count]
+    u64 matrices;          // address of Matrix[]
     u64 ops;               // address of Op[]
     u64 scratch;           // address of scratch_bytes for each block
     u64 scratch_bytes;
     u64 scratch_weights;   // where in it the weights stand,
-    u64 scratch_copy;      // and where a copy of the view for wide blurs
+    u64 scratch_copy;      // and where a copy of a view
     u32 count;
     u32 side_max;
     u32 shared_view;       // bytes of shared memory for a view,
@@ -94,7 +118,7 @@ struct Batch {
     u32 reserved;          // so that no compiler pads by itself
 };
 
-static_assert(sizeof(Op) == 20 && sizeof(View) == 104 && sizeof(Batch) == 96, "as in views/cuda.rs");
+static_assert(sizeof(Op) == 20 && sizeof(View) == 104 && sizeof(Batch) == 104, "as in views/cuda.rs");
 
 // ---- A block's memory.
 
@@ -112,8 +136,9 @@ struct Axis {
 struct Memory {
     u8* view;     // [3, side, stride]
     float* table; // [3, 256]: the output of each byte
+    u32* counts;  // [3, 256]: a histogram, then what its operation makes of each value
     Axis columns, rows;
-    u8* copy;
+    u8* copy;     // as the view
     u32 stride;
 };
 
@@ -125,12 +150,13 @@ DETCO_DEVICE u32 stride_of(u32 side) {
 
 const u32 TABLE_BYTES = 3 * 256 * sizeof(float);
 
-// Shared memory: the table, both axes' spans, then a view and weights, where they fit.
+// Shared memory: the table, counts, both axes' spans, then a view and weights, where they fit.
 DETCO_DEVICE Memory lay_out(const Batch& batch, const View& view, u8* shared, u8* scratch) {
     Memory memory;
     memory.stride = stride_of(view.side);
     memory.table = reinterpret_cast<float*>(shared);
-    Span* spans = reinterpret_cast<Span*>(shared + TABLE_BYTES);
+    memory.counts = reinterpret_cast<u32*>(shared + TABLE_BYTES);
+    Span* spans = reinterpret_cast<Span*>(shared + 2 * TABLE_BYTES);
     u8* free = reinterpret_cast<u8*>(spans + 2 * batch.side_max);
     bool view_fits = u64(3) * view.side * memory.stride <= batch.shared_view;
     memory.view = view_fits ? free : scratch;
@@ -281,11 +307,17 @@ DETCO_DEVICE int solarize_add(int value, u32 add) {
     return value < 128 ? least(value + int(add), 255) : value;
 }
 
-// An operation that needs no other pixel than this; for a contrast `mean` says what it needs of them.
-DETCO_DEVICE Pixel apply(const Op& op, Pixel p, int mean) {
+// What an operation needs of the other pixels, where it needs no more than that.
+struct Whole {
+    int mean;            // of the luma, for a contrast
+    const u32* outputs;  // [3, 256], after a histogram
+};
+
+// An operation whose result at a pixel follows from that pixel and from numbers of the whole.
+DETCO_DEVICE Pixel apply(const Op& op, Pixel p, const Whole& whole) {
     switch (op.kind) {
     case BRIGHTNESS: return blend(flat(0), p, op.factor);
-    case CONTRAST: return blend(flat(mean), p, op.factor);
+    case CONTRAST: return blend(flat(whole.mean), p, op.factor);
     case SATURATION: return blend(flat(luma(p)), p, op.factor);
     case HUE: return turn(p, int(op.a));
     case GRAY: return flat(luma(p));
@@ -296,24 +328,35 @@ DETCO_DEVICE Pixel apply(const Op& op, Pixel p, int mean) {
     case SOLARIZE_ADD:
         p.r = solarize_add(p.r, op.a); p.g = solarize_add(p.g, op.a); p.b = solarize_add(p.b, op.a);
         return p;
+    case AUTO_CONTRAST:
+    case EQUALIZE:
+        p.r = int(whole.outputs[p.r]);
+        p.g = int(whole.outputs[256 + p.g]);
+        p.b = int(whole.outputs[512 + p.b]);
+        return p;
     default: return p;
     }
 }
 
-DETCO_DEVICE Pixel apply_all(const Op* ops, u32 from, u32 to, Pixel p, int mean) {
-    for (u32 i = from; i < to; i++) p = apply(ops[i], p, mean);
+DETCO_DEVICE Pixel apply_all(const Op* ops, u32 from, u32 to, Pixel p,
+                             const Whole& whole) {
+    for (u32 i = from; i < to; i++) p = apply(ops[i], p, whole);
     return p;
 }
 
 // The first operation from `from` on that a pixel cannot do by itself.
 DETCO_DEVICE u32 run_end(const Op* ops, u32 from, u32 count) {
-    while (from < count && ops[from].kind != CONTRAST && ops[from].kind != BLUR) from++;
+    while (from < count && ops[from].kind != CONTRAST && ops[from].kind != BLUR &&
+           ops[from].kind < AUTO_CONTRAST) {
+        from++;
+    }
     return from;
 }
 
-DETCO_DEVICE Pixel load(const Memory& memory, u32 side, u32 x, u32 y) {
-    u64 plane = u64(side) * memory.stride;
-    const u8* at = memory.view + u64(y) * memory.stride + x;
+// A pixel of the view, or of a copy of it.
+DETCO_DEVICE Pixel load(const u8* from, u32 stride, u32 side, u32 x, u32 y) {
+    u64 plane = u64(side) * stride;
+    const u8* at = from + u64(y) * stride + x;
     Pixel p = {at[0], at[plane], at[2 * plane]};
     return p;
 }
@@ -354,7 +397,7 @@ DETCO_DEVICE void box(u8* line, u32 count, u64 step, const Op& blur) {
 }
 
 // The same for any radius, from a copy of the line whose bytes are `lines` apart.
-DETCO_DEVICE void wide_box(u8* line, u32 count, u64 step, u8* copy, u64 lines, const Op& blur) {
+DETCO_RARE void wide_box(u8* line, u32 count, u64 step, u8* copy, u64 lines, const Op& blur) {
     for (u32 x = 0; x < count; x++) copy[x * lines] = line[x * step];
     int last = int(count) - 1, radius = int(blur.c);
     u32 sum = 0;
@@ -376,6 +419,112 @@ DETCO_DEVICE void three_boxes(u8* line, u32 count, u64 step, u8* copy, u64 lines
     }
 }
 
+// ---- RandAugment's operations that need other pixels: `ImageOps`, `ImageEnhance`, `Image.transform`.
+
+// A number as a byte: truncated, and cut off at both ends.
+DETCO_DEVICE int to_byte(double value) {
+    return value < 0.0 ? 0 : value > 255.0 ? 255 : int(value);
+}
+
+// Turns the histogram of a channel into what the operation makes of each value.
+DETCO_DEVICE void stretch(u32* counts) {
+    int least = 0, most = 255;
+    while (least < 255 && counts[least] == 0) least++;
+    while (most > 0 && counts[most] == 0) most--;
+    double scale = most > least ? 255.0 / double(most - least) : 1.0;
+    double offset = most > least ? -double(least) * scale : 0.0;
+    for (int value = 0; value < 256; value++) {
+        counts[value] = u32(to_byte(double(value) * scale + offset));
+    }
+}
+
+DETCO_DEVICE void even_out(u32* counts) {
+    u32 total = 0, last = 0;
+    for (int value = 0; value < 256; value++) {
+        total += counts[value];
+        last = counts[value] > 0 ? counts[value] : last;
+    }
+    u32 step = (total - last) / 255, before = step / 2;
+    for (u32 value = 0; value < 256; value++) {
+        u32 count = counts[value];
+        u32 even = step == 0 ? value : before / step;
+        counts[value] = even < 255 ? even : 255;
+        before += count;
+    }
+}
+
+// A value of one channel of a copy; beyond the edge stands the edge.
+DETCO_DEVICE double value_at(const u8* plane, u32 stride, int last, int x, int y) {
+    return double(plane[u64(least(most(y, 0), last)) * stride + u32(least(most(x, 0), last))]);
+}
+
+// Pillow's cubic through four values, `t` of the way from the second to the third.
+DETCO_DEVICE double cubic(double a, double b, double c, double d, double t) {
+    double slope = c - a;
+    double square = 2.0 * (a - b) + c - d;
+    double cube = -a + b - c + d;
+    return b + t * (slope + t * (square + t * cube));
+}
+
+// A value between pixels, `dx` and `dy` beyond the one at (x, y).
+DETCO_DEVICE int between(const u8* plane, u32 stride, int last, int x, int y, double dx, double dy,
+                         bool bicubic) {
+    double rows[4];
+    for (int j = 0; j < 4; j++) {
+        double a = value_at(plane, stride, last, x - 1, y + j - 1);
+        double b = value_at(plane, stride, last, x, y + j - 1);
+        double c = value_at(plane, stride, last, x + 1, y + j - 1);
+        double d = value_at(plane, stride, last, x + 2, y + j - 1);
+        rows[j] = bicubic ? cubic(a, b, c, d, dx) : b + (c - b) * dx;
+    }
+    double value =
+        bicubic ? cubic(rows[0], rows[1], rows[2], rows[3], dy) : rows[1] + (rows[2] - rows[1]) * dy;
+    return to_byte(value);
+}
+
+// The largest integer that is no larger. Places are never far outside.
+DETCO_DEVICE int floor_of(double value) {
+    int whole = int(value);
+    return double(whole) > value ? whole - 1 : whole;
+}
+
+// The pixel that a matrix fetches; ImageNet's mean outside the image.
+DETCO_DEVICE Pixel fetch(const u8* copy, u32 stride, u32 side, u32 x, u32 y, const Matrix& matrix,
+                         bool bicubic) {
+    const double* m = matrix.at;
+    double from_x = double(x) + 0.5, from_y = double(y) + 0.5;
+    double at_x = m[0] * from_x + m[1] * from_y + m[2];
+    double at_y = m[3] * from_x + m[4] * from_y + m[5];
+    Pixel out = {124, 116, 104};
+    if (!(at_x >= 0.0 && at_x < double(side) && at_y >= 0.0 && at_y < double(side))) return out;
+    at_x -= 0.5;
+    at_y -= 0.5;
+    int left = floor_of(at_x), top = floor_of(at_y), last = int(side) - 1;
+    double dx = at_x - double(left), dy = at_y - double(top);
+    u64 plane = u64(side) * stride;
+    out.r = between(copy, stride, last, left, top, dx, dy, bicubic);
+    out.g = between(copy + plane, stride, last, left, top, dx, dy, bicubic);
+    out.b = between(copy + 2 * plane, stride, last, left, top, dx, dy, bicubic);
+    return out;
+}
+
+// A blend with the image smoothed by a 3x3 filter, 5 in the middle and 1 around it, of 13. At the border
+// the smoothed image is the image.
+DETCO_DEVICE Pixel sharpen(const u8* copy, u32 stride, u32 side, u32 x, u32 y, float factor) {
+    Pixel p = load(copy, stride, side, x, y);
+    if (x == 0 || y == 0 || x + 1 >= side || y + 1 >= side) return p;
+    Pixel sum = {4 * p.r, 4 * p.g, 4 * p.b};
+    for (u32 i = 0; i < 9; i++) {
+        Pixel near = load(copy, stride, side, x + i % 3 - 1, y + i / 3 - 1);
+        sum.r += near.r;
+        sum.g += near.g;
+        sum.b += near.b;
+    }
+    // Rounded: a 13th is never at a half.
+    Pixel smooth = {(2 * sum.r + 13) / 26, (2 * sum.g + 13) / 26, (2 * sum.b + 13) / 26};
+    return blend(smooth, p, factor);
+}
+
 // ---- The passes.
 
 template <class Block>
@@ -392,6 +541,45 @@ DETCO_DEVICE void blur(Block& block, const Memory& memory, u32 side, const Op& o
     block.wait();
 }
 
+// Counts the values of each channel, and turns the counts into the operation's outputs.
+template <class Block>
+DETCO_DEVICE void count_pass(Block& block, const Memory& memory, u32 side, const Op& op) {
+    for (u32 i = block.thread(); i < 3 * 256; i += block.threads()) memory.counts[i] = 0;
+    block.wait();
+    for (u32 i = block.thread(); i < side * side; i += block.threads()) {
+        Pixel p = load(memory.view, memory.stride, side, i % side, i / side);
+        block.increment(memory.counts + p.r);
+        block.increment(memory.counts + 256 + p.g);
+        block.increment(memory.counts + 512 + p.b);
+    }
+    block.wait();
+    for (u32 i = block.thread(); i < 3; i += block.threads()) {
+        if (op.kind == EQUALIZE) even_out(memory.counts + 256 * i);
+        else stretch(memory.counts + 256 * i);
+    }
+    block.wait();
+}
+
+// Sharpening, turning, shearing, shifting: from a copy.
+template <class Block>
+DETCO_DEVICE void move_pass(Block& block, const Batch& batch, const Memory& memory, u32 side,
+                            const Op& op) {
+    u32 words = 3 * side * memory.stride / 4;
+    const u32* from = reinterpret_cast<const u32*>(memory.view);
+    u32* to = reinterpret_cast<u32*>(memory.copy);
+    for (u32 i = block.thread(); i < words; i += block.threads()) to[i] = from[i];
+    block.wait();
+    const Matrix* matrices = reinterpret_cast<const Matrix*>(batch.matrices);
+    for (u32 i = block.thread(); i < side * side; i += block.threads()) {
+        u32 x = i % side, y = i / side;
+        Pixel p = op.kind == SHARPNESS
+            ? sharpen(memory.copy, memory.stride, side, x, y, op.factor)
+            : fetch(memory.copy, memory.stride, side, x, y, matrices[op.a], op.b != 0);
+        store(memory, side, x, y, p);
+    }
+    block.wait();
+}
+
 // The crop, resized, and the operations before `end`. Gives the sum of the luma.
 template <class Block>
 DETCO_DEVICE u32 resize_pass(Block& block, const View& view, const Memory& memory, const Op* ops,
@@ -399,7 +587,7 @@ DETCO_DEVICE u32 resize_pass(Block& block, const View& view, const Memory& memor
     u32 sum = 0;
     for (u32 i = block.thread(); i < view.side * view.side; i += block.threads()) {
         u32 x = i % view.side, y = i / view.side;
-        Pixel p = apply_all(ops, 0, end, resize(view, memory, x, y), 0);
+        Pixel p = apply_all(ops, 0, end, resize(view, memory, x, y), Whole());
         store(memory, view.side, x, y, p);
         sum += u32(luma(p));
     }
@@ -409,11 +597,11 @@ DETCO_DEVICE u32 resize_pass(Block& block, const View& view, const Memory& memor
 // The operations from `from` to `to` in place. Gives the sum of the luma.
 template <class Block>
 DETCO_DEVICE u32 color_pass(Block& block, const View& view, const Memory& memory, const Op* ops,
-                            u32 from, u32 to, int mean) {
+                            u32 from, u32 to, const Whole& whole) {
     u32 sum = 0;
     for (u32 i = block.thread(); i < view.side * view.side; i += block.threads()) {
         u32 x = i % view.side, y = i / view.side;
-        Pixel p = apply_all(ops, from, to, load(memory, view.side, x, y), mean);
+        Pixel p = apply_all(ops, from, to, load(memory.view, memory.stride, view.side, x, y), whole);
         store(memory, view.side, x, y, p);
         sum += u32(luma(p));
     }
@@ -447,7 +635,8 @@ DETCO_DEVICE void put(const Batch& batch, u64 out, u64 at, float value) {
 // The last operations, flip, cut, permutation, normalisation: into the tensor.
 template <class Block>
 DETCO_DEVICE void output_pass(Block& block, const Batch& batch, const View& view,
-                              const Memory& memory, const Op* ops, u32 from, int mean) {
+                              const Memory& memory, const Op* ops, u32 from,
+                              const Whole& whole) {
     u32 side = view.patch == 0 ? view.side : view.patch;
     u32 slots = view.patch == 0 ? 1 : 9;
     for (u32 i = block.thread(); i < slots * side * side; i += block.threads()) {
@@ -458,7 +647,7 @@ DETCO_DEVICE void output_pass(Block& block, const Batch& batch, const View& view
             y += view.slots[slot] >> 16;
         }
         x = view.flip ? view.side - 1 - x : x;
-        Pixel p = apply_all(ops, from, view.ops, load(memory, view.side, x, y), mean);
+        Pixel p = apply_all(ops, from, view.ops, load(memory.view, memory.stride, view.side, x, y), whole);
         put(batch, view.out, u64(i) * 3, memory.table[p.r]);
         put(batch, view.out, u64(i) * 3 + 1, memory.table[256 + p.g]);
         put(batch, view.out, u64(i) * 3 + 2, memory.table[512 + p.b]);
@@ -487,24 +676,32 @@ DETCO_DEVICE void render(Block& block, const Batch& batch, const View& view, u8*
     block.wait();
     u32 at = run_end(ops, 0, view.ops);
     u32 sum = resize_pass(block, view, memory, ops, at);
-    int mean = 0;
+    Whole whole = {0, memory.counts};
     // What comes before `at` is done, and `sum` is the luma of what there is now.
     while (true) {
         u32 from = at;
-        if (at < view.ops && ops[at].kind == BLUR) {
-            blur(block, memory, view.side, ops[at]);
-            from = at + 1;
-            at = run_end(ops, from, view.ops);
-        } else if (at < view.ops) {
-            mean = int(double(sum) / double(u64(view.side) * view.side) + 0.5);
+        if (at < view.ops) {
+            const Op& op = ops[at];
+            bool by_pixel = op.kind == CONTRAST || op.kind == AUTO_CONTRAST || op.kind == EQUALIZE;
+            if (op.kind == CONTRAST) {
+                whole.mean = int(double(sum) / double(u64(view.side) * view.side) + 0.5);
+            } else if (op.kind == BLUR) {
+                blur(block, memory, view.side, op);
+            } else if (by_pixel) {
+                count_pass(block, memory, view.side, op);
+            } else {
+                move_pass(block, batch, memory, view.side, op);
+            }
+            // What can be done now rides on the next pass.
+            from = by_pixel ? at : at + 1;
             at = run_end(ops, at + 1, view.ops);
         }
         if (at == view.ops) {
-            output_pass(block, batch, view, memory, ops, from, mean);
+            output_pass(block, batch, view, memory, ops, from, whole);
             return;
         }
         if (from < at || ops[at].kind == CONTRAST) {
-            sum = color_pass(block, view, memory, ops, from, at, mean);
+            sum = color_pass(block, view, memory, ops, from, at, whole);
         }
     }
 }

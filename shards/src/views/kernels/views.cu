@@ -16,6 +16,8 @@ struct DeviceBlock {
     __device__ __forceinline__ u32 threads() const { return blockDim.x; }
     __device__ __forceinline__ void wait() const { __syncthreads(); }
 
+    __device__ __forceinline__ void increment(u32* count) const { atomicAdd(count, 1u); }
+
     // The sum over all threads, in each of them. Waits for all, before and after. A block has whole
     // warps.
     __device__ __forceinline__ u32 sum(u32 value) const {
@@ -35,7 +37,7 @@ struct DeviceBlock {
 }  // namespace
 
 // Views of a batch: each block takes every gridDim.x-th. Dynamic shared memory as `lay_out` has it.
-extern "C" __global__ void __launch_bounds__(1024) detco_views(const __grid_constant__ Batch batch) {
+extern "C" __global__ void __launch_bounds__(768) detco_views(const __grid_constant__ Batch batch) {
     extern __shared__ __align__(16) u8 shared[];
     __shared__ u32 partial[32];
     __shared__ View view;
