@@ -52,7 +52,8 @@
 //!   workers or restarts. Resuming is a cursor.
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
-//! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches, the profile's counting allocator, the shim
+//! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches, the
+//!   profile's counting allocator, the shim
 //!   and nowhere else.
 //!
 //! # Two binaries

@@ -35,9 +35,9 @@
 //   two global views                        2 * 224^2 * 3 * 2     602,112 bytes written
 //   two sets of nine patches                2 * 9 * 64^2 * 3 * 2  442,368 bytes written
 //
-// 1.61 MB a sample: at the 3.35 TB/s of an H100 SXM's data sheet 0.48 us, the floor. What the kernel
-// reaches of it no GPU has shown yet; each pixel costs hundreds of instructions, and 0.48 us are worth
-// about 65 of each of the 210,000 pixels on that chip, so that arithmetic and not memory will be the limit.
+// 1.61 MB a sample: at the 3.35 TB/s of an H100 SXM's data sheet 0.48 us, the floor. No GPU has shown yet
+// what the kernel reaches of it. In 0.48 us that chip issues about 60 instructions for each of the 230,402
+// pixels; resizing alone takes more, so that arithmetic, not memory, is likely to be the limit.
 
 #pragma once
 
