@@ -14,6 +14,7 @@
 //! Host memory is `slabs × Layout::bytes()` + `workers × scratch` (a decoded frame and the
 //! renderer's buffers) + [`TASKS_MAX`] tasks; the shards are page cache.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,17 @@ impl Views {
         Views::Query(Recipe { global, local: None })
     }
 
-    fn layout(&self, n: usize) -> Layout {
+    /// Draws what is to be rendered of an image of this width and height: all of a plan, or for one
+    /// global view its first. Run seed, epoch and sample are the address of what is drawn.
+    pub(crate) fn draw(&self, image: [u32; 2], at: (u64, u32, u64), into: &mut SamplePlan) {
+        match self {
+            Views::Train(recipe) | Views::Query(recipe) => recipe.draw_into(image, at, into),
+            Views::Center { size, share } => into.global[0] = center(image, *size, *share),
+            Views::Decode | Views::Read => {}
+        }
+    }
+
+    pub(crate) fn layout(&self, n: usize) -> Layout {
         match self {
             Views::Train(recipe) => Layout {
                 n,
@@ -185,6 +196,15 @@ pub enum SampleError {
     },
 }
 
+impl SampleError {
+    /// What a caught panic said.
+    pub(crate) fn panicked(panic: &(dyn Any + Send)) -> SampleError {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        SampleError::Panicked { message: text.unwrap_or("no message").to_string() }
+    }
+}
+
 /// A sample that could not be used, and what took its place.
 #[derive(Debug)]
 pub struct BadSample {
@@ -200,7 +220,7 @@ pub struct BadSample {
     pub error: SampleError,
     /// The sample that was read instead; none under [`OnBadSample::Fail`].
     pub substitute: Option<u64>,
-    slot: usize,
+    pub(crate) slot: usize,
 }
 
 /// Why a loader ended early.
@@ -304,13 +324,13 @@ impl Drop for Filled {
 
 /// One batch in work: what all its slots share.
 #[derive(Debug)]
-struct Work {
-    cursor: Cursor,
+pub(crate) struct Work {
+    pub(crate) cursor: Cursor,
     /// Place in the loader's sequence of batches.
-    number: u64,
+    pub(crate) number: u64,
     /// Slot 0 in the global batch.
     first_slot: u64,
-    samples: Vec<u64>,
+    pub(crate) samples: Vec<u64>,
     /// Taken for bad samples only.
     faults: Mutex<Vec<Fault>>,
 }
@@ -323,22 +343,104 @@ enum Fault {
     NoSubstitute(BadSample),
 }
 
-#[derive(Debug)]
-struct Task {
-    work: Arc<Work>,
-    slot: Slot,
+impl Work {
+    /// Makes the sample of slot `index`, or the substitute that takes its place; what was bad is
+    /// noted. `make` leaves a sample in the slot, or says why it cannot.
+    pub(crate) fn settle(
+        &self,
+        index: usize,
+        set: &ShardSet,
+        options: &LoaderOptions,
+        mut make: impl FnMut(u64) -> Result<(), SampleError>,
+    ) {
+        let sample = self.samples[index];
+        let Err(error) = make(sample) else { return };
+        let mut bad = bad_sample(set, sample, index, error);
+        if options.on_bad_sample == OnBadSample::Fail {
+            return self.note(Fault::Bad(bad));
+        }
+        for attempt in 0..SUBSTITUTES_MAX {
+            let number = self.first_slot + index as u64;
+            let substitute = options.order.substitute(self.cursor, number, attempt);
+            if make(substitute).is_ok() {
+                bad.substitute = Some(substitute);
+                return self.note(Fault::Bad(bad));
+            }
+        }
+        self.note(Fault::NoSubstitute(bad));
+    }
+
+    /// [`Work::settle`] again, from the beginning, where it was found later that what was made is
+    /// not good.
+    pub(crate) fn resettle(
+        &self,
+        index: usize,
+        set: &ShardSet,
+        options: &LoaderOptions,
+        make: impl FnMut(u64) -> Result<(), SampleError>,
+    ) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.retain(|fault| match fault {
+            Fault::Bad(bad) | Fault::NoSubstitute(bad) => bad.slot != index,
+        });
+        drop(faults);
+        self.settle(index, set, options, make);
+    }
+
+    fn note(&self, fault: Fault) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+    }
+}
+
+fn bad_sample(set: &ShardSet, sample: u64, slot: usize, error: SampleError) -> BadSample {
+    let (shard, key, offset) = set.place(sample).unwrap_or((Path::new(""), "", 0));
+    let (shard, key) = (shard.to_path_buf(), key.to_string());
+    BadSample { sample, shard, key, offset, error, substitute: None, slot }
+}
+
+/// Recycled memory of a batch, opened for many workers at once.
+pub(crate) trait Room: Send + 'static {
+    /// The right to write one sample of it.
+    type Slot: Send;
+
+    /// A slot for each of the first `n` samples, in their order.
+    fn open(self, n: usize) -> Vec<Self::Slot>;
+}
+
+impl Room for Slab {
+    type Slot = Slot;
+
+    fn open(self, n: usize) -> Vec<Slot> {
+        self.into_slots(n)
+    }
 }
 
 #[derive(Debug)]
-struct Finished {
-    work: Arc<Work>,
-    slab: Option<Slab>,
+pub(crate) struct Task<S> {
+    pub(crate) work: Arc<Work>,
+    /// Which of the batch's samples.
+    pub(crate) index: usize,
+    pub(crate) slot: S,
 }
 
-/// Batches of views in the order of the run.
+/// A batch that is made; without memory where the rank has no part in it.
 #[derive(Debug)]
-pub struct Loader {
-    set: Arc<ShardSet>,
+pub(crate) struct Finished<R> {
+    pub(crate) work: Arc<Work>,
+    pub(crate) room: Option<R>,
+}
+
+/// A batch that stands next in the run.
+pub(crate) struct Judged<R> {
+    pub(crate) cursor: Cursor,
+    pub(crate) samples: Vec<u64>,
+    pub(crate) bad: Vec<BadSample>,
+    pub(crate) room: Option<R>,
+}
+
+/// Finished batches, brought into the order of the run, with the policy on bad samples applied.
+#[derive(Debug)]
+pub(crate) struct Sequence<R> {
     options: LoaderOptions,
     stats: Arc<Stats>,
     next: u64,
@@ -346,12 +448,20 @@ pub struct Loader {
     bad_in_epoch: u64,
     bad_run: u32,
     failed: bool,
-    waiting: BTreeMap<u64, Finished>,
+    waiting: BTreeMap<u64, Finished<R>>,
+    finished: Receiver<Finished<R>>,
+}
+
+/// Batches of views in the order of the run.
+#[derive(Debug)]
+pub struct Loader {
+    set: Arc<ShardSet>,
+    stats: Arc<Stats>,
     slabs: usize,
     slab_bytes: usize,
     // The order of the fields is the order of dropping: channels close before the pool joins.
-    finished: Receiver<Finished>,
-    tasks: Receiver<Task>,
+    sequence: Sequence<Slab>,
+    tasks: Receiver<Task<Slot>>,
     free: Sender<Slab>,
     _stop: Sender<()>,
     _pool: Pool,
@@ -374,8 +484,8 @@ impl Loader {
             let sent = free.send(Slab::new(layout));
             assert!(sent.is_ok(), "the receiver lives in this function");
         }
-        let (task_sender, tasks) = bounded::<Task>(TASKS_MAX);
-        let (finish, finished) = bounded::<Finished>(slabs);
+        let (task_sender, tasks) = bounded::<Task<Slot>>(TASKS_MAX);
+        let (finish, finished) = bounded::<Finished<Slab>>(slabs);
         let (stop, stopped) = bounded::<()>(0);
         let stats = Arc::new(Stats::new(workers));
         for worker in 0..workers {
@@ -388,31 +498,16 @@ impl Loader {
             };
             pool.start(name, body).map_err(PipelineError::Thread)?;
         }
-        let dispatcher = Dispatcher {
-            set: Arc::clone(&set),
-            options: options.clone(),
-            free_slabs,
-            stopped,
-            tasks: task_sender,
-            finish,
-            stats: Arc::clone(&stats),
-            recorder: options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into())),
-        };
+        let rooms = Rooms { free: free_slabs, stopped };
+        let dispatcher = Dispatcher::new(&set, &options, rooms, task_sender, finish, &stats);
         let body = move || dispatcher.run();
         pool.start(DISPATCHER.into(), body).map_err(PipelineError::Thread)?;
         Ok(Loader {
             set,
-            at: options.start,
-            options,
+            sequence: Sequence::new(options, finished, Arc::clone(&stats)),
             stats,
-            next: 0,
-            bad_in_epoch: 0,
-            bad_run: 0,
-            failed: false,
-            waiting: BTreeMap::new(),
             slabs,
             slab_bytes: layout.bytes(),
-            finished,
             tasks,
             free,
             _stop: stop,
@@ -444,8 +539,49 @@ impl Loader {
     pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
         batch.samples.iter().map(|id| self.set.sample(*id).map(|sample| sample.class)).collect()
     }
+}
 
-    fn receive(&mut self) -> Option<Finished> {
+impl<R> Sequence<R> {
+    /// The batches that come out of `finished`, from the start that the options name.
+    pub(crate) fn new(
+        options: LoaderOptions,
+        finished: Receiver<Finished<R>>,
+        stats: Arc<Stats>,
+    ) -> Sequence<R> {
+        let (at, waiting) = (options.start, BTreeMap::new());
+        let (next, bad_in_epoch, bad_run, failed) = (0, 0, 0, false);
+        Sequence { options, stats, next, at, bad_in_epoch, bad_run, failed, waiting, finished }
+    }
+
+    /// The next batch; `None` at the end of the run and after an error.
+    pub(crate) fn next(&mut self) -> Option<Result<Judged<R>, PipelineError>> {
+        if self.failed {
+            return None;
+        }
+        if self.options.order.is_empty(self.at.step) {
+            self.at = Cursor { epoch: self.at.epoch + 1, step: 0 };
+            self.bad_in_epoch = 0;
+        }
+        if self.at.epoch >= self.options.epochs {
+            return None;
+        }
+        let Some(finished) = self.receive() else {
+            self.failed = true;
+            return Some(Err(PipelineError::Ended { epoch: self.at.epoch, step: self.at.step }));
+        };
+        let (samples, bad) = match self.judge(&finished.work) {
+            Ok(judged) => judged,
+            Err(error) => {
+                self.failed = true;
+                return Some(Err(error));
+            }
+        };
+        self.next += 1;
+        self.at.step += 1;
+        Some(Ok(Judged { cursor: finished.work.cursor, samples, bad, room: finished.room }))
+    }
+
+    fn receive(&mut self) -> Option<Finished<R>> {
         while !self.waiting.contains_key(&self.next) {
             let (start, found) = (Instant::now(), self.finished.len());
             let finished = self.finished.recv();
@@ -516,52 +652,52 @@ impl Iterator for Loader {
     type Item = Result<Filled, PipelineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        if self.options.order.is_empty(self.at.step) {
-            self.at = Cursor { epoch: self.at.epoch + 1, step: 0 };
-            self.bad_in_epoch = 0;
-        }
-        if self.at.epoch >= self.options.epochs {
-            return None;
-        }
-        let Some(finished) = self.receive() else {
-            self.failed = true;
-            return Some(Err(PipelineError::Ended { epoch: self.at.epoch, step: self.at.step }));
-        };
-        let (samples, bad) = match self.judge(&finished.work) {
+        let judged = match self.sequence.next()? {
             Ok(judged) => judged,
-            Err(error) => {
-                self.failed = true;
-                return Some(Err(error));
-            }
+            Err(error) => return Some(Err(error)),
         };
-        self.next += 1;
-        self.at.step += 1;
-        let (cursor, free) = (finished.work.cursor, self.free.clone());
-        let (slab, stats) = (finished.slab, Arc::clone(&self.stats));
+        let Judged { cursor, samples, bad, room: slab } = judged;
+        let (free, stats) = (self.free.clone(), Arc::clone(&self.stats));
         Some(Ok(Filled { cursor, samples, bad, slab, free, stats }))
     }
 }
 
 /// The name of the dispatcher's thread.
-const DISPATCHER: &str = "detco-dispatcher";
+pub(crate) const DISPATCHER: &str = "detco-dispatcher";
 
-/// Turns the order into tasks, as far ahead as free slabs and [`TASKS_MAX`] allow.
-struct Dispatcher {
+/// Where the dispatcher gets memory from, and hears that nobody wants any more.
+pub(crate) struct Rooms<R> {
+    pub(crate) free: Receiver<R>,
+    pub(crate) stopped: Receiver<()>,
+}
+
+/// Turns the order into tasks, as far ahead as free memory and [`TASKS_MAX`] allow. `F` is what a
+/// finished batch comes in.
+pub(crate) struct Dispatcher<R: Room, F> {
     set: Arc<ShardSet>,
     options: LoaderOptions,
-    free_slabs: Receiver<Slab>,
-    stopped: Receiver<()>,
-    tasks: Sender<Task>,
-    finish: Sender<Finished>,
+    rooms: Rooms<R>,
+    tasks: Sender<Task<R::Slot>>,
+    finish: Sender<Finished<F>>,
     stats: Arc<Stats>,
     recorder: Option<Recorder>,
 }
 
-impl Dispatcher {
-    fn run(mut self) {
+impl<R: Room, F> Dispatcher<R, F> {
+    pub(crate) fn new(
+        set: &Arc<ShardSet>,
+        options: &LoaderOptions,
+        rooms: Rooms<R>,
+        tasks: Sender<Task<R::Slot>>,
+        finish: Sender<Finished<F>>,
+        stats: &Arc<Stats>,
+    ) -> Dispatcher<R, F> {
+        let recorder = options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into()));
+        let (set, options, stats) = (Arc::clone(set), options.clone(), Arc::clone(stats));
+        Dispatcher { set, options, rooms, tasks, finish, stats, recorder }
+    }
+
+    pub(crate) fn run(mut self) {
         let order = self.options.order;
         let (rank, world) = self.options.rank;
         let mut cursor = self.options.start;
@@ -586,33 +722,33 @@ impl Dispatcher {
     /// Hands a batch out; false when the loader is gone.
     fn dispatch(&mut self, work: Arc<Work>) -> bool {
         if work.samples.is_empty() {
-            return self.finish.send(Finished { work, slab: None }).is_ok();
+            return self.finish.send(Finished { work, room: None }).is_ok();
         }
-        let (start, found) = (Instant::now(), self.free_slabs.len());
-        let slab = select! {
-            recv(self.free_slabs) -> slab => slab.ok(),
-            recv(self.stopped) -> _ => None,
+        let (start, found) = (Instant::now(), self.rooms.free.len());
+        let room = select! {
+            recv(self.rooms.free) -> room => room.ok(),
+            recv(self.rooms.stopped) -> _ => None,
         };
         let mut end = Instant::now();
         self.stats.dispatcher().get.waited(end - start, found);
         self.span("wait for a slab", start, end, work.number);
-        let Some(slab) = slab else { return false };
-        for slot in slab.into_slots(work.samples.len()) {
-            let sample = work.samples[slot.index()];
+        let Some(room) = room else { return false };
+        for (index, slot) in room.open(work.samples.len()).into_iter().enumerate() {
+            let sample = work.samples[index];
             self.set.will_need(sample);
             if let Some((Stage::Get, time)) = self.options.handicap {
                 std::thread::sleep(time);
             }
             let (start, found) = (Instant::now(), self.tasks.len());
             self.span("read ahead", end, start, sample);
-            if self.tasks.send(Task { work: Arc::clone(&work), slot }).is_err() {
+            if self.tasks.send(Task { work: Arc::clone(&work), index, slot }).is_err() {
                 return false;
             }
             end = Instant::now();
             self.stats.dispatcher().put.waited(end - start, found);
         }
         // Checked once a batch as well: with many free slabs the select above may not look.
-        !matches!(self.stopped.try_recv(), Err(TryRecvError::Disconnected))
+        !matches!(self.rooms.stopped.try_recv(), Err(TryRecvError::Disconnected))
     }
 
     fn span(&mut self, name: &'static str, start: Instant, end: Instant, of: u64) {
@@ -648,18 +784,19 @@ impl<'a> Worker<'a> {
         Worker { set, options, stats, recorder, since, decoder, renderer, plan, image }
     }
 
-    fn run(&mut self, tasks: &Receiver<Task>, finish: &Sender<Finished>) {
+    fn run(&mut self, tasks: &Receiver<Task<Slot>>, finish: &Sender<Finished<Slab>>) {
         self.since = Mark::now();
         loop {
             let (start, found) = (self.since.wall, tasks.len());
-            let Ok(Task { work, mut slot }) = tasks.recv() else { return };
-            self.lap(Stage::Get, work.samples[slot.index()]);
+            let Ok(Task { work, index, mut slot }) = tasks.recv() else { return };
+            self.lap(Stage::Get, work.samples[index]);
             self.stats.get().waited(self.since.wall - start, found);
-            self.fill(&work, &mut slot);
+            let (set, options) = (self.set, self.options);
+            work.settle(index, set, options, |id| self.sample(id, work.cursor, &mut slot));
             let Some(slab) = slot.done() else { continue };
             let (start, found, number) = (self.since.wall, finish.len(), work.number);
             self.hold(Stage::Put);
-            if finish.send(Finished { work, slab: Some(slab) }).is_err() {
+            if finish.send(Finished { work, room: Some(slab) }).is_err() {
                 return;
             }
             self.lap(Stage::Put, number);
@@ -690,40 +827,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Renders a slot's sample, or its substitute.
-    fn fill(&mut self, work: &Work, slot: &mut Slot) {
-        let sample = work.samples[slot.index()];
-        let Err(error) = self.sample(sample, work.cursor, slot) else { return };
-        let mut bad = self.bad(sample, slot.index(), error);
-        if self.options.on_bad_sample == OnBadSample::Fail {
-            return push(work, Fault::Bad(bad));
-        }
-        for attempt in 0..SUBSTITUTES_MAX {
-            let number = work.first_slot + slot.index() as u64;
-            let substitute = self.options.order.substitute(work.cursor, number, attempt);
-            if self.sample(substitute, work.cursor, slot).is_ok() {
-                bad.substitute = Some(substitute);
-                return push(work, Fault::Bad(bad));
-            }
-        }
-        push(work, Fault::NoSubstitute(bad));
-    }
-
-    fn bad(&self, sample: u64, slot: usize, error: SampleError) -> BadSample {
-        let (shard, key, offset) = self.set.place(sample).unwrap_or((Path::new(""), "", 0));
-        let (shard, key) = (shard.to_path_buf(), key.to_string());
-        BadSample { sample, shard, key, offset, error, substitute: None, slot }
-    }
-
     fn sample(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
         let caught = catch_unwind(AssertUnwindSafe(|| self.render(id, cursor, slot)));
         caught.unwrap_or_else(|panic| {
             // What the panic left half-done is thrown away.
             (self.decoder, self.renderer) = (Decoder::new(), Renderer::new());
             self.image = Image::new();
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(SampleError::Panicked { message: text.unwrap_or("no message").to_string() })
+            Err(SampleError::panicked(&*panic))
         })
     }
 
@@ -754,34 +864,22 @@ impl<'a> Worker<'a> {
 
     /// Draws and renders the views of the decoded image.
     fn draw(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) {
-        let (width, height) = (self.image.width, self.image.height);
-        let at = (self.options.seed, cursor.epoch, id);
-        match &self.options.views {
-            Views::Train(recipe) => {
-                recipe.draw_into([width, height], at, &mut self.plan);
-                for (view, plan) in self.plan.global.iter().enumerate() {
-                    self.renderer.global(&self.image, plan, slot.global(view));
-                }
-                for (view, plan) in self.plan.local.iter().flatten().enumerate() {
-                    self.renderer.local(&self.image, plan, slot.local(view));
-                }
-            }
-            Views::Center { size, share } => {
-                let plan = center(width, height, *size, *share);
-                self.renderer.global(&self.image, &plan, slot.global(0));
-            }
-            Views::Query(recipe) => {
-                recipe.draw_into([width, height], at, &mut self.plan);
-                self.renderer.global(&self.image, &self.plan.global[0], slot.global(0));
-            }
-            Views::Decode | Views::Read => {}
+        let (options, plan) = (self.options, &mut self.plan);
+        let image = [self.image.width, self.image.height];
+        options.views.draw(image, (options.seed, cursor.epoch, id), plan);
+        let layout = options.views.layout(1);
+        for (view, plan) in plan.global[..layout.globals].iter().enumerate() {
+            self.renderer.global(&self.image, plan, slot.global(view));
+        }
+        for (view, plan) in plan.local.iter().flatten().take(layout.locals).enumerate() {
+            self.renderer.local(&self.image, plan, slot.local(view));
         }
     }
 }
 
 /// Brings an image's bytes in, so that waiting for the disk is told apart from decoding: a byte of
 /// each page, or, where nothing but reading is asked for, all of them.
-fn touch(jpeg: &[u8], views: &Views) {
+pub(crate) fn touch(jpeg: &[u8], views: &Views) {
     let sum = match views {
         Views::Read => jpeg.iter().fold(0, |sum, byte| sum ^ byte),
         _ => jpeg.iter().step_by(PAGE).chain(jpeg.last()).fold(0, |sum, byte| sum ^ byte),
@@ -789,12 +887,8 @@ fn touch(jpeg: &[u8], views: &Views) {
     std::hint::black_box(sum);
 }
 
-fn push(work: &Work, fault: Fault) {
-    work.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
-}
-
 /// The centred square of `share` of the short edge.
-fn center(width: u32, height: u32, size: u32, share: f32) -> ViewPlan {
+fn center([width, height]: [u32; 2], size: u32, share: f32) -> ViewPlan {
     let short = width.min(height);
     let side = ((short as f32 * share).round() as u32).clamp(1, short.max(1));
     let (left, top) = ((width - side) / 2, (height - side) / 2);
