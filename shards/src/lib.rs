@@ -7,6 +7,7 @@ extern crate self as detco_shards;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;
+pub mod device;
 pub mod format;
 pub mod order;
 pub mod pack;

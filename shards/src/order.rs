@@ -170,7 +170,7 @@ pub fn permute(position: u64, n: u64, key: u64) -> u64 {
 }
 
 /// splitmix64's output function (Steele, Lea and Flood, 2014) on `state + golden ratio`.
-fn mix(state: u64) -> u64 {
+pub(crate) fn mix(state: u64) -> u64 {
     let z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

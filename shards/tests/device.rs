@@ -1,0 +1,283 @@
+//! The device pipeline on its host twin, held against the loader: the same samples, order, bad
+//! lists, errors and pixels, whatever the threads and whoever decodes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use detco_shards::device::{
+    DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Host, Share, Way,
+};
+use detco_shards::format::writer::ShardWriter;
+use detco_shards::order::{Cursor, Order};
+use detco_shards::pipeline::{
+    BadSample, Filled, Loader, LoaderOptions, OnBadSample, PipelineError, Views,
+};
+use detco_shards::stream::ShardSet;
+use detco_shards::views::Recipe;
+
+const SAMPLES: u32 = 200;
+
+/// What no decoder takes: no header, no picture, half of one, a damaged table.
+const BAD: [u32; 8] = [3, 17, 18, 58, 90, 121, 122, 199];
+
+fn jpeg(i: u32) -> Vec<u8> {
+    let (width, height) = (40 + i % 13, 40 + i % 7);
+    let picture = image::RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([(x * 5 + i) as u8, (y * 6) as u8, ((x ^ y) * 4 + i * 3) as u8])
+    });
+    let (mut bytes, size) = (Vec::new(), [width as u16, height as u16]);
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+    // A fifth is progressive: not for the batch decoder. Another has its chroma sampled by four:
+    // not for the device.
+    encoder.set_progressive(i % 5 == 1);
+    if i % 5 == 2 {
+        encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::R_4_1_1);
+    }
+    encoder.encode(&picture, size[0], size[1], jpeg_encoder::ColorType::Rgb).unwrap();
+    bytes
+}
+
+fn damaged(i: u32) -> Vec<u8> {
+    let mut bytes = jpeg(i);
+    match i % 4 {
+        0 => bytes = b"\xff\xd8 no image".to_vec(),
+        1 => bytes.truncate(bytes.len() / 2),
+        2 => bytes.clear(),
+        // Without its first Huffman table: a header that reads well before a picture that does not.
+        _ => {
+            let table = bytes.windows(2).position(|pair| pair == [0xFF, 0xC4]).unwrap();
+            bytes[table + 1] = 0xE9;
+        }
+    }
+    bytes
+}
+
+fn shards(folder: &Path) -> Arc<ShardSet> {
+    for (number, start) in (0..SAMPLES).step_by(50).enumerate() {
+        let mut shard = ShardWriter::create(folder, &format!("{number:06}.tar")).unwrap();
+        for i in start..start + 50 {
+            let bytes = if BAD.contains(&i) { damaged(i) } else { jpeg(i) };
+            shard.append(&format!("s{i:05}.jpg"), &bytes).unwrap();
+        }
+        shard.finish().unwrap().seal().unwrap();
+    }
+    Arc::new(ShardSet::open(&[folder.to_str().unwrap().to_string()]).unwrap())
+}
+
+fn options(set: &ShardSet) -> LoaderOptions {
+    let order = Order::shuffled(set.len(), 16, 7).unwrap();
+    LoaderOptions {
+        workers: 2,
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: 0.1,
+        ..LoaderOptions::train(Recipe::detco().with_size(32), order, 7, 2)
+    }
+}
+
+/// Everything that a consumer sees of a batch.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    cursor: Cursor,
+    samples: Vec<u64>,
+    bad: Vec<(u64, Option<u64>, String)>,
+    views: [Vec<u8>; 4],
+}
+
+fn bad(samples: &[BadSample]) -> Vec<(u64, Option<u64>, String)> {
+    samples.iter().map(|bad| (bad.sample, bad.substitute, bad.error.to_string())).collect()
+}
+
+fn of_loader(filled: &Filled, globals: usize, locals: usize) -> Seen {
+    let global = |view| if view < globals { filled.global(view).to_vec() } else { Vec::new() };
+    let local = |view| if view < locals { filled.local(view).to_vec() } else { Vec::new() };
+    let views = [global(0), global(1), local(0), local(1)];
+    let (cursor, samples) = (filled.cursor, filled.samples.clone());
+    Seen { cursor, samples, bad: bad(&filled.bad), views }
+}
+
+fn of_device(batch: &DeviceBatch<Host>) -> Seen {
+    let buffers = batch.buffers().expect("one rank has samples in each batch");
+    let views = [buffers.global(0), buffers.global(1), buffers.local(0), buffers.local(1)];
+    let (cursor, samples) = (batch.cursor, batch.samples.clone());
+    Seen { cursor, samples, bad: bad(&batch.bad), views: views.map(<[u8]>::to_vec) }
+}
+
+fn with_loader(set: &Arc<ShardSet>, options: LoaderOptions) -> Vec<Seen> {
+    let (globals, locals) = match &options.views {
+        Views::Train(_) => (2, 2),
+        Views::Center { .. } | Views::Query(_) => (1, 0),
+        Views::Decode | Views::Read => (0, 0),
+    };
+    let loader = Loader::start(Arc::clone(set), options).unwrap();
+    loader.map(|filled| of_loader(&filled.unwrap(), globals, locals)).collect()
+}
+
+fn start(
+    set: &Arc<ShardSet>,
+    loader: LoaderOptions,
+    share: Share,
+    batches: bool,
+) -> DeviceLoader<Host> {
+    let options = DeviceOptions { loader, share };
+    DeviceLoader::start(Arc::clone(set), Host::new(batches), options).unwrap()
+}
+
+#[test]
+fn the_device_gives_what_the_loader_gives_whoever_decodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let expected = with_loader(&set, options(&set));
+    assert_eq!(expected.len(), 24, "two epochs of twelve batches");
+    let replaced: usize = expected.iter().map(|seen| seen.bad.len()).sum();
+    assert!((14..=16).contains(&replaced), "eight an epoch, less those in the dropped batch");
+    for (share, workers, batches_ahead) in [(0.0, 1, 1), (0.5, 4, 3), (1.0, 3, 2)] {
+        let loader = LoaderOptions { workers, batches_ahead, ..options(&set) };
+        let mut device = start(&set, loader, Share::Fixed(share), true);
+        let found: Vec<Seen> = device.by_ref().map(|batch| of_device(&batch.unwrap())).collect();
+        assert!(found == expected, "share {share}, {workers} workers");
+        let counts = device.counts();
+        // 4:1:1 went to the CPU, baseline and progressive to the device.
+        assert!(counts.cpu > 30 && counts.single > 30, "{counts:?}");
+        assert_eq!((share > 0.0, counts.share), (counts.batched > 0, Some(share)), "{counts:?}");
+        assert_eq!(share > 0.0, counts.refused > 0, "damaged images are refused: {counts:?}");
+    }
+}
+
+#[test]
+fn a_device_without_a_batch_decoder_decodes_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let mut device = start(&set, options(&set), Share::Fixed(1.0), false);
+    let found: Vec<Seen> = device.by_ref().map(|batch| of_device(&batch.unwrap())).collect();
+    assert!(found == with_loader(&set, options(&set)));
+    let counts = device.counts();
+    assert_eq!((counts.batched, counts.share), (0, Some(0.0)));
+}
+
+#[test]
+fn a_device_that_starts_later_gives_the_same_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let whole = with_loader(&set, options(&set));
+    for skip in [1, 11, 12, 17, 23] {
+        let start_at = Cursor { epoch: skip as u32 / 12, step: skip as u64 % 12 };
+        let loader = LoaderOptions { start: start_at, ..options(&set) };
+        let device = start(&set, loader, Share::Fixed(0.7), true);
+        let rest: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap())).collect();
+        assert!(rest == whole[skip..], "from {start_at:?}");
+    }
+}
+
+#[test]
+fn two_ranks_together_give_what_one_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let whole = with_loader(&set, options(&set));
+    let ranks: Vec<Vec<Seen>> = (0..2)
+        .map(|rank| {
+            let loader = LoaderOptions { rank: (rank, 2), ..options(&set) };
+            let device = start(&set, loader, Share::Fixed(0.5), true);
+            device.map(|batch| of_device(&batch.unwrap())).collect()
+        })
+        .collect();
+    for (step, seen) in whole.iter().enumerate() {
+        let parts = [&ranks[0][step], &ranks[1][step]];
+        let joined: Vec<u64> = parts.iter().flat_map(|part| part.samples.clone()).collect();
+        assert_eq!(joined, seen.samples);
+        for (view, expected) in seen.views.iter().enumerate() {
+            let joined: Vec<u8> = parts.iter().flat_map(|part| part.views[view].clone()).collect();
+            assert!(joined == *expected, "step {step}, view {view}");
+        }
+    }
+}
+
+#[test]
+fn other_views_are_those_of_the_loader() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let center = Views::Center { size: 24, share: 0.875 };
+    for views in [center, Views::supervised(28), Views::Decode, Views::Read] {
+        let loader = LoaderOptions { views: views.clone(), epochs: 1, ..options(&set) };
+        let device = start(&set, loader.clone(), Share::Fixed(0.5), true);
+        let found: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap())).collect();
+        assert!(found == with_loader(&set, loader), "{views:?}");
+    }
+}
+
+/// The error at the end of a run, and how many batches came before it.
+fn end(batches: impl Iterator<Item = Option<PipelineError>>) -> (usize, String) {
+    let mut before = 0;
+    for outcome in batches {
+        match outcome {
+            None => before += 1,
+            Some(error) => return (before, error.to_string()),
+        }
+    }
+    (before, "the end".to_string())
+}
+
+#[test]
+fn policies_end_a_run_where_the_loader_ends_it_with_the_same_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let fail = LoaderOptions { on_bad_sample: OnBadSample::Fail, ..options(&set) };
+    let budget = LoaderOptions { bad_share_max: 0.02, ..options(&set) };
+    let run = LoaderOptions { bad_run_max: 1, ..options(&set) };
+    for loader in [fail, budget, run] {
+        let expected = Loader::start(Arc::clone(&set), loader.clone()).unwrap();
+        let expected = end(expected.map(Result::err));
+        assert_ne!(expected.1, "the end");
+        for share in [0.0, 1.0] {
+            let mut device = start(&set, loader.clone(), Share::Fixed(share), true);
+            let found = end(device.by_ref().map(|batch| match batch.err()? {
+                DeviceError::Pipeline(error) => Some(error),
+                DeviceError::Engine(never) => match never {},
+            }));
+            assert_eq!(found, expected, "share {share}");
+            assert!(device.next().is_none(), "nothing follows an error");
+        }
+    }
+}
+
+#[test]
+fn dropping_the_device_loader_anywhere_ends_its_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    for taken in [0, 1, 2, 5, 24] {
+        let mut device = start(&set, options(&set), Share::Measure, true);
+        assert_eq!(device.by_ref().take(taken).filter(Result::is_ok).count(), taken);
+        let last = device.next();
+        drop(device); // returns only when all its threads have ended
+        drop(last); // a batch outlives its loader
+    }
+    assert_eq!(Arc::strong_count(&set), 1, "no thread holds the shards");
+}
+
+#[test]
+fn buffers_circulate() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let loader = LoaderOptions { batches_ahead: 2, ..options(&set) };
+    let device = start(&set, loader, Share::Fixed(0.5), true);
+    let seen: std::collections::HashSet<*const u8> =
+        device.map(|batch| batch.unwrap().buffers().unwrap().global(0).as_ptr()).collect();
+    assert_eq!(seen.len(), 3, "two ahead and the consumer's, for 24 batches");
+}
+
+#[test]
+fn the_share_is_measured_in_the_run_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let loader = LoaderOptions { epochs: 15, views: Views::Decode, ..options(&set) };
+    let mut device = start(&set, loader, Share::Measure, true);
+    assert_eq!(device.counts().share, None);
+    assert_eq!(device.by_ref().filter(Result::is_ok).count(), 15 * 12);
+    let share = device.counts().share.expect("2,880 images are enough");
+    assert!((0.0..=1.0).contains(&share), "{share}");
+}
+
+#[test]
+fn headers_decide_the_way() {
+    let way = |i| Way::of(&detco_shards::decode::probe(&jpeg(i)).unwrap());
+    assert_eq!([0, 1, 2].map(way), [Way::Batch, Way::Single, Way::Cpu]);
+}
