@@ -17,6 +17,9 @@ fn the_light_program_links_no_libtorch() {
     assert!(libraries.iter().any(|name| name.starts_with("libc.")), "{libraries:?}");
     let torch = libraries.iter().any(|name| name.contains("torch") || name.contains("c10"));
     assert!(!torch, "{libraries:?}");
+    // Found when asked for, also in a build with the feature `nvjpeg`.
+    let cuda = libraries.iter().find(|name| name.contains("nvjpeg") || name.contains("cuda"));
+    assert_eq!(cuda, None, "{libraries:?}");
     #[cfg(feature = "train")]
     {
         let trainer = needed(env!("CARGO_BIN_EXE_detco-train"));

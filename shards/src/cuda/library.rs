@@ -100,7 +100,7 @@ pub(super) fn driver() -> Result<(), CudaError> {
 }
 
 /// Loads a library by name (the system's loader looks for it) or by path.
-pub(super) fn open(name: &Path) -> Result<Library, String> {
+pub(crate) fn open(name: &Path) -> Result<Library, String> {
     // Visible to libraries that are loaded later: NVRTC finds its built-ins by their name.
     let flags = unix::RTLD_NOW | unix::RTLD_GLOBAL;
     // SAFETY: only NVIDIA's driver, NVRTC and its built-ins are named by this module's callers; their

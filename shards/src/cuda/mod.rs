@@ -25,6 +25,8 @@ mod nvrtc;
 pub use device::{Device, Event, Limits, Stream};
 pub use error::CudaError;
 pub use library::Search;
+#[cfg(feature = "nvjpeg")]
+pub(crate) use library::open as open_library;
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use module::{Function, Launch, Module};
 pub use nvrtc::{Architecture, Code, Compiled, Nvrtc, Origin, Program};

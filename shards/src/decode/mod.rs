@@ -5,6 +5,8 @@
 //! Bytes that are truncated or damaged are an error, never a half gray picture.
 
 mod inks;
+#[cfg(feature = "nvjpeg")]
+pub mod nvjpeg;
 mod png;
 mod probe;
 mod rare;

@@ -1,0 +1,102 @@
+//! The hardware engine: many baseline images in one call.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use nvjpeg_sys::{nvjpegJpegState, nvjpegJpegStream};
+
+use super::handle::{self, Handle, Part};
+use super::{NvjpegError, RGBI, Target, check, same_size};
+use crate::decode::Probe;
+
+/// The hardware engine reads the codes itself: no thread of the CPU helps.
+const CPU_THREADS: c_int = 1;
+
+/// What one batch in work needs.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    jpeg: Part<nvjpegJpegStream>,
+    state: Part<nvjpegJpegState>,
+    handle: Arc<Handle>,
+    // The arguments of a call, whose memory is used again.
+    bytes: Vec<*const u8>,
+    lengths: Vec<usize>,
+    images: Vec<nvjpeg_sys::nvjpegImage_t>,
+}
+
+// SAFETY: the pointers are set and read within one call of `decode`.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    /// Makes everything, on the device that is current.
+    pub(crate) fn new(handle: &Arc<Handle>) -> Result<Batch, NvjpegError> {
+        let (jpeg, state) = (handle::stream(handle)?, handle::state(handle)?);
+        let (bytes, lengths, images) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Batch { jpeg, state, handle: Arc::clone(handle), bytes, lengths, images })
+    }
+
+    /// Whether the engine takes this image. Reads its header only.
+    ///
+    /// # Errors
+    /// What nvJPEG says of a header that it cannot read, or reads another size from.
+    pub(crate) fn takes(&mut self, bytes: &[u8], header: &Probe) -> Result<bool, NvjpegError> {
+        let (api, handle, jpeg) = (self.handle.api(), self.handle.pointer(), self.jpeg.pointer());
+        // SAFETY: handle and stream are live; the header is read within this function.
+        let status =
+            unsafe { (api.nvjpegJpegStreamParseHeader)(handle, bytes.as_ptr(), bytes.len(), jpeg) };
+        check("nvjpegJpegStreamParseHeader", status)?;
+        let [mut width, mut height] = [0; 2];
+        // SAFETY: the stream holds a parsed header; each place has room for one unsigned int.
+        let status =
+            unsafe { (api.nvjpegJpegStreamGetFrameDimensions)(jpeg, &mut width, &mut height) };
+        check("nvjpegJpegStreamGetFrameDimensions", status)?;
+        same_size(header, [width, height])?;
+        let mut refused = 1;
+        // SAFETY: handle and stream are live; `refused` is a place for one int.
+        let status = unsafe { (api.nvjpegDecodeBatchedSupported)(handle, jpeg, &mut refused) };
+        check("nvjpegDecodeBatchedSupported", status)?;
+        // nvjpeg.h: 0 where it is supported.
+        Ok(refused == 0)
+    }
+
+    /// Decodes images, queued on `stream`. On an error none of them counts as decoded.
+    ///
+    /// # Safety
+    /// What the last call queued is done. Each image was [taken](Batch::takes), and its target has
+    /// room for the image, on the device of `stream`, until what is queued is done.
+    pub(crate) unsafe fn decode<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a [u8], Target)>,
+        stream: *mut c_void,
+    ) -> Result<(), NvjpegError> {
+        let (api, handle, state) = (self.handle.api(), self.handle.pointer(), self.state.pointer());
+        self.bytes.clear();
+        self.lengths.clear();
+        self.images.clear();
+        for (bytes, target) in images {
+            self.bytes.push(bytes.as_ptr());
+            self.lengths.push(bytes.len());
+            self.images.push(target.image());
+        }
+        let images = self.images.len();
+        let count = c_int::try_from(images).map_err(|_| NvjpegError::TooMany { images })?;
+        // SAFETY: handle and state are live, and this thread's only (`&mut self`). This also resets a
+        // state whose last batch failed.
+        let status =
+            unsafe { (api.nvjpegDecodeBatchedInitialize)(handle, state, count, CPU_THREADS, RGBI) };
+        check("nvjpegDecodeBatchedInitialize", status)?;
+        // SAFETY: the three arrays have `count` elements. The bytes outlive the call, which copies
+        // them from pageable memory before it returns; targets have room, as the caller promises.
+        let status = unsafe {
+            (api.nvjpegDecodeBatched)(
+                handle,
+                state,
+                self.bytes.as_ptr(),
+                self.lengths.as_ptr(),
+                self.images.as_mut_ptr(),
+                stream.cast(),
+            )
+        };
+        check("nvjpegDecodeBatched", status)
+    }
+}
