@@ -314,6 +314,12 @@ impl Event {
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
+    /// The driver's handle, for who waits by themselves. Valid as long as the event.
+    #[cfg(feature = "nvjpeg")]
+    pub(crate) fn handle(&self) -> *mut c_void {
+        self.handle.cast()
+    }
+
     /// Whether the mark has been reached. Does not wait.
     ///
     /// # Errors

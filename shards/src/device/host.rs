@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Batched, By, Engine, Failure, Job, Shape, Way};
-use crate::decode::{Decoder, Image};
+use crate::decode::{Components, Decoder, Image};
 use crate::views::{Renderer, SamplePlan};
 
 /// Host memory as a device.
@@ -17,8 +17,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// With a batch decoder, which like nvJPEG's takes baseline images, and refuses all of a batch
-    /// for one bad image; or without.
+    /// With a batch decoder, which like nvJPEG's leaves some baseline images (the gray ones), and
+    /// refuses all of a batch for one that is bad; or without.
     pub fn new(batches: bool) -> Host {
         Host { batches }
     }
@@ -57,7 +57,7 @@ impl Engine for Host {
     type Buffers = HostBuffers;
     type Worker = HostWorker;
 
-    fn buffers(&self, shape: &Shape) -> Result<HostBuffers, Infallible> {
+    fn buffers(&self, shape: &Shape, _threads: usize) -> Result<HostBuffers, Infallible> {
         let views = |count: usize, len: usize| {
             std::array::from_fn(|view| if view < count { vec![0; len] } else { Vec::new() })
         };
@@ -69,7 +69,7 @@ impl Engine for Host {
         })
     }
 
-    fn worker(&self) -> Result<HostWorker, Infallible> {
+    fn worker(&self, _number: usize) -> Result<HostWorker, Infallible> {
         Ok(HostWorker { decoder: Decoder::new(), renderer: Renderer::new() })
     }
 
@@ -95,7 +95,7 @@ impl Engine for Host {
         let mut frame = buffers.frames[job.slot].lock().unwrap_or_else(PoisonError::into_inner);
         let decoded = worker.decoder.decode(job.jpeg, &mut frame);
         decoded.inspect_err(|_| frame.width = 0)?;
-        Ok(if Way::of(&job.header) == Way::Cpu { By::Cpu } else { By::Device })
+        Ok(if Way::of(&job.header, job.jpeg) == Way::Cpu { By::Cpu } else { By::Device })
     }
 
     fn decode_batch(
@@ -105,8 +105,11 @@ impl Engine for Host {
         jobs: &[Job<'_>],
         _wait: bool,
     ) -> Result<Batched, Infallible> {
-        let decoded = jobs.iter().all(|job| self.decode(worker, buffers, *job).is_ok());
-        Ok(if decoded { Batched::Done } else { Batched::Refused })
+        let gray = |at: &usize| jobs[*at].header.components == Components::Gray;
+        let left: Vec<usize> = (0..jobs.len()).filter(gray).collect();
+        let taken = (0..jobs.len()).filter(|at| !left.contains(at));
+        let decoded = taken.map(|at| jobs[at]).all(|job| self.decode(worker, buffers, job).is_ok());
+        Ok(if decoded { Batched::Done { left } } else { Batched::Refused })
     }
 
     fn render(

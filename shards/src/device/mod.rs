@@ -24,7 +24,10 @@
 //!
 //! Dropping the loader closes its channels, and the threads end.
 
+#[cfg(feature = "nvjpeg")]
+mod cuda;
 mod host;
+mod resolve;
 mod share;
 
 use std::fmt;
@@ -48,7 +51,10 @@ use crate::stream::ShardSet;
 use crate::trace::Recorder;
 use crate::views::SamplePlan;
 
+#[cfg(feature = "nvjpeg")]
+pub use cuda::{Cuda, CudaBuffers, GpuError, Pointers};
 pub use host::{Host, HostBuffers};
+pub use resolve::{Decode, Decoding, Number, Setup, Unavailable};
 pub use share::{Share, balance};
 
 use share::Meter;
@@ -107,10 +113,14 @@ impl Way {
     /// What nvJPEG is asked to decode. PNG, four inks, RGB without luma and chroma, and chroma
     /// sampled by more than two (4:1:1, 4:1:0) are the CPU's: nvJPEG refuses them, or its pixels
     /// are not Pillow's.
-    pub fn of(header: &Probe) -> Way {
+    ///
+    /// So is a picture without its end: who lacks bytes fills up with gray, or tells, as each
+    /// decoder sees fit, and one says it for all.
+    pub fn of(header: &Probe, bytes: &[u8]) -> Way {
         let known = header.format == Format::Jpeg
             && matches!(header.components, Components::Ycc | Components::Gray)
-            && header.sampling <= 2;
+            && header.sampling <= 2
+            && bytes.windows(2).rposition(|pair| pair == [0xFF, 0xD9]).is_some();
         match (known, header.progressive) {
             (false, _) => Way::Cpu,
             (true, true) => Way::Single,
@@ -155,10 +165,14 @@ pub struct Job<'a> {
 }
 
 /// Whether the batch decoder did its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Batched {
-    /// All images are decoded, or will be before they are rendered.
-    Done,
+    /// The images are decoded, or will be before they are rendered, but for those that are `left`:
+    /// by their place among the jobs, in that order.
+    Done {
+        /// What the batch decoder does not take.
+        left: Vec<usize>,
+    },
     /// One of them cannot be decoded so, and it does not say which: none counts as decoded.
     Refused,
 }
@@ -176,11 +190,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// What one thread decodes with. Made before the first sample.
     type Worker: Send + 'static;
 
-    /// Allocates what a batch needs.
-    fn buffers(&self, shape: &Shape) -> Result<Self::Buffers, Self::Error>;
+    /// Allocates what a batch needs, for so many threads that decode into it.
+    fn buffers(&self, shape: &Shape, threads: usize) -> Result<Self::Buffers, Self::Error>;
 
-    /// Makes what a thread decodes with.
-    fn worker(&self) -> Result<Self::Worker, Self::Error>;
+    /// Makes what thread `number` decodes with; anew after it panicked.
+    fn worker(&self, number: usize) -> Result<Self::Worker, Self::Error>;
 
     /// Whether there is a batch decoder.
     fn batches(&self) -> bool;
@@ -406,7 +420,8 @@ impl<E: Engine> DeviceLoader<E> {
         let mut pool = Pool::new();
         let (free, free_trays) = bounded(trays);
         for _ in 0..trays {
-            let sent = free.send(tray(&engine, &Shape::of(&options.views, n))?);
+            // The workers, and the submit thread.
+            let sent = free.send(tray(&engine, &Shape::of(&options.views, n), workers + 1)?);
             assert!(sent.is_ok(), "the receiver lives in this function");
         }
         let (task_sender, tasks) = bounded(TASKS_MAX);
@@ -416,13 +431,13 @@ impl<E: Engine> DeviceLoader<E> {
         let stats = Arc::new(Stats::new(workers));
         for worker in 0..workers {
             let name = format!("detco-worker-{worker}");
-            let mut hand = Hand::new(&common, &name)?;
+            let mut hand = Hand::new(&common, worker, &name)?;
             let (tasks, filled, stats) = (tasks.clone(), filled_sender.clone(), Arc::clone(&stats));
             let body = move || hand.work(&tasks, &filled, stats.worker(worker));
             pool.start(name, body).map_err(PipelineError::Thread)?;
         }
         drop(filled_sender);
-        let mut hand = Hand::new(&common, SUBMIT)?;
+        let mut hand = Hand::new(&common, workers, SUBMIT)?;
         let send = finish.clone();
         let body = move || hand.submit(&filled, &send);
         pool.start(SUBMIT.into(), body).map_err(PipelineError::Thread)?;
@@ -458,8 +473,12 @@ impl<E: Engine> DeviceLoader<E> {
     }
 }
 
-fn tray<E: Engine>(engine: &Arc<E>, shape: &Shape) -> Result<Tray<E>, DeviceError<E::Error>> {
-    let buffers = engine.buffers(shape).map_err(DeviceError::Engine)?;
+fn tray<E: Engine>(
+    engine: &Arc<E>,
+    shape: &Shape,
+    threads: usize,
+) -> Result<Tray<E>, DeviceError<E::Error>> {
+    let buffers = engine.buffers(shape, threads).map_err(DeviceError::Engine)?;
     let plans = (0..shape.n).map(|_| Mutex::new(SamplePlan::default())).collect();
     let (deferred, failed) = (Mutex::new(Vec::with_capacity(shape.n)), Mutex::new(None));
     Ok(Tray { engine: Arc::clone(engine), buffers, plans, deferred, failed })
@@ -501,15 +520,20 @@ const SUBMIT: &str = "detco-submit";
 /// One thread's decoder, made before the first sample.
 struct Hand<E: Engine> {
     common: Arc<Common<E>>,
+    number: usize,
     worker: E::Worker,
     recorder: Option<Recorder>,
 }
 
 impl<E: Engine> Hand<E> {
-    fn new(common: &Arc<Common<E>>, name: &str) -> Result<Hand<E>, DeviceError<E::Error>> {
-        let worker = common.engine.worker().map_err(DeviceError::Engine)?;
+    fn new(
+        common: &Arc<Common<E>>,
+        number: usize,
+        name: &str,
+    ) -> Result<Hand<E>, DeviceError<E::Error>> {
+        let worker = common.engine.worker(number).map_err(DeviceError::Engine)?;
         let recorder = common.options.trace.as_ref().map(|trace| trace.recorder(name.to_string()));
-        Ok(Hand { common: Arc::clone(common), worker, recorder })
+        Ok(Hand { common: Arc::clone(common), number, worker, recorder })
     }
 
     /// A worker's life.
@@ -559,7 +583,7 @@ impl<E: Engine> Hand<E> {
         let caught = catch_unwind(AssertUnwindSafe(|| make(self)));
         caught.unwrap_or_else(|panic| {
             // What the panic left half-done is thrown away.
-            match self.common.engine.worker() {
+            match self.common.engine.worker(self.number) {
                 Ok(worker) => self.worker = worker,
                 Err(error) => tray.fail(error),
             }
@@ -591,7 +615,7 @@ impl<E: Engine> Hand<E> {
                 Err(SampleError::from(error))
             })?;
             let (share, at) = (common.meter.current(), (cursor.epoch, id));
-            let way = Way::of(&header);
+            let way = Way::of(&header, sample.jpeg);
             defer = laps.is_some() && way == Way::Batch && share.takes(at);
             if !defer {
                 self.decode(tray, Job { slot, jpeg: sample.jpeg, header }).or_else(|error| {
@@ -698,17 +722,23 @@ impl<E: Engine> Hand<E> {
         let intact = |(_, id): &(usize, u64)| {
             common.set.sample(*id).is_ok_and(|sample| common.set.check(&sample).is_ok())
         };
-        if outcome == Batched::Done && deferred.iter().all(intact) {
-            Counters::add(&common.counters.batched, jobs.len());
-            if wait {
-                common.meter.batch(jobs.len(), start.elapsed());
+        let again: Vec<usize> = match outcome {
+            Batched::Done { left } if deferred.iter().all(intact) => {
+                let batched = jobs.len() - left.len();
+                Counters::add(&common.counters.batched, batched);
+                if wait {
+                    common.meter.batch(batched, start.elapsed());
+                }
+                left.iter().map(|at| deferred[*at].0).collect()
             }
-            return Ok(());
-        }
-        Counters::add(&common.counters.refused, 1);
-        for (slot, _) in deferred {
-            work.resettle(*slot, &common.set, &common.options, |id| {
-                self.guarded(tray, |hand| hand.sample(id, *slot, work.cursor, tray, None))
+            Batched::Done { .. } | Batched::Refused => {
+                Counters::add(&common.counters.refused, 1);
+                deferred.iter().map(|(slot, _)| *slot).collect()
+            }
+        };
+        for slot in again {
+            work.resettle(slot, &common.set, &common.options, |id| {
+                self.guarded(tray, |hand| hand.sample(id, slot, work.cursor, tray, None))
             });
         }
         Ok(())

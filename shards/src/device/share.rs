@@ -31,6 +31,10 @@ const MEASURED_MIN: u64 = 512;
 /// Images of each way before that: decoders allocate as they see their first ones.
 const WARM_UP: u64 = 64;
 
+/// Images of both ways together after which what was timed is enough: one of them is rare, and its
+/// share does not matter much.
+const MEASURED_MAX: u64 = 16_384;
+
 /// The share while it is measured.
 const AT_FIRST: f64 = 0.5;
 
@@ -147,7 +151,8 @@ impl Meter {
 
     fn settle(&self, measured: &Measured) {
         let Measured { batched, single, single_eligible } = measured;
-        if batched.images < MEASURED_MIN || single.images < MEASURED_MIN {
+        let few = batched.images < MEASURED_MIN || single.images < MEASURED_MIN;
+        if few && batched.seen + single.seen < MEASURED_MAX {
             return;
         }
         let all = (batched.seen + single.seen) as f64;
@@ -217,5 +222,12 @@ mod tests {
         meter.batch(600, Duration::from_secs(600));
         assert_eq!(meter.share(), Some(share));
         assert_eq!(Meter::new(Share::Fixed(2.0), 1).share(), Some(1.0));
+        // Measuring ends, also where one of them has nothing to do.
+        let idle = Meter::new(Share::Measure, 1);
+        for _ in 0..MEASURED_MAX {
+            assert_eq!(idle.share(), None);
+            idle.single(Duration::from_millis(2), false);
+        }
+        assert_eq!(idle.share(), Some(0.0));
     }
 }

@@ -88,6 +88,9 @@ pub enum NvjpegError {
     /// A kind of image that the back end does not take.
     #[error("nvJPEG does not take this kind of image")]
     NotTaken,
+    /// nvJPEG has the back end, the GPU has no engine for it.
+    #[error("this GPU decodes no JPEG in hardware")]
+    NoEngine,
     /// More images than a batch can have.
     #[error("a batch of {images} images: more than nvJPEG counts to")]
     TooMany {

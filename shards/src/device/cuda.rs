@@ -1,0 +1,600 @@
+//! The engine on a GPU: nvJPEG decodes, kernels render.
+//!
+//! Each worker has a stream and two lanes of nvJPEG's hybrid back end: it decodes the codes of one
+//! image while the device works on the one before. The submit thread has a stream for the hardware
+//! engine and one for rendering. Events order them on the device. The host waits in three places
+//! only, and each time for work two steps old:
+//!
+//! - a worker, before it uses a lane again, for the image that was in it (nvJPEG's buffers are read
+//!   by a copy until then);
+//! - a worker that decodes on the CPU, for its last upload from the same pinned memory;
+//! - the submit thread, before it uses a state of the hardware engine again, for the batch before
+//!   last (nvJPEG's state may be reset only then). While the share is measured it waits for each
+//!   batch.
+//!
+//! Frames of a batch lie in one allocation, taken piece by piece as headers are read; what does not
+//! fit gets its own, and the next time round the allocation is larger. A consumer says on which
+//! stream it read a batch ([`DeviceBatch::release_on`]); the device then waits, not the host.
+//!
+//! Not yet run on a GPU.
+
+#![expect(unsafe_code, reason = "queued decoding: nvJPEG reads and writes after its calls return")]
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Setup, Shape, Way, lock};
+use crate::cuda::{
+    CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,
+};
+use crate::decode::nvjpeg::{Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
+use crate::decode::{Decoder, Image, Probe};
+use crate::views::SamplePlan;
+use crate::views::cuda::{
+    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Outputs,
+};
+
+/// Bytes of a frame, on average, that the first allocation counts with: ImageNet's have 0.55 MB.
+const FRAME_BYTES: usize = 640 << 10;
+
+/// Alignment of frames: that of device allocations.
+const FRAME_ALIGN: usize = 256;
+
+/// Alignment of rows, so that vector loads of neighbours meet.
+const ROW_ALIGN: usize = 16;
+
+/// Lanes of a worker: one image on the CPU, one on the device.
+const LANES: usize = 2;
+
+/// Why the GPU cannot be used, or cannot go on.
+#[derive(Debug, Error)]
+pub enum GpuError {
+    /// The driver, the compiler, memory.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// nvJPEG.
+    #[error(transparent)]
+    Nvjpeg(#[from] NvjpegError),
+    /// The kernels.
+    #[error(transparent)]
+    Views(#[from] DeviceViewsError),
+    /// The kernels render two global views, and two patch sets or none.
+    #[error("{globals} global views and {locals} patch sets of a sample: rendered by the CPU only")]
+    OtherViews {
+        /// Global views asked for.
+        globals: usize,
+        /// Patch sets asked for.
+        locals: usize,
+    },
+}
+
+/// One GPU as an [`Engine`].
+#[derive(Debug)]
+pub struct Cuda {
+    setup: Setup,
+    submit: Mutex<Submit>,
+    nvrtc: Nvrtc,
+    hybrid: Arc<Handle>,
+    /// The hardware engine: engines, and cores of each; or why there is none.
+    hardware: Result<[u32; 2], NvjpegError>,
+    nvjpeg: Arc<Nvjpeg>,
+    device: Arc<Device>,
+}
+
+/// What the submit thread alone uses.
+#[derive(Debug)]
+struct Submit {
+    renderer: Option<DeviceRenderer>,
+    hardware: Option<Hardware>,
+    stream: Stream,
+}
+
+#[derive(Debug)]
+struct Hardware {
+    /// Used in turn: each with the mark behind its last batch.
+    states: [(Batch, Event); 2],
+    turn: usize,
+    stream: Stream,
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        // nvJPEG's states are in use until then. A failure leaves nothing to do.
+        let _ = self.stream.synchronize();
+    }
+}
+
+impl Cuda {
+    /// Opens the GPU, nvJPEG and the kernels' compiler. What is missing is an error that names it; a
+    /// missing hardware engine is none ([`Cuda::hardware`] says why).
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn open(setup: &Setup) -> Result<Cuda, GpuError> {
+        let search = Search { folders: setup.folders.clone() };
+        let device = Device::open(setup.ordinal)?;
+        // Makes the context current: nvJPEG acts on the current one.
+        let stream = Stream::new(&device)?;
+        let nvjpeg = Nvjpeg::open(&search)?;
+        let hybrid = Handle::hybrid(&nvjpeg)?;
+        let nvrtc = Nvrtc::open(&search)?;
+        let (hardware, engines) = match hardware(&nvjpeg, &device) {
+            Ok((hardware, engines)) => (Some(hardware), Ok(engines)),
+            Err(GpuError::Nvjpeg(error)) => (None, Err(error)),
+            Err(error) => return Err(error),
+        };
+        let submit = Mutex::new(Submit { renderer: None, hardware, stream });
+        let (setup, hardware) = (setup.clone(), engines);
+        Ok(Cuda { setup, submit, nvrtc, hybrid, hardware, nvjpeg, device })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// nvJPEG's version.
+    pub fn nvjpeg_version(&self) -> [i32; 3] {
+        self.nvjpeg.version()
+    }
+
+    /// Engines that decode JPEG in hardware and cores of each, or why there are none.
+    ///
+    /// # Errors
+    /// What nvJPEG said.
+    pub fn hardware(&self) -> Result<[u32; 2], &NvjpegError> {
+        self.hardware.as_ref().copied()
+    }
+}
+
+fn hardware(nvjpeg: &Arc<Nvjpeg>, device: &Arc<Device>) -> Result<(Hardware, [u32; 2]), GpuError> {
+    let stream = Stream::new(device)?;
+    let handle = Handle::hardware(nvjpeg)?;
+    let engines = handle.engines()?;
+    if engines[0] == 0 {
+        return Err(NvjpegError::NoEngine.into());
+    }
+    let state = || Ok::<_, GpuError>((Batch::new(&handle)?, Event::new(device)?));
+    Ok((Hardware { states: [state()?, state()?], turn: 0, stream }, engines))
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Makes the context current for what is destroyed below. A failure leaves nothing to do.
+        let _ = self.device.synchronize();
+    }
+}
+
+/// A decoded image: where, and how large.
+#[derive(Debug, Clone)]
+struct Frame {
+    place: Place,
+    width: u32,
+    height: u32,
+    pitch: usize,
+}
+
+impl Frame {
+    fn bytes(&self) -> usize {
+        self.pitch * self.height as usize
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// In the common allocation, from this byte on.
+    Common(usize),
+    /// In this allocation of its own.
+    Own(usize),
+}
+
+/// Memory for the frames of one batch.
+#[derive(Debug)]
+struct Frames {
+    common: DeviceBuffer,
+    /// Bytes taken from it, more than it has where some did not fit.
+    taken: AtomicUsize,
+    own: Mutex<Vec<DeviceBuffer>>,
+    slots: Vec<Mutex<Option<Frame>>>,
+}
+
+impl Frames {
+    fn new(device: &Arc<Device>, slots: usize) -> Result<Frames, CudaError> {
+        Ok(Frames {
+            common: DeviceBuffer::new(device, slots * FRAME_BYTES)?,
+            taken: AtomicUsize::new(0),
+            own: Mutex::default(),
+            slots: (0..slots).map(|_| Mutex::new(None)).collect(),
+        })
+    }
+
+    /// Room for an image. Only one that does not fit allocates.
+    fn take(&self, device: &Arc<Device>, header: &Probe) -> Result<Frame, CudaError> {
+        let (width, height) = (header.width, header.height);
+        let pitch = (width as usize * 3).next_multiple_of(ROW_ALIGN);
+        let need = (pitch * height as usize).next_multiple_of(FRAME_ALIGN);
+        let start = self.taken.fetch_add(need, Ordering::Relaxed);
+        let place = if start.checked_add(need).is_some_and(|end| end <= self.common.len()) {
+            Place::Common(start)
+        } else {
+            let buffer = DeviceBuffer::new(device, need)?;
+            let mut own = lock(&self.own);
+            own.push(buffer);
+            Place::Own(own.len() - 1)
+        };
+        Ok(Frame { place, width, height, pitch })
+    }
+
+    /// Calls `with` on a frame's memory.
+    fn with<T>(
+        &self,
+        frame: &Frame,
+        with: impl FnOnce(DeviceSlice<'_>) -> T,
+    ) -> Result<T, CudaError> {
+        match frame.place {
+            Place::Common(start) => Ok(with(self.common.slice(start..start + frame.bytes())?)),
+            Place::Own(index) => {
+                let own = lock(&self.own);
+                Ok(with(own[index].slice(0..frame.bytes())?))
+            }
+        }
+    }
+
+    /// What is to be rendered: slots with a picture, and their plans.
+    fn items<'a>(&'a mut self, plans: &[&'a SamplePlan]) -> Result<Vec<Item<'a>>, CudaError> {
+        let Frames { common, own, slots, .. } = self;
+        let own = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut items = Vec::with_capacity(plans.len());
+        for (slot, (frame, plan)) in slots.iter_mut().zip(plans).enumerate() {
+            // A sample that ends the run has no picture.
+            let frame = frame.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let Some(frame) = frame else { continue };
+            let pixels = match frame.place {
+                Place::Common(start) => common.slice(start..start + frame.bytes())?,
+                Place::Own(index) => own[index].slice(0..frame.bytes())?,
+            };
+            let Frame { width, height, pitch, .. } = *frame;
+            items.push(Item { slot, frame: DeviceFrame { pixels, width, height, pitch }, plan });
+        }
+        Ok(items)
+    }
+
+    fn target(&self, frame: &Frame) -> Result<Target, CudaError> {
+        let address = self.with(frame, |slice| slice.address())?;
+        Ok(Target { address, pitch: frame.pitch })
+    }
+
+    /// Empties it; where not all fitted, it is larger from now on.
+    fn clear(&mut self, device: &Arc<Device>) -> Result<(), CudaError> {
+        for slot in &mut self.slots {
+            *slot.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        let taken = std::mem::take(self.taken.get_mut());
+        self.own.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        if taken > self.common.len() {
+            // A quarter more: the next batch is a little different.
+            self.common = DeviceBuffer::new(device, taken + taken / 4)?;
+        }
+        Ok(())
+    }
+}
+
+/// One batch on the GPU.
+#[derive(Debug)]
+pub struct CudaBuffers {
+    shape: Shape,
+    number: Number,
+    frames: Frames,
+    global: [DeviceBuffer; 2],
+    local: [DeviceBuffer; 2],
+    /// By worker: behind what it queued for this batch.
+    decoded: Vec<Event>,
+    /// Behind the hardware engine's part.
+    batched: Event,
+    rendered: Event,
+    /// Behind what the consumer queued.
+    released: Event,
+    is_released: AtomicBool,
+}
+
+/// Where the views of a batch lie on the device: numbers channels last, normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointers {
+    /// Addresses of the query's and the key's global views, `[n, size, size, 3]`.
+    pub global: [u64; 2],
+    /// Addresses of the query's and the key's patch sets, `[n, 9, patch, patch, 3]`.
+    pub local: Option<[u64; 2]>,
+    /// Samples a batch has room for; a short one fills the first.
+    pub samples: usize,
+    /// Side of a global view.
+    pub size: u32,
+    /// Side of a patch.
+    pub patch: u32,
+    /// What the numbers are.
+    pub number: Number,
+}
+
+impl DeviceBatch<Cuda> {
+    /// Where the views lie; none in an empty batch. Valid until the batch is dropped, for work that
+    /// is queued behind [`DeviceBatch::wait_on`].
+    pub fn pointers(&self) -> Option<Pointers> {
+        let buffers = self.buffers()?;
+        let CudaBuffers { shape, number, global, local, .. } = buffers;
+        let [global, local] = [global, local].map(|views| slices(views).map(DeviceSlice::address));
+        let local = (shape.locals > 0).then_some(local);
+        let (samples, size, patch) = (shape.n, shape.size, shape.patch);
+        Some(Pointers { global, local, samples, size, patch, number: *number })
+    }
+
+    /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
+    /// not wait.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.buffers().map_or(Ok(()), |buffers| stream.wait(&buffers.rendered))
+    }
+
+    /// The driver's event (`CUevent`) behind the rendering, for those who wait by themselves. Valid
+    /// until the batch is dropped.
+    pub fn event(&self) -> Option<*mut c_void> {
+        self.buffers().map(|buffers| buffers.rendered.handle())
+    }
+
+    /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
+    /// only when that is done. Call it after the last use, before dropping; a batch that is dropped
+    /// without makes the host wait for the whole device before its buffers are used again.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        if let Some(buffers) = self.buffers() {
+            buffers.released.record(stream)?;
+            buffers.is_released.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// What one worker decodes with.
+#[derive(Debug)]
+pub struct CudaWorker {
+    number: usize,
+    lanes: [(Lane, Event); LANES],
+    turn: usize,
+    decoder: Decoder,
+    image: Image,
+    /// The CPU's pictures on their way.
+    staging: PinnedBuffer,
+    stream: Stream,
+}
+
+impl Drop for CudaWorker {
+    fn drop(&mut self) {
+        // Lanes are in use until then; also makes the context current for their destruction. A
+        // failure leaves nothing to do.
+        let _ = self.stream.synchronize();
+    }
+}
+
+impl CudaWorker {
+    /// The hybrid back end. False where nvJPEG does not decode the image.
+    fn hybrid(&mut self, job: Job<'_>, target: Target) -> Result<bool, CudaError> {
+        self.turn = (self.turn + 1) % LANES;
+        let (lane, used) = &mut self.lanes[self.turn];
+        used.synchronize()?;
+        // SAFETY: what the lane queued last lies before `used`, which was just waited for. The target
+        // was taken for this header's size, and its memory lives as long as queued work: a
+        // `DeviceBuffer` waits for the device before it is freed.
+        let decoded = unsafe { lane.decode(job.jpeg, &job.header, target, self.stream.handle()) };
+        // Also after an error: part of it may be queued.
+        used.record(&self.stream)?;
+        Ok(decoded.is_ok())
+    }
+
+    /// Copies the decoded picture to the device.
+    fn upload(
+        &mut self,
+        device: &Arc<Device>,
+        frames: &Frames,
+        frame: &Frame,
+    ) -> Result<(), CudaError> {
+        let bytes = frame.bytes();
+        if self.staging.len() < bytes {
+            self.staging = PinnedBuffer::new(device, bytes.next_power_of_two())?;
+        }
+        let rows = self.image.pixels.chunks_exact(frame.width as usize * 3);
+        let to = &mut self.staging.bytes_mut()?[..bytes];
+        for (row, to) in rows.zip(to.chunks_exact_mut(frame.pitch)) {
+            to[..row.len()].copy_from_slice(row);
+        }
+        let (staging, stream) = (&mut self.staging, &self.stream);
+        frames.with(frame, |to| staging.upload(0..bytes, to, stream))?
+    }
+}
+
+impl From<CudaError> for Failure<GpuError> {
+    fn from(error: CudaError) -> Failure<GpuError> {
+        Failure::Engine(error.into())
+    }
+}
+
+impl Engine for Cuda {
+    type Error = GpuError;
+    type Buffers = CudaBuffers;
+    type Worker = CudaWorker;
+
+    fn buffers(&self, shape: &Shape, hands: usize) -> Result<CudaBuffers, GpuError> {
+        let Shape { globals, locals, .. } = *shape;
+        if !matches!((globals, locals), (2, 2 | 0) | (0, 0)) {
+            return Err(GpuError::OtherViews { globals, locals });
+        }
+        let mut submit = lock(&self.submit);
+        if submit.renderer.is_none() && globals > 0 {
+            let (nvrtc, cache) = (&self.nvrtc, &self.setup.cache);
+            let shape = self.setup.batch_shape(shape);
+            submit.renderer = Some(DeviceRenderer::new(&self.device, nvrtc, cache, shape)?);
+        }
+        let device = &self.device;
+        let bytes = Element::from(self.setup.number).bytes();
+        let views = |count: usize, len: usize| {
+            let len = if count > 0 { len * bytes } else { 0 };
+            Ok::<_, CudaError>([DeviceBuffer::new(device, len)?, DeviceBuffer::new(device, len)?])
+        };
+        Ok(CudaBuffers {
+            shape: *shape,
+            number: self.setup.number,
+            frames: Frames::new(device, shape.n)?,
+            global: views(globals, shape.global_len())?,
+            local: views(locals, shape.local_len())?,
+            decoded: (0..hands).map(|_| Event::new(device)).collect::<Result<_, _>>()?,
+            batched: Event::new(device)?,
+            rendered: Event::new(device)?,
+            released: Event::new(device)?,
+            is_released: AtomicBool::new(true),
+        })
+    }
+
+    fn worker(&self, number: usize) -> Result<CudaWorker, GpuError> {
+        // First: makes the context current.
+        let stream = Stream::new(&self.device)?;
+        let lane = || Ok::<_, GpuError>((Lane::new(&self.hybrid)?, Event::new(&self.device)?));
+        let lanes = [lane()?, lane()?];
+        let (decoder, image) = (Decoder::new(), Image::new());
+        let staging = PinnedBuffer::new(&self.device, FRAME_BYTES)?;
+        Ok(CudaWorker { number, lanes, turn: 0, decoder, image, staging, stream })
+    }
+
+    fn batches(&self) -> bool {
+        self.hardware.is_ok()
+    }
+
+    fn recycle(&self, buffers: &mut CudaBuffers) -> Result<(), GpuError> {
+        if !std::mem::take(buffers.is_released.get_mut()) {
+            self.device.synchronize()?;
+        }
+        Ok(buffers.frames.clear(&self.device)?)
+    }
+
+    fn decode(
+        &self,
+        worker: &mut CudaWorker,
+        buffers: &CudaBuffers,
+        job: Job<'_>,
+    ) -> Result<By, Failure<GpuError>> {
+        let frames = &buffers.frames;
+        *lock(&frames.slots[job.slot]) = None;
+        // The last batch's rendering may read what is overwritten now.
+        worker.stream.wait(&buffers.rendered)?;
+        let frame = frames.take(&self.device, &job.header)?;
+        let mut by = By::Cpu;
+        if Way::of(&job.header, job.jpeg) != Way::Cpu
+            && worker.hybrid(job, frames.target(&frame)?)?
+        {
+            by = By::Device;
+        } else {
+            worker.decoder.decode(job.jpeg, &mut worker.image)?;
+            worker.upload(&self.device, frames, &frame)?;
+        }
+        buffers.decoded[worker.number].record(&worker.stream)?;
+        *lock(&frames.slots[job.slot]) = Some(frame);
+        Ok(by)
+    }
+
+    fn decode_batch(
+        &self,
+        _worker: &mut CudaWorker,
+        buffers: &CudaBuffers,
+        jobs: &[Job<'_>],
+        wait: bool,
+    ) -> Result<Batched, GpuError> {
+        let mut submit = lock(&self.submit);
+        let Some(Hardware { states, turn, stream }) = &mut submit.hardware else {
+            return Ok(Batched::Refused);
+        };
+        *turn = (*turn + 1) % states.len();
+        let (batch, used) = &mut states[*turn];
+        used.synchronize()?;
+        stream.wait(&buffers.rendered)?;
+        let (mut left, mut taken) = (Vec::new(), Vec::with_capacity(jobs.len()));
+        for (index, job) in jobs.iter().enumerate() {
+            // A header that nvJPEG cannot read is the CPU's to judge.
+            if batch.takes(job.jpeg, &job.header).unwrap_or(false) {
+                let frame = buffers.frames.take(&self.device, &job.header)?;
+                let target = buffers.frames.target(&frame)?;
+                taken.push((job, frame, target));
+            } else {
+                left.push(index);
+            }
+        }
+        if !taken.is_empty() {
+            let images = taken.iter().map(|(job, _, target)| (job.jpeg, *target));
+            // SAFETY: what this state queued last lies before `used`, which was just waited for. Each
+            // image was taken, and its target allocated for its size; nobody writes to sealed shards.
+            // The memory lives as long as queued work: a `DeviceBuffer` waits before it is freed.
+            let decoded = unsafe { batch.decode(images, stream.handle()) };
+            // Also after an error: part of it may be queued.
+            used.record(stream)?;
+            buffers.batched.record(stream)?;
+            if decoded.is_err() {
+                return Ok(Batched::Refused);
+            }
+        }
+        for (job, frame, _) in taken {
+            *lock(&buffers.frames.slots[job.slot]) = Some(frame);
+        }
+        if wait {
+            used.synchronize()?;
+        }
+        Ok(Batched::Done { left })
+    }
+
+    fn render(
+        &self,
+        _worker: &mut CudaWorker,
+        buffers: &mut CudaBuffers,
+        plans: &[&SamplePlan],
+    ) -> Result<(), GpuError> {
+        let mut submit = lock(&self.submit);
+        let Submit { renderer, stream, .. } = &mut *submit;
+        for decoded in buffers.decoded.iter().chain([&buffers.batched, &buffers.released]) {
+            stream.wait(decoded)?;
+        }
+        if let Some(renderer) = renderer {
+            let CudaBuffers { frames, global, local, shape, .. } = &mut *buffers;
+            let local = (shape.locals > 0).then(|| slices(local));
+            let out = Outputs { global: slices(global), local };
+            renderer.render(&frames.items(plans)?, &out, stream)?;
+        }
+        Ok(buffers.rendered.record(stream)?)
+    }
+}
+
+fn slices(views: &[DeviceBuffer; 2]) -> [DeviceSlice<'_>; 2] {
+    views.each_ref().map(DeviceBuffer::as_slice)
+}
+
+impl From<Number> for Element {
+    fn from(number: Number) -> Element {
+        match number {
+            Number::F32 => Element::F32,
+            Number::Bf16 => Element::Bf16,
+        }
+    }
+}
+
+impl Setup {
+    fn batch_shape(&self, shape: &Shape) -> BatchShape {
+        BatchShape {
+            samples: shape.n,
+            size: shape.size,
+            patch: (shape.locals > 0).then_some(shape.patch),
+            element: self.number.into(),
+            mean: self.mean,
+            std: self.std,
+        }
+    }
+}

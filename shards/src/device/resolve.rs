@@ -1,0 +1,208 @@
+//! Who decodes: what was asked for, held against what is here.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+#[cfg(feature = "nvjpeg")]
+use super::{Cuda, GpuError};
+use crate::pipeline::Views;
+use crate::views::{ColorStep, Recipe};
+
+/// Who is to decode and render (`data.decode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// nvJPEG where a GPU is there, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// nvJPEG; an error where it cannot.
+    Nvjpeg,
+}
+
+/// What the views' numbers are on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// What a GPU needs to be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    /// The GPU, as the driver counts.
+    pub ordinal: u32,
+    /// Folders with NVIDIA's libraries, looked into before the system's.
+    pub folders: Vec<PathBuf>,
+    /// Folder for compiled kernels.
+    pub cache: PathBuf,
+    /// What the views' numbers are.
+    pub number: Number,
+    /// Means of the channels, of bytes / 255.
+    pub mean: [f32; 3],
+    /// Deviations of the channels.
+    pub std: [f32; 3],
+}
+
+/// Why nvJPEG does not decode here.
+#[derive(Debug, Error)]
+pub enum Unavailable {
+    /// This program was built without it.
+    #[error("this program was built without nvJPEG\nhint: `cargo build --features nvjpeg`")]
+    NotBuilt,
+    /// The kernels do not draw these views.
+    #[error("the GPU renders no {what}")]
+    Views {
+        /// What of them.
+        what: &'static str,
+    },
+    /// Driver, library, device or compiler.
+    #[cfg(feature = "nvjpeg")]
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// Who decodes.
+#[derive(Debug)]
+pub enum Decoding {
+    /// The CPU, through [`Loader`](crate::pipeline::Loader).
+    Cpu {
+        /// What `auto` missed; none where the CPU was asked for.
+        missing: Option<Unavailable>,
+    },
+    /// nvJPEG, through [`DeviceLoader`](super::DeviceLoader).
+    #[cfg(feature = "nvjpeg")]
+    Nvjpeg(Box<Cuda>),
+}
+
+impl Decode {
+    /// Opens what there is. `auto` goes on with the CPU and keeps what is missing, to be told once.
+    ///
+    /// # Errors
+    /// `nvjpeg` was asked for and something is missing: it is named.
+    pub fn resolve(self, setup: &Setup, views: &Views) -> Result<Decoding, Unavailable> {
+        if self == Decode::Cpu {
+            return Ok(Decoding::Cpu { missing: None });
+        }
+        match nvjpeg(setup, views) {
+            Err(missing) if self == Decode::Auto => Ok(Decoding::Cpu { missing: Some(missing) }),
+            outcome => outcome,
+        }
+    }
+}
+
+fn nvjpeg(setup: &Setup, views: &Views) -> Result<Decoding, Unavailable> {
+    match views {
+        Views::Train(recipe) if has_randaugment(recipe) => {
+            return Err(Unavailable::Views { what: "RandAugment" });
+        }
+        Views::Train(_) | Views::Decode => {}
+        Views::Center { .. } | Views::Query(_) => {
+            return Err(Unavailable::Views { what: "single views" });
+        }
+        Views::Read => return Err(Unavailable::Views { what: "bytes" }),
+    }
+    open(setup)
+}
+
+#[cfg(feature = "nvjpeg")]
+fn open(setup: &Setup) -> Result<Decoding, Unavailable> {
+    Ok(Decoding::Nvjpeg(Box::new(Cuda::open(setup)?)))
+}
+
+#[cfg(not(feature = "nvjpeg"))]
+fn open(_: &Setup) -> Result<Decoding, Unavailable> {
+    Err(Unavailable::NotBuilt)
+}
+
+fn has_randaugment(recipe: &Recipe) -> bool {
+    let local = recipe.local.as_ref().and_then(|local| local.photometric.as_ref());
+    let all = std::iter::once(&recipe.global.photometric).chain(local);
+    all.flat_map(|one| &one.order).any(|step| *step == ColorStep::RandAugment)
+}
+
+impl fmt::Display for Decoding {
+    /// The decoder by name, and what `auto` missed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Decoding::Cpu { missing } => {
+                write!(f, "{} on the CPU", crate::decode::Decoder::new().name())?;
+                match missing {
+                    Some(missing) => write!(f, ", since {missing}"),
+                    None => Ok(()),
+                }
+            }
+            #[cfg(feature = "nvjpeg")]
+            Decoding::Nvjpeg(cuda) => {
+                let [major, minor, patch] = cuda.nvjpeg_version();
+                write!(f, "nvJPEG {major}.{minor}.{patch} on {}", cuda.device().name())?;
+                match cuda.hardware() {
+                    Ok([engines, cores]) => write!(f, ", {engines} x {cores} hardware decoders"),
+                    Err(error) => write!(f, ", no hardware decoder ({error})"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setup() -> Setup {
+        Setup {
+            ordinal: u32::MAX, // no machine has it
+            folders: Vec::new(),
+            cache: PathBuf::from("unused"),
+            number: Number::Bf16,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+        }
+    }
+
+    #[test]
+    fn auto_goes_on_with_the_cpu_and_names_what_is_missing() {
+        let views = Views::Train(Recipe::detco());
+        let Ok(Decoding::Cpu { missing: Some(missing) }) = Decode::Auto.resolve(&setup(), &views)
+        else {
+            panic!("no such GPU");
+        };
+        let text = missing.to_string();
+        #[cfg(feature = "nvjpeg")]
+        assert!(text.contains("libcuda.so.1") || text.contains("no CUDA device"), "{text}");
+        #[cfg(not(feature = "nvjpeg"))]
+        assert!(text.contains("--features nvjpeg"), "{text}");
+        let line = Decoding::Cpu { missing: Some(missing) }.to_string();
+        assert!(line.contains(" on the CPU, since ") && line.ends_with(&text), "{line}");
+    }
+
+    #[test]
+    fn what_was_asked_for_is_had_or_is_an_error() {
+        let views = Views::Train(Recipe::detco());
+        assert!(Decode::Nvjpeg.resolve(&setup(), &views).is_err());
+        let cpu = Decode::Cpu.resolve(&setup(), &views).unwrap();
+        assert!(matches!(cpu, Decoding::Cpu { missing: None }));
+        assert!(cpu.to_string().ends_with("on the CPU"), "{cpu}");
+        assert_eq!(Decode::default(), Decode::Auto);
+    }
+
+    #[test]
+    fn views_that_the_kernels_lack_are_named_before_a_gpu_is_looked_for() {
+        let mut randaugment = Recipe::detco();
+        randaugment.global.photometric.order.insert(0, ColorStep::RandAugment);
+        for (views, what) in [
+            (Views::Train(randaugment), "RandAugment"),
+            (Views::supervised(32), "single views"),
+            (Views::Read, "bytes"),
+        ] {
+            let error = Decode::Nvjpeg.resolve(&setup(), &views).unwrap_err();
+            assert!(error.to_string().ends_with(what), "{error}");
+        }
+    }
+}
