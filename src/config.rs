@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use detco_shards::device::{Number, Setup};
 use detco_shards::views::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -145,6 +146,8 @@ pub struct Config {
 pub struct Data {
     /// Shards: folders, globs, brace lists or single tars.
     pub shards: Vec<String>,
+    /// Who decodes: `auto`, `cpu` or `nvjpeg`.
+    pub decode: Decode,
     /// Decode and view threads; 0 means one a core.
     pub workers: usize,
     /// Batches that may be finished or in work ahead of the trainer (bounds host memory).
@@ -161,6 +164,7 @@ impl Default for Data {
     fn default() -> Self {
         Data {
             shards: Vec::new(),
+            decode: Decode::Auto,
             workers: 0,
             batches_ahead: 3,
             on_bad_sample: OnBadSample::Fail,
@@ -170,7 +174,17 @@ impl Default for Data {
     }
 }
 
+pub use detco_shards::device::Decode;
 pub use detco_shards::pipeline::OnBadSample;
+
+/// What a GPU is opened with to decode and render: NVIDIA's libraries beside the libtorch of LIBTORCH,
+/// compiled kernels in the user's cache.
+pub fn gpu(number: Number) -> Setup {
+    let folder = |name| std::env::var_os(name).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let home = || folder("HOME").map(|home| home.join(".cache"));
+    let cache = folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir);
+    Setup::new(folder("LIBTORCH").as_deref(), cache.join("detco/kernels"), number)
+}
 
 /// Which ResNet (He et al., 2016; torchvision's v1.5: the stride sits in the 3×3 convolution).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

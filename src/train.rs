@@ -305,6 +305,11 @@ impl Run {
         } else if let Some(init) = &config.model.init {
             model.start_from(&weights::read_backbone(init)?)?;
         }
+        if config.data.decode == config::Decode::Nvjpeg {
+            let (key, value) = ("data.decode", "nvjpeg".to_owned());
+            let reason = "the trainer decodes on the CPU; `detco profile` can do both".to_owned();
+            return Err(ConfigError::Value { key, value, reason }.into());
+        }
         let loader = Loader::start(Arc::clone(&set), loader_options(&config, order, cursor))?;
         let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
         let steps = match config.train.steps_max {

@@ -5,9 +5,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use detco::config::gpu;
 use detco::profile::Run;
 use detco::profile::allocations::Counting;
 use detco::profile::measure::{Mode, Plan, measure};
+use detco_shards::device::{Decode, Number};
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::stats::Stage;
 use detco_shards::stream::ShardSet;
@@ -44,6 +46,8 @@ fn plan() -> Plan {
         recipe: Recipe::detco().with_size(32),
         seed: 7,
         batch: 16,
+        decode: Decode::Cpu,
+        gpu: gpu(Number::F32),
         batches_ahead: 3,
         workers: 2,
         seconds: 1.0,

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use detco_shards::device::{Counts, Number};
 use detco_shards::stats::{CHANNELS, STAGES};
 use detco_shards::stream::ShardSet;
 use detco_shards::trace::Trace;
 use detco_shards::views::Recipe;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
-use crate::config::Config;
+use crate::config::{Config, Decode, gpu};
 use crate::profile::cache;
 use crate::profile::machine::Machine;
 use crate::profile::measure::{Mode, Plan, Progress, Watch, measure};
@@ -54,6 +55,10 @@ pub struct Args {
     /// What is made of each sample
     #[arg(long, value_enum, default_value_t = ModeName::Detco, conflicts_with = "run")]
     mode: ModeName,
+
+    /// Who decodes, in place of the recipe's data.decode
+    #[arg(long, value_name = "auto|cpu|nvjpeg", conflicts_with = "run")]
+    decode: Option<Decode>,
 
     /// Numbers of decode and view threads, a run for each [default: one a core]
     #[arg(long, value_name = "N,N,...", value_parser = workers, conflicts_with = "run")]
@@ -235,6 +240,8 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
             recipe: recipe.clone(),
             seed: config.seed,
             batch: args.batch,
+            decode: args.decode.unwrap_or(config.data.decode),
+            gpu: gpu(Number::Bf16),
             batches_ahead: config.data.batches_ahead,
             workers,
             seconds: args.seconds,
@@ -485,14 +492,14 @@ fn head(report: &Report) -> String {
     };
     if let Some(machine) = &report.machine {
         let unknown = || "unknown".to_owned();
+        let decoding = report.runs.first().map_or(machine.decoder, |run| &run.decoding);
         let memory = machine.memory_bytes.map_or_else(unknown, |b| HumanBytes(b).to_string());
         out += &format!(
-            "{} of {}, {}, {memory} of memory, {}; decoding with {}\n",
+            "{} of {}, {}, {memory} of memory, {}; decoding with {decoding}\n",
             plural(machine.cores, "core"),
             machine.cpu.clone().unwrap_or_else(unknown),
             machine.simd,
             machine.file_system.clone().unwrap_or_else(unknown),
-            machine.decoder,
         );
     }
     if let Some(rate) = settings.consumer_images_per_s {
@@ -514,6 +521,18 @@ fn amount(size: &Size) -> String {
     format!("{} samples in {shards}{of}, {}", HumanCount(size.samples), HumanBytes(size.bytes))
 }
 
+/// Who decoded how many images, and in which ratio.
+fn decoding(run: &Run) -> String {
+    let Some(counts) = run.decoded else { return String::new() };
+    let Counts { batched, single, cpu, refused, share } = counts;
+    let [batched, single, cpu, refused] = [batched, single, cpu, refused].map(HumanCount);
+    let share = share.map_or("still being measured".to_owned(), percent);
+    format!(
+        "  decoded: {batched} by the hardware, {single} one by one, {cpu} by the CPU; batches refused: \
+         {refused}; share of the hardware: {share}\n"
+    )
+}
+
 /// One run's figures.
 fn table(run: &Run, out: &mut String) {
     let low = run.windows.iter().copied().fold(f64::INFINITY, f64::min);
@@ -528,6 +547,7 @@ fn table(run: &Run, out: &mut String) {
         count(high),
         count(run.megabytes_per_s),
     );
+    *out += &decoding(run);
     *out += "  stage       ms an image      on a CPU    of the time\n";
     for stage in STAGES {
         let Some(time) = run.stages.get(stage.name()) else { continue };

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use detco_shards::device::{Counts, Decode, Setup, Unavailable};
 use detco_shards::order::{Order, OrderError};
-use detco_shards::pipeline::{
-    Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, Views,
-};
+use detco_shards::pipeline::{LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, Views};
 use detco_shards::stats::{Channel, Snapshot, Stage, Stats};
 use detco_shards::stream::ShardSet;
 use detco_shards::trace::{Recorder, Trace};
@@ -16,6 +15,7 @@ use detco_shards::views::Recipe;
 use thiserror::Error;
 
 use super::machine::Paging;
+use super::source::Source;
 use super::verdict::{CONTENT, Consumer, Evidence};
 use super::{ConsumerTime, PageFaults, Run, Slabs, allocations, channels, per_image};
 
@@ -75,6 +75,10 @@ pub struct Plan {
     pub seed: u64,
     /// Samples of a batch; at most as many as there are.
     pub batch: u64,
+    /// Who is to decode.
+    pub decode: Decode,
+    /// What a GPU is opened with.
+    pub gpu: Setup,
     /// Batches that may be ahead of the consumer.
     pub batches_ahead: usize,
     /// Threads that read, decode and render.
@@ -99,6 +103,17 @@ pub enum MeasureError {
     /// The loader ended with an error.
     #[error("{0}")]
     Pipeline(#[source] Box<PipelineError>),
+    /// What was asked for to decode is not here.
+    #[error(transparent)]
+    Decode(#[from] Unavailable),
+    /// The GPU failed.
+    #[cfg(feature = "nvjpeg")]
+    #[error(transparent)]
+    Cuda(detco_shards::cuda::CudaError),
+    /// The GPU's loader ended with an error.
+    #[cfg(feature = "nvjpeg")]
+    #[error(transparent)]
+    Device(Box<detco_shards::device::DeviceError<detco_shards::device::GpuError>>),
     /// The data cannot be put in order.
     #[error(transparent)]
     Order(#[from] OrderError),
@@ -116,6 +131,15 @@ pub enum MeasureError {
 impl From<PipelineError> for MeasureError {
     fn from(error: PipelineError) -> MeasureError {
         MeasureError::Pipeline(Box::new(error))
+    }
+}
+
+#[cfg(feature = "nvjpeg")]
+impl From<detco_shards::device::DeviceError<detco_shards::device::GpuError>> for MeasureError {
+    fn from(
+        error: detco_shards::device::DeviceError<detco_shards::device::GpuError>,
+    ) -> MeasureError {
+        MeasureError::Device(Box::new(error))
     }
 }
 
@@ -158,7 +182,9 @@ pub fn measure(
         handicap: plan.handicap,
         ..LoaderOptions::train(plan.recipe.clone(), order, plan.seed, 1)
     };
-    let loader = Loader::start(Arc::clone(set), options)?;
+    let decoding = plan.decode.resolve(&plan.gpu, &options.views)?;
+    let decoder = decoding.to_string();
+    let loader = Source::start(set, options, decoding)?;
     let meter = Meter::new(Arc::clone(loader.counters()));
     let found = std::thread::scope(|scope| {
         let clock = scope.spawn(|| meter.run(watch));
@@ -171,7 +197,7 @@ pub fn measure(
     })?;
     match found {
         Some((taken, ticks)) if !plan.once || taken.batches >= COLD_BATCHES => {
-            Ok(taken.into_run(plan, &ticks))
+            Ok(Run { decoding: decoder, ..taken.into_run(plan, &ticks) })
         }
         _ => Err(MeasureError::TooShort { samples: set.len() }),
     }
@@ -232,7 +258,7 @@ struct Moment {
 }
 
 impl Moment {
-    fn now(loader: &Loader) -> Moment {
+    fn now(loader: &Source) -> Moment {
         let (paging, allocations) = (Paging::now(), allocations::count());
         Moment { at: Instant::now(), counters: loader.stats(), paging, allocations }
     }
@@ -241,7 +267,7 @@ impl Moment {
 /// The consumer: takes batches, and for each is busy as long as a trainer of its speed would be.
 struct Taker<'a> {
     plan: &'a Plan,
-    loader: Loader,
+    loader: Source,
     meter: &'a Meter,
     recorder: Option<Recorder>,
     /// Batches of a run that reads everything once.
@@ -263,10 +289,11 @@ struct Taken {
     batches: u64,
     bad: u64,
     slabs: (usize, usize),
+    decoded: Option<Counts>,
 }
 
 impl<'a> Taker<'a> {
-    fn new(plan: &'a Plan, loader: Loader, meter: &'a Meter, batches_of: u64) -> Taker<'a> {
+    fn new(plan: &'a Plan, loader: Source, meter: &'a Meter, batches_of: u64) -> Taker<'a> {
         let recorder = plan.trace.as_ref().map(|trace| trace.recorder("consumer".into()));
         let busy = Duration::ZERO;
         Taker {
@@ -285,22 +312,24 @@ impl<'a> Taker<'a> {
     }
 
     /// `None` when the data ended before the measured time began.
-    fn run(mut self) -> Result<Option<Taken>, PipelineError> {
+    fn run(mut self) -> Result<Option<Taken>, MeasureError> {
         let mut before = Instant::now();
         loop {
             self.begin_if_warm();
-            let Some(filled) = self.loader.next() else { break };
-            let filled = filled?;
-            self.span("wait", before, filled.cursor.step);
+            let Some(batch) = self.loader.next() else { break };
+            let batch = batch?;
+            let (step, samples, bad) = batch.about();
+            self.span("wait", before, step);
             // Longer than it takes to hand a batch over.
             self.starved = before.elapsed() > Duration::from_millis(1);
             self.batches_seen += 1;
             if self.start.is_some() {
                 self.batches += 1;
-                self.bad += filled.bad.len() as u64;
+                self.bad += bad;
             }
             before = Instant::now();
-            let going_on = self.step(filled);
+            drop(batch);
+            let going_on = self.step(samples);
             self.span("step", before, self.batches_seen);
             before = Instant::now();
             if !going_on {
@@ -312,7 +341,8 @@ impl<'a> Taker<'a> {
         }
         let end = Moment::now(&self.loader);
         let (busy, batches, bad, slabs) = (self.busy, self.batches, self.bad, self.loader.slabs());
-        Ok(self.start.take().map(|start| Taken { start, end, busy, batches, bad, slabs }))
+        let decoded = self.loader.counts();
+        Ok(self.start.take().map(|start| Taken { start, end, busy, batches, bad, slabs, decoded }))
     }
 
     fn span(&mut self, name: &'static str, start: Instant, of: u64) {
@@ -323,10 +353,9 @@ impl<'a> Taker<'a> {
 
     /// Works on a batch; false when the measured time is over. As in training, the slab is free as
     /// soon as the step begins.
-    fn step(&mut self, filled: Filled) -> bool {
-        let length = self.plan.consumer.map_or(0.0, |rate| filled.len() as f64 / rate);
+    fn step(&mut self, samples: usize) -> bool {
+        let length = self.plan.consumer.map_or(0.0, |rate| samples as f64 / rate);
         let end = Instant::now() + Duration::from_secs_f64(length.min(1e6));
-        drop(filled);
         loop {
             self.begin_if_warm();
             let now = Instant::now();
@@ -423,6 +452,7 @@ impl Taken {
             slabs: Slabs { count: slabs, bytes: slab_bytes, reuses },
             consumer: ConsumerTime { batches: self.batches, wait_share: waited },
             bad_samples: self.bad,
+            decoded: self.decoded,
             ..Run::of(plan.mode.name(), seconds, counted.samples, &evidence)
         }
     }

@@ -12,6 +12,7 @@ pub mod html;
 pub mod machine;
 pub mod measure;
 pub mod ops;
+mod source;
 pub mod timeline;
 pub mod training;
 pub mod verdict;
@@ -19,6 +20,7 @@ pub mod verdict;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use detco_shards::device::Counts;
 use detco_shards::stats::{CHANNELS, STAGES, Snapshot, Waits};
 use serde::Serialize;
 
@@ -133,6 +135,10 @@ pub struct Run {
     pub dispatcher_busy: f64,
     /// Samples that could not be used and were replaced.
     pub bad_samples: u64,
+    /// Who decoded, and what `auto` missed; empty for a training run.
+    pub decoding: String,
+    /// Who decoded how many images, and the hardware's share, where a GPU decodes.
+    pub decoded: Option<Counts>,
     /// What limits this run.
     pub verdict: Verdict,
 }
@@ -291,6 +297,8 @@ impl Run {
             consumer: ConsumerTime { batches: 0, wait_share: evidence.consumer_wait },
             dispatcher_busy: evidence.dispatcher_busy,
             bad_samples: 0,
+            decoding: String::new(),
+            decoded: None,
             verdict: evidence.verdict(),
         }
     }

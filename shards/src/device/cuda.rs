@@ -468,6 +468,12 @@ impl Engine for Cuda {
         Ok(CudaWorker { number, lanes, turn: 0, decoder, image, staging, stream })
     }
 
+    fn bytes(buffers: &CudaBuffers) -> usize {
+        let CudaBuffers { frames, global, local, .. } = buffers;
+        let views = global.iter().chain(local).map(DeviceBuffer::len).sum::<usize>();
+        frames.common.len() + views
+    }
+
     fn batches(&self) -> bool {
         self.hardware.is_ok()
     }

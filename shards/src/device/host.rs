@@ -73,6 +73,10 @@ impl Engine for Host {
         Ok(HostWorker { decoder: Decoder::new(), renderer: Renderer::new() })
     }
 
+    fn bytes(buffers: &HostBuffers) -> usize {
+        buffers.globals.iter().chain(&buffers.locals).map(Vec::len).sum()
+    }
+
     fn batches(&self) -> bool {
         self.batches
     }

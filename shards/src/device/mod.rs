@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::decode::{Components, DecodeError, Format, Probe, probe};
@@ -196,6 +197,9 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Makes what thread `number` decodes with; anew after it panicked.
     fn worker(&self, number: usize) -> Result<Self::Worker, Self::Error>;
 
+    /// Bytes of the device's memory that the buffers of one batch hold.
+    fn bytes(buffers: &Self::Buffers) -> usize;
+
     /// Whether there is a batch decoder.
     fn batches(&self) -> bool;
 
@@ -231,7 +235,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Who decoded how many images.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Counts {
     /// Images that the batch decoder decoded.
     pub batched: u64,
@@ -371,6 +375,8 @@ pub struct DeviceLoader<E: Engine> {
     set: Arc<ShardSet>,
     stats: Arc<Stats>,
     common: Arc<Common<E>>,
+    /// How many circulate, and the bytes of one at the start.
+    buffers: (usize, usize),
     failed: bool,
     // The order of the fields is the order of dropping: channels close before the pool joins.
     sequence: Sequence<Outcome<E>>,
@@ -419,9 +425,12 @@ impl<E: Engine> DeviceLoader<E> {
         // Before the channels, so that an error below closes them before it joins the threads.
         let mut pool = Pool::new();
         let (free, free_trays) = bounded(trays);
+        let mut bytes = 0;
         for _ in 0..trays {
             // The workers, and the submit thread.
-            let sent = free.send(tray(&engine, &Shape::of(&options.views, n), workers + 1)?);
+            let tray = tray(&engine, &Shape::of(&options.views, n), workers + 1)?;
+            bytes = E::bytes(&tray.buffers);
+            let sent = free.send(tray);
             assert!(sent.is_ok(), "the receiver lives in this function");
         }
         let (task_sender, tasks) = bounded(TASKS_MAX);
@@ -445,8 +454,19 @@ impl<E: Engine> DeviceLoader<E> {
         let dispatcher = Dispatcher::new(&set, &options, rooms, task_sender, finish, &stats);
         pool.start(DISPATCHER.into(), move || dispatcher.run()).map_err(PipelineError::Thread)?;
         let sequence = Sequence::new(options, finished, Arc::clone(&stats));
-        let (failed, _stop, _pool) = (false, stop, pool);
-        Ok(DeviceLoader { set, stats, common, failed, sequence, tasks, free, _stop, _pool })
+        let (buffers, failed, _stop, _pool) = ((trays, bytes), false, stop, pool);
+        Ok(DeviceLoader {
+            set,
+            stats,
+            common,
+            buffers,
+            failed,
+            sequence,
+            tasks,
+            free,
+            _stop,
+            _pool,
+        })
     }
 
     /// The data set being read.
@@ -462,6 +482,16 @@ impl<E: Engine> DeviceLoader<E> {
     /// The counters of the threads at this moment.
     pub fn stats(&self) -> Snapshot {
         self.stats.snapshot()
+    }
+
+    /// The counters themselves, to be read while this loader is being waited for.
+    pub fn counters(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// How many batches' buffers circulate, and the bytes of the device's memory that one has.
+    pub fn slabs(&self) -> (usize, usize) {
+        self.buffers
     }
 
     /// Who decoded how many images, at this moment.

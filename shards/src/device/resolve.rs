@@ -1,7 +1,8 @@
 //! Who decodes: what was asked for, held against what is here.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,7 +10,7 @@ use thiserror::Error;
 #[cfg(feature = "nvjpeg")]
 use super::{Cuda, GpuError};
 use crate::pipeline::Views;
-use crate::views::{ColorStep, Recipe};
+use crate::views::{ColorStep, MEAN, Recipe, STD};
 
 /// Who is to decode and render (`data.decode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,19 @@ pub enum Decode {
     Cpu,
     /// nvJPEG; an error where it cannot.
     Nvjpeg,
+}
+
+impl FromStr for Decode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Decode, &'static str> {
+        match text {
+            "auto" => Ok(Decode::Auto),
+            "cpu" => Ok(Decode::Cpu),
+            "nvjpeg" => Ok(Decode::Nvjpeg),
+            _ => Err("auto, cpu or nvjpeg"),
+        }
+    }
 }
 
 /// What the views' numbers are on a device.
@@ -48,6 +62,19 @@ pub struct Setup {
     pub mean: [f32; 3],
     /// Deviations of the channels.
     pub std: [f32; 3],
+}
+
+impl Setup {
+    /// The first GPU, with ImageNet's means and deviations. NVIDIA's libraries are looked for beside
+    /// `libtorch`, where there is one, and where the system's loader looks.
+    pub fn new(libtorch: Option<&Path>, cache: PathBuf, number: Number) -> Setup {
+        #[cfg(feature = "nvjpeg")]
+        let folders = libtorch.map(|at| crate::cuda::Search::beside_libtorch(at).folders);
+        #[cfg(not(feature = "nvjpeg"))]
+        let folders = libtorch.and(None); // nothing is looked for
+        let folders = folders.unwrap_or_default();
+        Setup { ordinal: 0, folders, cache, number, mean: MEAN, std: STD }
+    }
 }
 
 /// Why nvJPEG does not decode here.

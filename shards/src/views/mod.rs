@@ -28,6 +28,11 @@ pub use recipe::{
 };
 pub use render::Renderer;
 
+/// ImageNet's channel means, of bytes / 255: what torchvision normalises with.
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// ImageNet's channel deviations.
+pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
 /// Which instructions render.
 #[derive(Debug, Clone, Copy)]
 enum Vectors {
