@@ -27,6 +27,7 @@
 //! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
 //! | `detco_shards::cuda`, `views::cuda` | the driver and NVRTC, found when asked for; the same plans rendered on a GPU | wait for the device |
 //! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
+//! | `detco_shards::device` | the same wiring where the pixels are made on a GPU: batches stay there | wait for the device on the hot path without saying where |
 //! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
@@ -52,9 +53,8 @@
 //!   workers or restarts. Resuming is a cursor.
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
-//! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches, the
-//!   profile's counting allocator, the shim
-//!   and nowhere else.
+//! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches,
+//!   nvJPEG's wall and its engine, the profile's counting allocator, the shim and nowhere else.
 //!
 //! # Two binaries
 //!

@@ -178,6 +178,34 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
+fn the_program_says_who_decodes_and_what_it_missed() {
+    let root = tempfile::tempdir().unwrap();
+    shards(root.path(), 48, &[]);
+    let run = |decode: &str| {
+        let data = root.path().to_str().unwrap();
+        let short = ["--seconds", "0.5", "--warm-up", "0", "--batch", "8"];
+        let arguments = [&[data, "--decode", decode][..], &short].concat();
+        let output = detco(&arguments);
+        (output.status.success(), said(&output))
+    };
+    let (ok, cpu) = run("cpu");
+    assert!(ok && cpu.contains(" on the CPU\n") && !cpu.contains("since"), "{cpu}");
+    let (ok, auto) = run("auto");
+    assert!(ok, "{auto}");
+    let (ok, nvjpeg) = run("nvjpeg");
+    if ok {
+        assert!(nvjpeg.contains("decoding with nvJPEG 13"), "{nvjpeg}");
+        assert!(nvjpeg.contains("share of the hardware: "), "{nvjpeg}");
+    } else {
+        let missing = ["CUDA", "--features nvjpeg"];
+        assert!(missing.iter().any(|what| nvjpeg.contains(what)), "{nvjpeg}");
+        assert_eq!(auto.matches(" on the CPU, since ").count(), 1, "said once: {auto}");
+    }
+    let (ok, wrong) = run("gpu");
+    assert!(!ok && wrong.contains("auto, cpu or nvjpeg"), "{wrong}");
+}
+
+#[test]
 fn the_program_writes_what_it_is_asked_for() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("<i>data & \"more\"");

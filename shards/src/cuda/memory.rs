@@ -41,6 +41,12 @@ impl DeviceBuffer {
         self.len == 0
     }
 
+    /// The device that it is on.
+    #[cfg(feature = "nvjpeg")]
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The whole buffer.
     pub fn as_slice(&self) -> DeviceSlice<'_> {
         DeviceSlice { address: self.address, len: self.len, owner: PhantomData }

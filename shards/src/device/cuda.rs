@@ -344,6 +344,26 @@ impl DeviceBatch<Cuda> {
         self.buffers().map(|buffers| buffers.rendered.handle())
     }
 
+    /// Copies the decoded picture of a slot back, to be looked at: the host waits for it. None for a
+    /// slot without one.
+    ///
+    /// # Errors
+    /// When there is no memory for it, or the driver fails.
+    pub fn frame(&self, slot: usize) -> Result<Option<Image>, CudaError> {
+        let Some(frames) = self.buffers().map(|buffers| &buffers.frames) else { return Ok(None) };
+        let frame = frames.slots.get(slot).and_then(|slot| lock(slot).clone());
+        let Some(frame) = frame else { return Ok(None) };
+        let device = frames.common.device();
+        let (stream, bytes) = (Stream::new(device)?, frame.bytes());
+        let mut pinned = PinnedBuffer::new(device, bytes)?;
+        self.wait_on(&stream)?;
+        frames.with(&frame, |from| pinned.download(0..bytes, from, &stream))??;
+        let row = frame.width as usize * 3;
+        let rows = pinned.bytes()?.chunks_exact(frame.pitch);
+        let pixels = rows.flat_map(|bytes| &bytes[..row]).copied().collect();
+        Ok(Some(Image { width: frame.width, height: frame.height, pixels }))
+    }
+
     /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
     /// only when that is done. Call it after the last use, before dropping; a batch that is dropped
     /// without makes the host wait for the whole device before its buffers are used again.

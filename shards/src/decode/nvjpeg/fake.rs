@@ -154,9 +154,10 @@ extern "C" fn decode_batched(
     _: cudaStream_t,
 ) -> nvjpegStatus_t {
     // SAFETY: the tests decode two images.
-    let (lengths, images) =
-        (unsafe { lengths.cast::<[usize; 2]>().read() }, unsafe { images.add(1).read() });
-    assert_eq!((lengths, images.pitch[0], images.channel[0] as u64), ([3, 4], 192, 4096));
+    let lengths = unsafe { lengths.cast::<[usize; 2]>().read() };
+    // SAFETY: as above.
+    let [_, image] = unsafe { images.cast::<[nvjpegImage_t; 2]>().read() };
+    assert_eq!((lengths, image.pitch[0], image.channel[0] as u64), ([3, 4], 192, 4096));
     step()
 }
 
