@@ -1,10 +1,10 @@
 //! Speed of the view kernels on a GPU: `cargo bench -p detco-shards --features cuda --bench
 //! device_views`. Where there is no GPU it says so.
 //!
-//! A batch of DetCo views in bfloat16 from frames of ImageNet's common size, which lie on the device.
-//! Beside it a copy on the same device, in the same bytes a second: read and written ones added up. Of
-//! the views those bytes are counted that no kernel can avoid: the crops, no more than the frame, and
-//! the tensors.
+//! A batch of DetCo views in bfloat16 from frames of ImageNet's common size, which lie on the
+//! device. Beside it a copy on the same device, in the same bytes a second: read and written ones
+//! added up. Of the views those bytes are counted that no kernel can avoid: the crops, no more than
+//! the frame, and the tensors.
 
 #[path = "../tests/support/images.rs"]
 mod images;
@@ -64,7 +64,7 @@ fn measure(device: &Arc<Device>, samples: usize) -> Result<(), DeviceViewsError>
         let mut renderer = DeviceRenderer::new(device, &nvrtc, &cache, shape)?;
         let (seconds, bytes) = render(&mut renderer, &recipe, device, &stream)?;
         println!(
-            "{name}: {:.0} images/s, {:.2} ms a batch of {samples}, {:.0} GB/s: {:.0} % of the copy's",
+            "{name}: {:.0} images/s, {:.2} ms a batch of {samples}, {:.0} GB/s, {:.0} % of a copy's",
             samples as f64 / seconds,
             seconds * 1e3,
             bytes / seconds / 1e9,

@@ -36,8 +36,8 @@ pub struct Device {
     limits: Limits,
 }
 
-// SAFETY: device and context are handles that the driver allows in every thread; each call makes the
-// context current in its own thread first.
+// SAFETY: device and context are handles that the driver allows in every thread; each call makes
+// the context current in its own thread first.
 unsafe impl Send for Device {}
 // SAFETY: as above; nothing here changes after `open`.
 unsafe impl Sync for Device {}
@@ -136,15 +136,17 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: retained once by `open`, released once here; all that lives in the context keeps the
-        // device alive. A failure leaves nothing to do: the program is ending, or the driver has.
+        // SAFETY: retained once by `open`, released once here; all that lives in the context keeps
+        // the device alive. A failure leaves nothing to do: the program is ending, or the driver
+        // has.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.handle) };
     }
 }
 
 fn name(handle: sys::CUdevice) -> Result<String, CudaError> {
     let mut bytes = [0_u8; NAME_BYTES];
-    // SAFETY: `bytes` has room for the length given; the driver ends the name with NUL inside of it.
+    // SAFETY: `bytes` has room for the length given; the driver ends the name with NUL inside of
+    // it.
     let status =
         unsafe { sys::cuDeviceGetName(bytes.as_mut_ptr().cast(), NAME_BYTES as c_int, handle) };
     check("cuDeviceGetName", status)?;
@@ -196,7 +198,8 @@ impl Stream {
         device.bind()?;
         let mut handle = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: `handle` is a place for one stream, and a context is current. Destroyed by `drop`.
+        // SAFETY: `handle` is a place for one stream, and a context is current. Destroyed by
+        // `drop`.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut handle, flags) })?;
         Ok(Stream { handle, owned: true, device: Arc::clone(device) })
     }
@@ -238,8 +241,8 @@ impl Stream {
     pub fn copy(&self, from: DeviceSlice<'_>, to: DeviceSlice<'_>) -> Result<(), CudaError> {
         let from = from.slice(0..to.len())?;
         self.device.bind()?;
-        // SAFETY: as many bytes on both sides, which outlive queued work by `DeviceSlice`'s contract, or
-        // by `DeviceBuffer::drop`.
+        // SAFETY: as many bytes on both sides, which outlive queued work by `DeviceSlice`'s
+        // contract, or by `DeviceBuffer::drop`.
         let status = unsafe {
             sys::cuMemcpyDtoDAsync_v2(to.address(), from.address(), to.len(), self.handle)
         };
@@ -344,7 +347,8 @@ impl Event {
         check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }
 
-    /// Milliseconds on the device between `earlier` and this one; both [timed](Event::timed) and reached.
+    /// Milliseconds on the device between `earlier` and this one; both [timed](Event::timed) and
+    /// reached.
     ///
     /// # Errors
     /// When either is not, or the driver fails.
@@ -360,8 +364,8 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {
-            // SAFETY: created by `with`, destroyed once. The driver keeps what a stream still waits for.
-            // A failure leaves nothing to do.
+            // SAFETY: created by `with`, destroyed once. The driver keeps what a stream still waits
+            // for. A failure leaves nothing to do.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
     }

@@ -106,8 +106,8 @@ pub(super) fn check(call: &'static str, status: sys::CUresult) -> Result<(), Cud
     if status == sys::CUresult::CUDA_SUCCESS {
         return Ok(());
     }
-    // SAFETY: a call just gave this status, so the driver is loaded and has both functions (they are
-    // among those that `library::driver` asks for).
+    // SAFETY: a call just gave this status, so the driver is loaded and has both functions (they
+    // are among those that `library::driver` asks for).
     let name = in_words(|text| unsafe { sys::cuGetErrorName(status, text) });
     // SAFETY: as above.
     let text = in_words(|text| unsafe { sys::cuGetErrorString(status, text) });

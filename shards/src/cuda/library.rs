@@ -35,8 +35,8 @@ impl Search {
 /// Names of the driver's library; the second is a link that only some installations have.
 const DRIVER: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
-/// Every function of the driver that this crate calls. `cudarc` panics at one that is missing, so all
-/// are asked for before the first is called.
+/// Every function of the driver that this crate calls. `cudarc` panics at one that is missing, so
+/// all are asked for before the first is called.
 const DRIVER_FUNCTIONS: [&str; 35] = [
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -77,7 +77,8 @@ const DRIVER_FUNCTIONS: [&str; 35] = [
 
 /// Makes sure that the driver is there, so that calls through `cudarc` cannot panic.
 pub(super) fn driver() -> Result<(), CudaError> {
-    // Loaded once and never unloaded: `cudarc` keeps a handle of its own for as long as the program runs.
+    // Loaded once and never unloaded: `cudarc` keeps a handle of its own for as long as the program
+    // runs.
     static FOUND: OnceLock<Library> = OnceLock::new();
     if FOUND.get().is_some() {
         return Ok(());
@@ -103,8 +104,8 @@ pub(super) fn driver() -> Result<(), CudaError> {
 pub(crate) fn open(name: &Path) -> Result<Library, String> {
     // Visible to libraries that are loaded later: NVRTC finds its built-ins by their name.
     let flags = unix::RTLD_NOW | unix::RTLD_GLOBAL;
-    // SAFETY: only NVIDIA's driver, NVRTC and its built-ins are named by this module's callers; their
-    // initialisers have no preconditions.
+    // SAFETY: only NVIDIA's driver, NVRTC and its built-ins are named by this module's callers;
+    // their initialisers have no preconditions.
     let library = unsafe { unix::Library::open(Some(name), flags) };
     library.map(Library::from).map_err(|error| match std::error::Error::source(&error) {
         // The loader's own words.

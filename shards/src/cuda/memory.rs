@@ -65,8 +65,8 @@ impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // Work that was queued with this address is done after this, or has failed.
         if self.device.synchronize().is_ok() {
-            // SAFETY: allocated by `new`, freed once, and nothing queued can use it any more: slices
-            // borrow the buffer. A failure leaves nothing to do.
+            // SAFETY: allocated by `new`, freed once, and nothing queued can use it any more:
+            // slices borrow the buffer. A failure leaves nothing to do.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
         }
     }
@@ -84,9 +84,9 @@ impl<'a> DeviceSlice<'a> {
     /// Foreign memory, such as a tensor of libtorch's.
     ///
     /// # Safety
-    /// `len` bytes at `address` are memory of the device that this slice is used on. They stay
-    /// allocated until all work that was queued with the slice is done, and nobody else counts on what
-    /// they hold.
+    /// `len` bytes at `address` are memory of the device that this slice is used on. They
+    /// stay allocated until all work that was queued with the slice is done, and nobody else counts
+    /// on what they hold.
     pub unsafe fn from_raw(address: u64, len: usize) -> DeviceSlice<'a> {
         DeviceSlice { address, len, owner: PhantomData }
     }
@@ -179,8 +179,8 @@ impl PinnedBuffer {
     /// When the copy failed, or the driver does.
     pub fn bytes(&self) -> Result<&[u8], CudaError> {
         self.copied.synchronize()?;
-        // SAFETY: `len` initialised bytes, live as long as `self`. No copy writes them: the last one is
-        // done, and another takes `&mut self`.
+        // SAFETY: `len` initialised bytes, live as long as `self`. No copy writes them: the last
+        // one is done, and another takes `&mut self`.
         Ok(unsafe { std::slice::from_raw_parts(self.pointer, self.len) })
     }
 
@@ -190,15 +190,16 @@ impl PinnedBuffer {
     /// When the copy failed, or the driver does.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8], CudaError> {
         self.copied.synchronize()?;
-        // SAFETY: `len` initialised bytes, live as long as `self`, and `&mut self` makes them ours. No
-        // copy reads or writes them: the last one is done.
+        // SAFETY: `len` initialised bytes, live as long as `self`, and `&mut self` makes them ours.
+        // No copy reads or writes them: the last one is done.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) })
     }
 
     /// Queues a copy of `range` to the beginning of `to`. Does not wait.
     ///
     /// # Errors
-    /// [`CudaError::Range`] where either is too short, [`CudaError::Driver`] where the driver fails.
+    /// [`CudaError::Range`] where either is too short, [`CudaError::Driver`] where the
+    /// driver fails.
     pub fn upload(
         &mut self,
         range: Range<usize>,
@@ -211,7 +212,8 @@ impl PinnedBuffer {
         // SAFETY: `range` was checked to lie in the buffer.
         let from = unsafe { self.pointer.add(range.start) };
         // SAFETY: `count` bytes are there on both sides. Ours are neither written nor freed before
-        // `copied` is reached; `to` outlives queued work by its contract, or by `DeviceBuffer::drop`.
+        // `copied` is reached; `to` outlives queued work by its contract, or by
+        // `DeviceBuffer::drop`.
         let status = unsafe {
             sys::cuMemcpyHtoDAsync_v2(to.address, from.cast(), count, stream.handle().cast())
         };
@@ -222,7 +224,8 @@ impl PinnedBuffer {
     /// Queues a copy of the beginning of `from` into `range`. Does not wait.
     ///
     /// # Errors
-    /// [`CudaError::Range`] where either is too short, [`CudaError::Driver`] where the driver fails.
+    /// [`CudaError::Range`] where either is too short, [`CudaError::Driver`] where the
+    /// driver fails.
     pub fn download(
         &mut self,
         range: Range<usize>,
@@ -261,8 +264,8 @@ impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         // Memory that a copy may still touch is better lost than freed.
         if self.copied.synchronize().is_ok() && self.device.bind().is_ok() {
-            // SAFETY: allocated by `new`, freed once, and no copy is under way. A failure leaves nothing
-            // to do.
+            // SAFETY: allocated by `new`, freed once, and no copy is under way. A failure leaves
+            // nothing to do.
             let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
         }
     }

@@ -1,13 +1,14 @@
 //! The wall around CUDA: the driver and its run-time compiler, found when they are asked for.
 //!
-//! Nothing of CUDA is needed to build or to start. [`Device::open`] looks for the driver, [`Nvrtc::open`]
-//! for the compiler; what is missing is named, with where it was looked for, and never ends the
-//! program. Everything public is safe but for the two places where foreign handles come in
-//! ([`DeviceSlice::from_raw`], [`Stream::from_raw`]).
+//! Nothing of CUDA is needed to build or to start. [`Device::open`] looks for the driver,
+//! [`Nvrtc::open`] for the compiler; what is missing is named, with where it was looked for, and
+//! never ends the program. Everything public is safe but for the two places where foreign handles
+//! come in ([`DeviceSlice::from_raw`], [`Stream::from_raw`]).
 //!
 //! Work is queued on a [`Stream`] and runs later. What keeps that safe:
 //!
-//! - A [`PinnedBuffer`] remembers the last copy that touches it. Its bytes can be had only after that
+//! - A [`PinnedBuffer`] remembers the last copy that touches it. Its bytes can be had only after
+//!   that
 //!   copy is done, and so can its memory be freed.
 //! - A [`DeviceBuffer`] waits for the whole device before it is freed.
 //! - Two streams that touch the same device memory are ordered by an [`Event`]; without one the

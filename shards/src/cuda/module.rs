@@ -31,7 +31,8 @@ impl Module {
         // PTX is a text: the driver reads up to its NUL. A cubin says in itself how long it is.
         let code = [code, &[0]].concat();
         let mut handle = ptr::null_mut();
-        // SAFETY: `handle` is a place for one module; `code` is only read, during the call, and ends.
+        // SAFETY: `handle` is a place for one module; `code` is only read, during the call, and
+        // ends.
         let status = unsafe { sys::cuModuleLoadData(&mut handle, code.as_ptr().cast()) };
         check("cuModuleLoadData", status)?;
         Ok(Arc::new(Module { handle, device: Arc::clone(device) }))
@@ -60,8 +61,8 @@ impl Drop for Module {
     fn drop(&mut self) {
         // Kernels that still run are done after this, or have failed.
         if self.device.synchronize().is_ok() {
-            // SAFETY: loaded once, unloaded once; its functions hold the module. A failure leaves nothing
-            // to do.
+            // SAFETY: loaded once, unloaded once; its functions hold the module. A failure leaves
+            // nothing to do.
             let _ = unsafe { sys::cuModuleUnload(self.handle) };
         }
     }
@@ -107,8 +108,9 @@ impl Function {
     /// Queues a launch. Does not wait.
     ///
     /// # Safety
-    /// `arguments` point at values of the kernel's parameters, in their order and of their types. What
-    /// the kernel reads and writes through them is device memory that stays allocated until it is done.
+    /// `arguments` point at values of the kernel's parameters, in their order and of their
+    /// types. What the kernel reads and writes through them is device memory that stays allocated
+    /// until it is done.
     ///
     /// # Errors
     /// When the driver refuses; what goes wrong while the kernel runs comes up in a later call.

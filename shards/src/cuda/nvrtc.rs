@@ -1,7 +1,8 @@
 //! NVRTC, the compiler for CUDA C++ at run time, and a cache of what it made.
 //!
 //! Its library is loaded here and not through `cudarc`, which takes whichever `libnvrtc.so` the
-//! system's loader finds first (a toolkit of another release, often) and panics where there is none.
+//! system's loader finds first (a toolkit of another release, often) and panics where there is
+//! none.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
@@ -113,7 +114,8 @@ impl Nvrtc {
     /// Looks for the compiler: where the system's loader looks, then in the folders of `search`.
     ///
     /// # Errors
-    /// [`CudaError::NoCompiler`] names all that was tried; [`CudaError::OldCompiler`] what is missing.
+    /// [`CudaError::NoCompiler`] names all that was tried; [`CudaError::OldCompiler`] what
+    /// is missing.
     pub fn open(search: &Search) -> Result<Nvrtc, CudaError> {
         let name = PathBuf::from(LIBRARY);
         let files = search.folders.iter().map(|folder| folder.join(LIBRARY));
@@ -195,9 +197,9 @@ impl Nvrtc {
         }
     }
 
-    /// Takes a program from the folder `cache`, or compiles it and puts it there. A file that is not
-    /// whole is compiled again; a folder that cannot be written costs the next start a second, and no
-    /// more.
+    /// Takes a program from the folder `cache`, or compiles it and puts it there. A file that is
+    /// not whole is compiled again; a folder that cannot be written costs the next start a second,
+    /// and no more.
     ///
     /// # Errors
     /// As [`Nvrtc::compile`].
@@ -278,8 +280,8 @@ impl<'a> Job<'a> {
         let (names, texts): (Vec<CString>, Vec<CString>) =
             headers.collect::<Result<Vec<_>, CudaError>>()?.into_iter().unzip();
         let mut handle = ptr::null_mut();
-        // SAFETY: `handle` is a place for one program; all texts end with NUL and live in the job; as
-        // many headers as are counted.
+        // SAFETY: `handle` is a place for one program; all texts end with NUL and live in the job;
+        // as many headers as are counted.
         let status = unsafe {
             (nvrtc.create)(
                 &mut handle,
@@ -318,15 +320,15 @@ impl Drop for Job<'_> {
 }
 
 fn function<F: Copy>(library: &Library, path: &Path, name: &'static str) -> Result<F, CudaError> {
-    // SAFETY: each caller names the type after nvrtc.h of CUDA 13.0. The library outlives the function:
-    // `Nvrtc` holds both.
+    // SAFETY: each caller names the type after nvrtc.h of CUDA 13.0. The library outlives the
+    // function: `Nvrtc` holds both.
     let found = unsafe { library.get::<F>(name) };
     let missing = |_| CudaError::OldCompiler { library: path.to_path_buf(), symbol: name };
     found.map(|function| *function).map_err(missing)
 }
 
-/// NVRTC opens its second half by name when it compiles. In a folder that the system's loader does not
-/// know it finds it only if it is loaded already.
+/// NVRTC opens its second half by name when it compiles. In a folder that the system's loader does
+/// not know it finds it only if it is loaded already.
 fn built_ins(nvrtc: &Path) -> Option<Library> {
     let folder = nvrtc.parent().filter(|folder| !folder.as_os_str().is_empty())?;
     let mut names: Vec<PathBuf> = std::fs::read_dir(folder)

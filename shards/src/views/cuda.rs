@@ -1,9 +1,9 @@
 //! The renderer on a GPU: frames and plans in, batch tensors out, one launch a batch.
 //!
-//! The kernels lie in `kernels/`: `view.h` says what a block of threads does with a view, pass by pass,
-//! and what each pass reads and writes. They are compiled for the device when a [`DeviceRenderer`] is
-//! made. Their pixels are the CPU renderer's, byte for byte; the tests hold the same source, compiled
-//! for the host, to that.
+//! The kernels lie in `kernels/`: `view.h` says what a block of threads does with a view, pass by
+//! pass, and what each pass reads and writes. They are compiled for the device when a
+//! [`DeviceRenderer`] is made. Their pixels are the CPU renderer's, byte for byte; the tests hold
+//! the same source, compiled for the host, to that.
 //!
 //! Nothing here waits for the device.
 
@@ -24,8 +24,8 @@ use crate::cuda::{
 };
 use pack::{BatchWords, Layout, Packed};
 
-/// Batches whose plans may be on their way at once: the host fills one buffer while the device reads
-/// another, and a third is on the bus.
+/// Batches whose plans may be on their way at once: the host fills one buffer while the device
+/// reads another, and a third is on the bus.
 const PLANS_IN_FLIGHT: usize = 3;
 
 /// Threads of a block that normalises, and blocks for each multiprocessor: enough to fill it twice.
@@ -90,8 +90,8 @@ pub enum DeviceViewsError {
     Local,
 }
 
-/// Whether the kernels can render all views of a plan: all that a valid recipe draws. What they cannot,
-/// such as a blur of more than 1,000 pixels, is for the CPU.
+/// Whether the kernels can render all views of a plan: all that a valid recipe draws. What they
+/// cannot, such as a blur of more than 1,000 pixels, is for the CPU.
 pub fn supports(plan: &SamplePlan) -> bool {
     let locals = plan.local.iter().flatten().map(|local| &local.whole);
     plan.global.iter().chain(locals).flat_map(|view| &view.ops).all(|op| pack::has(*op))
@@ -239,8 +239,8 @@ impl DeviceRenderer {
         &self.shape
     }
 
-    /// Queues one launch that renders all views of `items` into their slots of `out`. Does not wait.
-    /// Other slots are left alone.
+    /// Queues one launch that renders all views of `items` into their slots of `out`. Does not
+    /// wait. Other slots are left alone.
     ///
     /// # Errors
     /// When a plan or a tensor does not fit the shape, a plan is not [supported](supports), or the
@@ -268,9 +268,9 @@ impl DeviceRenderer {
         let mut batch = BatchWords::new(&self.packed, &layout, &self.shape, at);
         #[expect(unsafe_code, reason = "a launch")]
         // SAFETY: the kernel's one parameter is a `Batch`, of the same layout (a test compares the
-        // sizes). It reads the plans and frames and writes scratch, each as long as `grow` and `fill`
-        // made sure of; the tensors' slots were checked by `fill`. All of it outlives the kernel by
-        // `DeviceSlice`'s contract and `DeviceBuffer`'s drop.
+        // sizes). It reads the plans and frames and writes scratch, each as long as `grow` and
+        // `fill` made sure of; the tensors' slots were checked by `fill`. All of it outlives the
+        // kernel by `DeviceSlice`'s contract and `DeviceBuffer`'s drop.
         unsafe {
             self.views.launch(stream, layout.launch, &mut [(&raw mut batch).cast::<c_void>()])?;
         }
@@ -306,16 +306,16 @@ impl DeviceRenderer {
             (&raw mut count).cast(),
         ];
         #[expect(unsafe_code, reason = "a launch")]
-        // SAFETY: the kernel's parameters are a `Batch`, an address, an address and a count. It reads
-        // `count` bytes and writes as many numbers, which were just compared with the slices.
+        // SAFETY: the kernel's parameters are a `Batch`, an address, an address and a count. It
+        // reads `count` bytes and writes as many numbers, which were just compared with the slices.
         unsafe {
             self.normalise.launch(stream, launch, &mut arguments)?;
         }
         Ok(())
     }
 
-    /// Makes memory as large as a batch needs. Allocating waits for the device; after the largest image
-    /// has been seen it does not happen again.
+    /// Makes memory as large as a batch needs. Allocating waits for the device; after the largest
+    /// image has been seen it does not happen again.
     fn grow(&mut self, layout: &Layout) -> Result<(), DeviceViewsError> {
         let plans = self.packed.bytes_len();
         if self.device_plans.len() < plans {

@@ -16,9 +16,9 @@ unsafe extern "C" {
 /// Where memory or threads run out.
 ///
 /// # Safety
-/// `batch` points at a `Batch` of `view.h`. The addresses in it, and in its views, are those of memory of
-/// this process that is as long as the views say and that nobody else uses. `shared_bytes` is what the
-/// batch's layout asks for, and there is at least one thread.
+/// `batch` points at a `Batch` of `view.h`. The addresses in it, and in its views, are
+/// those of memory of this process that is as long as the views say and that nobody else uses.
+/// `shared_bytes` is what the batch's layout asks for, and there is at least one thread.
 pub unsafe fn render(batch: *const c_void, shared_bytes: u32, threads: u32) {
     // SAFETY: the caller's promise, word for word.
     let status = unsafe { detco_views_twin(batch, shared_bytes, threads) };

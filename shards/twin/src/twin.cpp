@@ -58,8 +58,8 @@ struct HostBlock {
 
 }  // namespace
 
-// All views of a batch, one after the other, each by a block of `threads`. 0, or 1 where memory ran out.
-// The addresses in the batch are the host's; `shared_bytes` is what a launch would ask for.
+// All views of a batch, one after the other, each by a block of `threads`. 0, or 1 where memory ran
+// out. The addresses in the batch are the host's; `shared_bytes` is what a launch would ask for.
 extern "C" int detco_views_twin(const Batch* batch, u32 shared_bytes, u32 threads) noexcept try {
     Barrier barrier(threads);
     std::vector<u32> partial(threads);

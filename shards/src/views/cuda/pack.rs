@@ -12,8 +12,8 @@ use crate::cuda::{Device, DeviceSlice, Launch, Limits};
 const VIEW_WORDS: usize = 26;
 /// Words of an `Op`.
 const OP_WORDS: usize = 5;
-/// Threads of the smallest block, and of the largest, as the kernel's launch bounds say: a blur gives
-/// each of 3 x 256 lines its thread, and with more the compiler would run out of registers.
+/// Threads of the smallest block, and of the largest, as the kernel's launch bounds say: a blur
+/// gives each of 3 x 256 lines its thread, and with more the compiler would run out of registers.
 const THREADS: (u32, u32) = (128, 768);
 /// Pixels of a view for each thread, at least: fewer would mostly wait for each other.
 const PIXELS_PER_THREAD: u32 = 8;
@@ -73,7 +73,8 @@ pub(super) struct Packed {
     ops: Vec<u32>,
     /// Largest side of a view.
     side_max: u32,
-    /// Bytes of the views' pixels: the largest of all, and the largest but those of the largest's size.
+    /// Bytes of the views' pixels: the largest of all, and the largest but those of the largest's
+    /// size.
     view_bytes: [u32; 2],
     /// Bytes of the weights of the view that has most.
     weight_bytes: u64,
@@ -236,8 +237,8 @@ fn slots(plan: &LocalPlan) -> Result<[u32; 9], DeviceViewsError> {
     Ok(slots)
 }
 
-/// The most inputs that an output covers: twice the reduction, and one for where it begins. One more,
-/// because the kernel's sums round.
+/// The most inputs that an output covers: twice the reduction, and one for where it begins. One
+/// more, because the kernel's sums round.
 fn taps(inputs: u32, outputs: u32) -> u32 {
     (2.0 * (f64::from(inputs) / f64::from(outputs)).max(1.0)) as u32 + 2
 }
@@ -254,7 +255,8 @@ pub(super) struct Layout {
     /// Bytes of shared memory for a view and for weights.
     shared_view: u32,
     shared_weights: u32,
-    /// In a block's scratch memory: where the weights begin, where a copy of the view, and its bytes.
+    /// In a block's scratch memory: where the weights begin, where a copy of the view, and its
+    /// bytes.
     scratch_weights: u64,
     scratch_copy: u64,
     scratch_bytes: u64,

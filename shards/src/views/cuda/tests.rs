@@ -1,5 +1,5 @@
-//! The kernels against the CPU's renderer, byte for byte: their source compiled for the host, and on a
-//! GPU themselves where there is one.
+//! The kernels against the CPU's renderer, byte for byte: their source compiled for the host, and
+//! on a GPU themselves where there is one.
 
 #![expect(unsafe_code, reason = "host memory stands in for the device's")]
 
@@ -56,7 +56,8 @@ fn frame(image: &Image) -> DeviceFrame<'_> {
     DeviceFrame { pixels: slice(&image.pixels), width: image.width, height: image.height, pitch }
 }
 
-/// What the kernels leave in the tensors: query's and key's global views, query's and key's patches.
+/// What the kernels leave in the tensors: query's and key's global views, query's and key's
+/// patches.
 fn twin(
     shape: &BatchShape,
     samples: &[(&Image, &SamplePlan)],

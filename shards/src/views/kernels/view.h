@@ -1,13 +1,13 @@
 // One view from frame to tensor, by one block of threads.
 //
-// The same source is the GPU's kernel (views.cu, through NVRTC) and plain C++ for the host (twin.cpp),
-// where the tests hold it against the renderer in Rust, byte for byte. It has no include and no
-// intrinsic. What differs between the two is the `Block`: which of how many threads this is, how they
-// wait for each other, and how they add up a number.
+// The same source is the GPU's kernel (views.cu, through NVRTC) and plain C++ for the host
+// (twin.cpp), where the tests hold it against the renderer in Rust, byte for byte. It has no
+// include and no intrinsic. What differs between the two is the `Block`: which of how many threads
+// this is, how they wait for each other, and how they add up a number.
 //
-// Arithmetic is that of the renderer in Rust, which is Pillow's: weights of 22 bits from doubles, 8 bits
-// after each of the two filters and after each operation. That holds only without fused multiply-adds
-// (--fmad=false, -ffp-contract=off).
+// Arithmetic is that of the renderer in Rust, which is Pillow's: weights of 22 bits from doubles, 8
+// bits after each of the two filters and after each operation. That holds only without fused
+// multiply-adds (--fmad=false, -ffp-contract=off).
 //
 // Passes over a view of s x s pixels, with the crop's c bytes and o bytes of output:
 //
@@ -22,23 +22,24 @@
 //   move      a sharpening or a turn       3 s^2 and more, copy  3 s^2, own
 //   output    always                       3 s^2 or less, own    o of the tensor
 //
-// A contrast needs the mean of all pixels before it, a blur the neighbours, and RandAugment has four
-// operations more that need other pixels: nothing else ends a pass.
-// Operations of single pixels ride on the pass before them, or on the output. The block's own memory is
-// shared memory where a view fits (on the H100 and B200 up to s = 268, on the A100 up to 226: DetCo's
-// 224 and 255, and 224), else scratch memory, which stays in the second-level cache.
+// A contrast needs the mean of all pixels before it, a blur the neighbours, and RandAugment has
+// four operations more that need other pixels: nothing else ends a pass. Operations of single
+// pixels ride on the pass before them, or on the output. The block's own memory is shared memory
+// where a view fits (on the H100 and B200 up to s = 268, on the A100 up to 226: DetCo's 224 and
+// 255, and 224), else scratch memory, which stays in the second-level cache.
 //
-// So the device's memory sees c + o for a view, and a crop that another view of the same frame has just
-// read comes from the cache. For DetCo's four views of an ImageNet picture of 500 x 375 in bfloat16:
+// So the device's memory sees c + o for a view, and a crop that another view of the same frame has
+// just read comes from the cache. For DetCo's four views of an ImageNet picture of 500 x 375 in
+// bfloat16:
 //
 //   frame, at most                          500 * 375 * 3         562,500 bytes read
 //   two global views                        2 * 224^2 * 3 * 2     602,112 bytes written
 //   two sets of nine patches                2 * 9 * 64^2 * 3 * 2  442,368 bytes written
 //
-// 1.61 MB a sample: at the 3.35 TB/s of an H100 SXM's data sheet 0.48 us, the floor. No GPU has shown yet
-// what the kernel reaches of it. In 0.48 us that chip issues about 60 instructions for each of the 230,402
-// pixels; the loads and products of resizing alone, from 9 inputs of 3 bytes on average, are as many. So
-// arithmetic, not memory, is likely to be the limit.
+// 1.61 MB a sample: at the 3.35 TB/s of an H100 SXM's data sheet 0.48 us, the floor. No GPU has
+// shown yet what the kernel reaches of it. In 0.48 us that chip issues about 60 instructions for
+// each of the 230,402 pixels; the loads and products of resizing alone, from 9 inputs of 3 bytes on
+// average, are as many. So arithmetic, not memory, is likely to be the limit.
 
 #pragma once
 
@@ -58,7 +59,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// ---- What comes from the host. views/cuda.rs has the same, field by field.
+// ---- What comes from the host. views/cuda/pack.rs has the same, field by field.
 
 enum Kind : u32 {
     BRIGHTNESS = 0,    // factor
@@ -119,7 +120,8 @@ struct Batch {
     u32 reserved;          // so that no compiler pads by itself
 };
 
-static_assert(sizeof(Op) == 20 && sizeof(View) == 104 && sizeof(Batch) == 104, "as in views/cuda.rs");
+static_assert(sizeof(Op) == 20 && sizeof(View) == 104, "as in views/cuda/pack.rs");
+static_assert(sizeof(Batch) == 104, "as in views/cuda/pack.rs");
 
 // ---- A block's memory.
 
@@ -127,8 +129,8 @@ struct Span {
     u32 start, count;
 };
 
-// The inputs of each output along one axis, and their weights, `[tap][output]`: neighbouring threads
-// have neighbouring outputs.
+// The inputs of each output along one axis, and their weights, `[tap][output]`: neighbouring
+// threads have neighbouring outputs.
 struct Axis {
     Span* spans;
     int* weights;
@@ -289,8 +291,8 @@ DETCO_DEVICE Pixel turn(Pixel p, int shift) {
     low = (low + (low >> 8)) >> 8;
     float between = float(high * (255 * 255 - saturation * away));
     middle = int(between * (1.0f / (255.0f * 255.0f)) + 0.5f);
-    // Hue 255 is a full turn, sector 6: the same as sector 0. Selects, not a table: registers have no
-    // addresses.
+    // Hue 255 is a full turn, sector 6: the same as sector 0. Selects, not a table: registers have
+    // no addresses.
     if (sector == 6) sector = 0;
     Pixel out = {
         sector == 0 || sector == 5 ? high : sector == 2 || sector == 3 ? low : middle,
@@ -362,6 +364,10 @@ DETCO_DEVICE Pixel load(const u8* from, u32 stride, u32 side, u32 x, u32 y) {
     return p;
 }
 
+DETCO_DEVICE Pixel load_view(const Memory& memory, u32 side, u32 x, u32 y) {
+    return load(memory.view, memory.stride, side, x, y);
+}
+
 DETCO_DEVICE void store(const Memory& memory, u32 side, u32 x, u32 y, Pixel p) {
     u64 plane = u64(side) * memory.stride;
     u8* at = memory.view + u64(y) * memory.stride + x;
@@ -376,8 +382,8 @@ DETCO_DEVICE u8 weigh(u32 sum, u32 ends, const Op& blur) {
     return u8((sum * blur.a + ends * blur.b + (1u << 23)) >> 24);
 }
 
-// A box of R pixels on either side, and a part of the next, over a line in place. The line's bytes are
-// `step` apart; beyond its ends stand its ends.
+// A box of R pixels on either side, and a part of the next, over a line in place. The line's bytes
+// are `step` apart; beyond its ends stand its ends.
 template <int R>
 DETCO_DEVICE void box(u8* line, u32 count, u64 step, const Op& blur) {
     // The inputs from x - R - 1 to x + R + 1: those on the left are overwritten already.
@@ -420,7 +426,8 @@ DETCO_DEVICE void three_boxes(u8* line, u32 count, u64 step, u8* copy, u64 lines
     }
 }
 
-// ---- RandAugment's operations that need other pixels: `ImageOps`, `ImageEnhance`, `Image.transform`.
+// ---- RandAugment's operations that need other pixels: `ImageOps`, `ImageEnhance`,
+// `Image.transform`.
 
 // A number as a byte: truncated, and cut off at both ends.
 DETCO_DEVICE int to_byte(double value) {
@@ -478,9 +485,8 @@ DETCO_DEVICE int between(const u8* plane, u32 stride, int last, int x, int y, do
         double d = value_at(plane, stride, last, x + 2, y + j - 1);
         rows[j] = bicubic ? cubic(a, b, c, d, dx) : b + (c - b) * dx;
     }
-    double value =
-        bicubic ? cubic(rows[0], rows[1], rows[2], rows[3], dy) : rows[1] + (rows[2] - rows[1]) * dy;
-    return to_byte(value);
+    double linear = rows[1] + (rows[2] - rows[1]) * dy;
+    return to_byte(bicubic ? cubic(rows[0], rows[1], rows[2], rows[3], dy) : linear);
 }
 
 // The largest integer that is no larger. Places are never far outside.
@@ -509,8 +515,8 @@ DETCO_DEVICE Pixel fetch(const u8* copy, u32 stride, u32 side, u32 x, u32 y, con
     return out;
 }
 
-// A blend with the image smoothed by a 3x3 filter, 5 in the middle and 1 around it, of 13. At the border
-// the smoothed image is the image.
+// A blend with the image smoothed by a 3x3 filter, 5 in the middle and 1 around it, of 13. At the
+// border the smoothed image is the image.
 DETCO_DEVICE Pixel sharpen(const u8* copy, u32 stride, u32 side, u32 x, u32 y, float factor) {
     Pixel p = load(copy, stride, side, x, y);
     if (x == 0 || y == 0 || x + 1 >= side || y + 1 >= side) return p;
@@ -548,7 +554,7 @@ DETCO_DEVICE void count_pass(Block& block, const Memory& memory, u32 side, const
     for (u32 i = block.thread(); i < 3 * 256; i += block.threads()) memory.counts[i] = 0;
     block.wait();
     for (u32 i = block.thread(); i < side * side; i += block.threads()) {
-        Pixel p = load(memory.view, memory.stride, side, i % side, i / side);
+        Pixel p = load_view(memory, side, i % side, i / side);
         block.increment(memory.counts + p.r);
         block.increment(memory.counts + 256 + p.g);
         block.increment(memory.counts + 512 + p.b);
@@ -602,7 +608,7 @@ DETCO_DEVICE u32 color_pass(Block& block, const View& view, const Memory& memory
     u32 sum = 0;
     for (u32 i = block.thread(); i < view.side * view.side; i += block.threads()) {
         u32 x = i % view.side, y = i / view.side;
-        Pixel p = apply_all(ops, from, to, load(memory.view, memory.stride, view.side, x, y), whole);
+        Pixel p = apply_all(ops, from, to, load_view(memory, view.side, x, y), whole);
         store(memory, view.side, x, y, p);
         sum += u32(luma(p));
     }
@@ -648,7 +654,7 @@ DETCO_DEVICE void output_pass(Block& block, const Batch& batch, const View& view
             y += view.slots[slot] >> 16;
         }
         x = view.flip ? view.side - 1 - x : x;
-        Pixel p = apply_all(ops, from, view.ops, load(memory.view, memory.stride, view.side, x, y), whole);
+        Pixel p = apply_all(ops, from, view.ops, load_view(memory, view.side, x, y), whole);
         put(batch, view.out, u64(i) * 3, memory.table[p.r]);
         put(batch, view.out, u64(i) * 3 + 1, memory.table[256 + p.g]);
         put(batch, view.out, u64(i) * 3 + 2, memory.table[512 + p.b]);

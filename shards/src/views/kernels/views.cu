@@ -1,4 +1,5 @@
-// The kernels: what view.h says, with the threads of a GPU. Compiled by NVRTC when a device is opened.
+// The kernels: what view.h says, with the threads of a GPU. Compiled by NVRTC when a device is
+// opened.
 
 #include "view.h"
 
@@ -47,7 +48,8 @@ extern "C" __global__ void __launch_bounds__(768) detco_views(const __grid_const
     for (u32 i = blockIdx.x; i < batch.count; i += gridDim.x) {
         // The view before is done with its numbers.
         __syncthreads();
-        const u32* from = reinterpret_cast<const u32*>(reinterpret_cast<const View*>(batch.views) + i);
+        const View* views = reinterpret_cast<const View*>(batch.views);
+        const u32* from = reinterpret_cast<const u32*>(views + i);
         for (u32 word = threadIdx.x; word < sizeof(View) / 4; word += blockDim.x) {
             reinterpret_cast<u32*>(&view)[word] = from[word];
         }
@@ -59,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(768) detco_views(const __grid_const
 // Bytes that the host rendered, `[..., 3]`, to the same numbers. Reads `count` bytes, writes 2 or 4
 // times as many.
 extern "C" __global__ void __launch_bounds__(1024)
-    detco_normalise(const __grid_constant__ Batch batch, const u8* from, const u64 out, const u64 count) {
+    detco_normalise(const __grid_constant__ Batch batch, const u8* from, const u64 out,
+                    const u64 count) {
     __shared__ __align__(16) float table[3 * 256];
     __shared__ u32 partial[32];
     DeviceBlock block = {partial};
