@@ -28,7 +28,7 @@ pub(super) enum Source {
 pub(super) enum Batch {
     Host(Filled),
     #[cfg(feature = "nvjpeg")]
-    Gpu(DeviceBatch<Cuda>),
+    Gpu(Box<DeviceBatch<Cuda>>),
 }
 
 impl Source {
@@ -65,7 +65,7 @@ impl Source {
                 Some(batch.and_then(|batch| {
                     batch.wait_on(stream).map_err(MeasureError::Cuda)?;
                     batch.release_on(stream).map_err(MeasureError::Cuda)?;
-                    Ok(Batch::Gpu(batch))
+                    Ok(Batch::Gpu(Box::new(batch)))
                 }))
             }
         }

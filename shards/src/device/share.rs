@@ -18,7 +18,7 @@ use crate::order::mix;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Share {
-    /// Half and half until [`MEASURED_MIN`] images of each way are timed, then what keeps both busy.
+    /// Half and half until some hundred images of each way are timed, then what keeps both busy.
     #[default]
     Measure,
     /// This share, from 0 to 1, goes to the batch decoder.
