@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The C++ files of the shim.
-const SHIM: &[&str] = &["norm.cpp", "version.cpp"];
+const SHIM: &[&str] = &["norm.cpp", "step.cpp", "version.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "foreign functions; each call carries its proof")]
 
 pub mod norm;
+pub mod step;
 
 use std::ffi::{CStr, c_char};
 
