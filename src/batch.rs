@@ -3,6 +3,11 @@
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
+use crate::config::Config;
+use crate::device;
+use crate::shim::ShimError;
+use crate::shim::step::{self as shim, Lane};
+
 /// ImageNet's channel means, of pixels scaled to \[0, 1\]: what torchvision normalises with.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel deviations.
@@ -21,6 +26,58 @@ pub enum BatchError {
         /// Bytes found.
         found: usize,
     },
+    /// libtorch failed: out of memory, or a device that went away.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+}
+
+/// The sections of a slab that a batch of n samples is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Sections<'a> {
+    /// Two of `[n, size, size, 3]` bytes.
+    pub global: [&'a [u8]; 2],
+    /// Two of `[n, 9, patch, patch, 3]` bytes.
+    pub local: Option<[&'a [u8]; 2]>,
+    /// Samples.
+    pub n: usize,
+    /// Edge of a crop in pixels.
+    pub size: usize,
+    /// Edge of a patch in pixels.
+    pub patch: usize,
+}
+
+impl<'a> Sections<'a> {
+    /// All of them, crops first, and the number and edge of the images in each.
+    fn all(&self) -> impl Iterator<Item = (&'a [u8], usize, usize)> {
+        let (n, size, patch) = (self.n, self.size, self.patch);
+        let crops = self.global.into_iter().map(move |bytes| (bytes, n, size));
+        let patches = self.local.into_iter().flatten();
+        crops.chain(patches.map(move |bytes| (bytes, 9 * n, patch)))
+    }
+}
+
+/// What images become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Where they go.
+    pub device: Device,
+    /// Whether channels come to lie innermost.
+    pub channels_last: bool,
+    /// Whether they are rounded to bfloat16, as the first convolution would do it.
+    pub bf16: bool,
+}
+
+impl Form {
+    /// As the encoders of a run want them on this device.
+    pub fn of(config: &Config, device: Device) -> Form {
+        let channels_last = device::channels_last(config, device);
+        Form { device, channels_last, bf16: device::in_bf16(&config.train, device) }
+    }
+
+    /// Channels-first float32.
+    pub fn plain(device: Device) -> Form {
+        Form { device, channels_last: false, bf16: false }
+    }
 }
 
 /// What the encoders see in one step: two renditions of the same n samples.
@@ -33,29 +90,36 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Copies the sections of a slab: `global` are two of `[n, size, size, 3]`, `local` two of
-    /// `[n, 9, patch, patch, 3]` bytes.
+    /// Copies the sections of a slab and waits until they are copied.
     ///
     /// # Errors
     /// When a section has another length.
-    pub fn from_slab(
-        global: [&[u8]; 2],
-        local: Option<[&[u8]; 2]>,
-        n: usize,
-        size: usize,
-        patch: usize,
-        device: Device,
+    pub fn from_slab(sections: Sections<'_>, form: Form) -> Result<Batch, BatchError> {
+        let bytes = |(bytes, images, edge)| -> Result<Tensor, BatchError> {
+            check(bytes, images, edge)?;
+            Ok(Tensor::from_slice(bytes).to_device(form.device))
+        };
+        let bytes = sections.all().map(bytes).collect::<Result<Vec<Tensor>, BatchError>>()?;
+        Batch::from_bytes(bytes, sections, form)
+    }
+
+    /// The bytes of each section, on the form's device.
+    fn from_bytes(
+        bytes: Vec<Tensor>,
+        sections: Sections<'_>,
+        form: Form,
     ) -> Result<Batch, BatchError> {
-        let crops = |bytes| images(bytes, n, size, device);
-        let patches = |bytes| -> Result<Tensor, BatchError> {
-            let p = patch as i64;
-            Ok(images(bytes, 9 * n, patch, device)?.view([n as i64, 9, 3, p, p]))
-        };
-        let global = [crops(global[0])?, crops(global[1])?];
-        let local = match local {
-            Some([query, key]) => Some([patches(query)?, patches(key)?]),
-            None => None,
-        };
+        let scale = Scale::new(form)?;
+        let mut images = bytes.into_iter().zip(sections.all()).map(|(bytes, (_, images, edge))| {
+            let (images, edge) = (images as i64, edge as i64);
+            scale.apply(&bytes.view([images, edge, edge, 3]))
+        });
+        let mut next = || images.next().expect("sections are as many as their bytes");
+        let global = [next(), next()];
+        let local = sections.local.map(|_| {
+            let (n, p) = (sections.n as i64, sections.patch as i64);
+            [next(), next()].map(|patches| patches.view([n, 9, 3, p, p]))
+        });
         Ok(Batch { global, local })
     }
 
@@ -64,10 +128,79 @@ impl Batch {
         self.global[0].size()[0]
     }
 
+    /// Where the tensors live.
+    pub fn device(&self) -> Device {
+        self.global[0].device()
+    }
+
     /// Whether there is no sample.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Makes batch after batch. To a GPU, the bytes of one batch travel while the GPU computes with the
+/// one before: through pinned memory, on a stream of their own, two batches in turn. They are
+/// normalised there.
+#[derive(Debug)]
+pub struct Feeder {
+    form: Form,
+    lanes: Option<Lanes>,
+}
+
+/// Two ways, used in turn: one is filled while the other is read.
+#[derive(Debug)]
+struct Lanes {
+    pair: [Lane; 2],
+    next: usize,
+}
+
+impl Feeder {
+    /// For batches of these sizes.
+    ///
+    /// # Errors
+    /// When the memory for two batches of bytes is not there, on the host or on the device.
+    pub fn new(form: Form, batch_bytes: usize) -> Result<Feeder, BatchError> {
+        // On a CPU there is no way to go: a lane would copy once more.
+        let lanes =
+            if form.device == Device::Cpu { None } else { Some(Lanes::new(form, batch_bytes)?) };
+        Ok(Feeder { form, lanes })
+    }
+
+    /// Makes a batch. When it returns the slab may be filled again; the device may not have begun
+    /// to read its copy.
+    ///
+    /// # Errors
+    /// When a section has another length than its shape says, or the device failed.
+    ///
+    /// # Panics
+    /// When the sections are not as long together as the feeder was made for.
+    pub fn batch(&mut self, sections: Sections<'_>) -> Result<Batch, BatchError> {
+        let Some(lanes) = &mut self.lanes else { return Batch::from_slab(sections, self.form) };
+        for (bytes, images, edge) in sections.all() {
+            check(bytes, images, edge)?;
+        }
+        let all: Vec<&[u8]> = sections.all().map(|(bytes, ..)| bytes).collect();
+        let lengths: Vec<i64> = all.iter().map(|section| section.len() as i64).collect();
+        lanes.next = 1 - lanes.next;
+        lanes.pair[lanes.next].send(&all, |bytes| {
+            Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), sections, self.form)
+        })?
+    }
+}
+
+impl Lanes {
+    fn new(form: Form, bytes: usize) -> Result<Lanes, BatchError> {
+        let pair = [Lane::new(form.device, bytes)?, Lane::new(form.device, bytes)?];
+        Ok(Lanes { pair, next: 0 })
+    }
+}
+
+fn check(bytes: &[u8], images: usize, edge: usize) -> Result<(), BatchError> {
+    if images.checked_mul(edge * edge * 3) == Some(bytes.len()) {
+        return Ok(());
+    }
+    Err(BatchError::Length { images, edge, found: bytes.len() })
 }
 
 /// Bytes `[n, edge, edge, 3]` to normalised floats `[n, 3, edge, edge]` on the device, with
@@ -76,18 +209,45 @@ impl Batch {
 /// # Errors
 /// When there are more or fewer bytes.
 pub fn images(bytes: &[u8], n: usize, edge: usize, device: Device) -> Result<Tensor, BatchError> {
-    if n.checked_mul(edge * edge * 3) != Some(bytes.len()) {
-        return Err(BatchError::Length { images: n, edge, found: bytes.len() });
-    }
+    check(bytes, n, edge)?;
     let (rows, edge) = (n as i64, edge as i64);
-    let pixels = Tensor::from_data_size(bytes, &[rows, edge, edge, 3], Kind::Uint8);
-    let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([3, 1, 1]).to_device(device);
     // Bytes travel to the device: a quarter of what floats would be.
-    let mut floats = Tensor::empty([rows, 3, edge, edge], (Kind::Float, device));
-    floats.copy_(&pixels.to_device(device).permute([0, 3, 1, 2]));
-    let mut floats = floats.g_div_scalar_(255.0);
-    let mut floats = floats.g_sub_(&channels(&MEAN));
-    Ok(floats.g_div_(&channels(&STD)))
+    let bytes = Tensor::from_slice(bytes).to_device(device);
+    Ok(Scale::new(Form::plain(device))?.apply(&bytes.view([rows, edge, edge, 3])))
+}
+
+/// The numbers that pixels are normalised by, on the device.
+#[derive(Debug)]
+struct Scale {
+    form: Form,
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl Scale {
+    fn new(form: Form) -> Result<Scale, ShimError> {
+        let shape: &[i64] = if form.channels_last { &[3] } else { &[3, 1, 1] };
+        let channels =
+            |values: &[f32; 3]| shim::upload(&Tensor::from_slice(values).view(shape), form.device);
+        Ok(Scale { form, mean: channels(&MEAN)?, std: channels(&STD)? })
+    }
+
+    /// Bytes `[n, edge, edge, 3]` to `[n, 3, edge, edge]`; all arithmetic in float32.
+    fn apply(&self, pixels: &Tensor) -> Tensor {
+        let mut floats = if self.form.channels_last {
+            pixels.to_kind(Kind::Float)
+        } else {
+            let channels_first = pixels.permute([0, 3, 1, 2]);
+            let mut floats = Tensor::empty(channels_first.size(), (Kind::Float, self.form.device));
+            floats.copy_(&channels_first);
+            floats
+        };
+        let mut floats = floats.g_div_scalar_(255.0);
+        let mut floats = floats.g_sub_(&self.mean);
+        let floats = floats.g_div_(&self.std);
+        let floats = if self.form.channels_last { floats.permute([0, 3, 1, 2]) } else { floats };
+        if self.form.bf16 { floats.to_kind(Kind::BFloat16) } else { floats }
+    }
 }
 
 #[cfg(test)]
@@ -113,8 +273,9 @@ mod tests {
         let crops = [0_u8; 2 * 8 * 8 * 3];
         let patch = |n: usize, i: usize| vec![(n * 9 + i) as u8; 2 * 2 * 3];
         let patches: Vec<u8> = (0..2).flat_map(|n| (0..9).flat_map(move |i| patch(n, i))).collect();
-        let batch =
-            Batch::from_slab([&crops; 2], Some([&patches; 2]), 2, 8, 2, Device::Cpu).unwrap();
+        let (global, local) = ([&crops[..]; 2], Some([&patches[..]; 2]));
+        let sections = Sections { global, local, n: 2, size: 8, patch: 2 };
+        let batch = Batch::from_slab(sections, Form::plain(Device::Cpu)).unwrap();
         let [query, _] = batch.local.unwrap();
         assert_eq!(query.size(), [2, 9, 3, 2, 2]);
         let value = query.double_value(&[1, 4, 0, 1, 1]) as f32;
@@ -126,5 +287,57 @@ mod tests {
         let error = images(&[0; 47], 1, 4, Device::Cpu).unwrap_err();
         assert!(matches!(error, BatchError::Length { images: 1, edge: 4, found: 47 }));
         assert!(images(&[], usize::MAX, 4, Device::Cpu).is_err());
+    }
+
+    fn bytes(length: usize, seed: usize) -> Vec<u8> {
+        (0..length).map(|i| ((i + seed) * 37 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_form_changes_where_channels_lie_and_how_far_pixels_are_rounded() {
+        let (crops, patches) = (bytes(2 * 8 * 8 * 3, 0), bytes(2 * 9 * 4 * 4 * 3, 5));
+        let (global, local) = ([&crops[..]; 2], Some([&patches[..]; 2]));
+        let sections = Sections { global, local, n: 2, size: 8, patch: 4 };
+        let plain = Batch::from_slab(sections, Form::plain(Device::Cpu)).unwrap();
+        for (channels_last, bf16) in [(true, false), (false, true), (true, true)] {
+            let form = Form { device: Device::Cpu, channels_last, bf16 };
+            let batch = Batch::from_slab(sections, form).unwrap();
+            let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
+            let pairs =
+                [(&plain.global[0], &batch.global[0]), (&plain.global[1], &batch.global[1])];
+            let locals = plain.local.iter().flatten().zip(batch.local.iter().flatten());
+            for (plain, formed) in pairs.into_iter().chain(locals) {
+                assert!(formed.equal(&plain.to_kind(kind)));
+                assert_eq!(device::is_channels_last(formed), channels_last);
+                assert!(!device::is_channels_last(plain));
+            }
+        }
+    }
+
+    /// The way to a GPU, with both of its ends on the CPU.
+    #[test]
+    fn batches_through_lanes_are_those_made_at_once() {
+        let form = Form { device: Device::Cpu, channels_last: true, bf16: false };
+        let length = 2 * (2 * 8 * 8 * 3 + 2 * 9 * 4 * 4 * 3);
+        let mut feeder = Feeder { form, lanes: Some(Lanes::new(form, length).unwrap()) };
+        for seed in 0..5 {
+            let crops = [bytes(2 * 8 * 8 * 3, seed), bytes(2 * 8 * 8 * 3, seed + 90)];
+            let patches = [bytes(2 * 9 * 4 * 4 * 3, seed), bytes(2 * 9 * 4 * 4 * 3, seed + 90)];
+            let (global, local) = (crops.each_ref(), patches.each_ref());
+            let sections = Sections {
+                global: global.map(Vec::as_slice),
+                local: Some(local.map(Vec::as_slice)),
+                n: 2,
+                size: 8,
+                patch: 4,
+            };
+            let at_once = Batch::from_slab(sections, form).unwrap();
+            let through = feeder.batch(sections).unwrap();
+            for view in 0..2 {
+                assert!(through.global[view].equal(&at_once.global[view]), "{seed} {view}");
+                let local = |batch: &Batch| batch.local.as_ref().unwrap()[view].shallow_clone();
+                assert!(local(&through).equal(&local(&at_once)), "{seed} {view}");
+            }
+        }
     }
 }

@@ -375,6 +375,34 @@ pub enum Device {
     Cuda,
 }
 
+/// In which precision the encoders run. Weights, gradients, momentum, statistics, embeddings, logits
+/// and losses are float32 in any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bfloat16 on a GPU, float32 on a CPU.
+    Auto,
+    /// IEEE float32.
+    F32,
+    /// float32 whose products a GPU may round to TensorFloat-32; on a CPU as `f32`.
+    Tf32,
+    /// Convolutions and linear layers in bfloat16, as autocast has them; TensorFloat-32 where float32
+    /// remains on a GPU.
+    Bf16,
+}
+
+/// How maps lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Channels last on a GPU, first on a CPU.
+    Auto,
+    /// `[n, c, h, w]` with w innermost.
+    ChannelsFirst,
+    /// The same shape with c innermost: what tensor cores read.
+    ChannelsLast,
+}
+
 /// Length, batch, device, numerics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -389,6 +417,12 @@ pub struct Train {
     pub accumulate: i64,
     /// Where the tensors live.
     pub device: Device,
+    /// In which precision the encoders run.
+    pub precision: Precision,
+    /// How maps lie in memory.
+    pub layout: Layout,
+    /// The same bits from the same seed on the same GPU, more slowly. On a CPU it is so anyway.
+    pub deterministic: bool,
     /// libtorch's intra-op threads; 0 leaves its default. Bit-identical resume needs the same number.
     pub threads: i32,
 }
@@ -401,6 +435,9 @@ impl Default for Train {
             batch: 256,
             accumulate: 1,
             device: Device::Auto,
+            precision: Precision::Auto,
+            layout: Layout::Auto,
+            deterministic: false,
             threads: 0,
         }
     }

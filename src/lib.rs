@@ -29,6 +29,7 @@
 //! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
 //! | `detco_shards::device` | the same wiring where the pixels are made on a GPU: batches stay there | wait for the device on the hot path without saying where |
 //! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
+//! | [`device`] | where tensors live, in which precision | load CUDA unasked |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
 //! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
@@ -68,6 +69,8 @@ pub mod config;
 pub mod batch;
 #[cfg(feature = "train")]
 pub mod checkpoint;
+#[cfg(feature = "train")]
+pub mod device;
 #[cfg(feature = "train")]
 pub mod dist;
 #[cfg(feature = "train")]

@@ -6,6 +6,8 @@
 use tch::Tensor;
 
 use crate::model::{self, ModelError};
+use crate::shim::ShimError;
+use crate::shim::step::{self as shim, Rates};
 
 /// SGD over named parameters.
 #[derive(Debug)]
@@ -23,9 +25,14 @@ impl Sgd {
         Sgd { parameters, buffers, momentum, weight_decay }
     }
 
-    /// Forgets the gradients of the last step.
-    pub fn zero_grad(&mut self) {
-        self.parameters.iter_mut().for_each(|(_, parameter)| parameter.zero_grad());
+    /// Forgets the gradients of the last step: the next backward pass makes new ones, which costs
+    /// nothing, where zeros would have to be written and added to.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn zero_grad(&mut self) -> Result<(), ShimError> {
+        let tensors: Vec<Tensor> = self.parameters.iter().map(|(_, p)| p.shallow_clone()).collect();
+        shim::forget_gradients(&tensors)
     }
 
     /// Gradients of the last backward pass, sharing memory with the parameters' own. A parameter
@@ -35,30 +42,31 @@ impl Sgd {
     }
 
     /// Euclidean length of all gradients together, a scalar.
-    pub fn gradient_norm(&self) -> Tensor {
-        let norms: Vec<Tensor> = self.gradients().iter().map(Tensor::norm).collect();
-        Tensor::stack(&norms, 0).norm()
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn gradient_norm(&self) -> Result<Tensor, ShimError> {
+        shim::length(&self.gradients())
     }
 
     /// One update. Gradients are left as they are; parameters without one are not touched, nor
-    /// decayed.
-    pub fn step(&mut self, lr: f64) {
-        tch::no_grad(|| {
-            for ((_, parameter), buffer) in self.parameters.iter_mut().zip(&mut self.buffers) {
-                let grad = parameter.grad();
-                if !grad.defined() {
-                    continue;
-                }
-                // addcmul is libtorch's one-pass `a + b * c`; the scalars ride along as tensors.
-                let scalar = |value: f64| {
-                    Tensor::from(value).to_kind(parameter.kind()).to_device(parameter.device())
-                };
-                let (decay, minus_lr) = (scalar(self.weight_decay), scalar(-lr));
-                let d = grad.addcmul(parameter, &decay);
-                let _ = buffer.g_mul_scalar_(self.momentum).g_add_(&d);
-                let _ = parameter.addcmul_(buffer, &minus_lr);
+    /// decayed. Where `skip`, one float on the parameters' device, is 1, nothing changes: whether to
+    /// skip is decided on the device, and the host need not wait for it.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn step(&mut self, lr: f64, skip: Option<&Tensor>) -> Result<(), ShimError> {
+        let (mut parameters, mut gradients, mut buffers) = (Vec::new(), Vec::new(), Vec::new());
+        for ((_, parameter), buffer) in self.parameters.iter().zip(&self.buffers) {
+            let gradient = parameter.grad();
+            if gradient.defined() {
+                parameters.push(parameter.shallow_clone());
+                gradients.push(gradient);
+                buffers.push(buffer.shallow_clone());
             }
-        });
+        }
+        let rates = Rates { decay: self.weight_decay, momentum: self.momentum, learning: lr };
+        shim::sgd(&parameters, &gradients, &buffers, rates, skip)
     }
 
     /// Momentum buffers under their parameters' names, sharing memory with the optimizer's.

@@ -4,16 +4,23 @@
 //! before the queries (neither needs the other, and the key encoder follows the query encoder's
 //! weights, which only move 9 changes): then a batch can be computed in micro-batches whose queries
 //! all meet finished keys, and no query activation is held while keys are made.
+//!
+//! [`launch`] never waits for the device: whether the loss and the gradients are finite is decided
+//! there, by a flag that every change of the state obeys, and what the step saw comes back as
+//! [`Pending`], to be read when the next step is under way. [`update`] waits.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::device::is_channels_last;
 use crate::dist::{Collective, DistError};
-use crate::loss::{Contrast, Embeddings, Pair, contrast, total};
+use crate::loss::{Contrast, Embeddings, Pair, READINGS, Scale, Scores, contrast, score};
 use crate::model::{Draws, Encoder, Model, Moments, Scope};
 use crate::optim::Sgd;
+use crate::shim::ShimError;
+use crate::shim::step::{self as shim, Autocast, Download};
 
 /// Why a step was not made.
 #[derive(Debug, Error)]
@@ -49,6 +56,9 @@ pub enum StepError {
     /// A collective failed.
     #[error(transparent)]
     Dist(#[from] DistError),
+    /// libtorch failed: out of memory, or a device that went away.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
 }
 
 /// Where in the run a step is.
@@ -106,7 +116,7 @@ pub struct StepReport {
     pub gradient_norm: f64,
 }
 
-/// Makes one update.
+/// Makes one update and waits for what it saw.
 ///
 /// # Errors
 /// When the batch does not fit the config, or a collective fails.
@@ -118,7 +128,9 @@ pub fn update(
     batch: &Batch,
     at: At,
 ) -> Result<StepReport, StepError> {
-    update_watched(model, sgd, world, config, batch, at, &mut |_| {})
+    let report = launch(model, sgd, world, config, batch, at)?.wait()?;
+    undo_if_refused(model, config, &report);
+    Ok(report)
 }
 
 /// [`update`], showing the terms with their logits to `watch`, once for each micro-batch.
@@ -134,38 +146,87 @@ pub fn update_watched(
     at: At,
     watch: &mut dyn FnMut(&[Contrast]),
 ) -> Result<StepReport, StepError> {
+    let report = run(model, sgd, world, config, batch, at, Some(watch))?.wait()?;
+    undo_if_refused(model, config, &report);
+    Ok(report)
+}
+
+/// Gives the device one update to make and does not wait for it.
+///
+/// If [`Pending::wait`] says that the update was refused, weights, BN statistics, optimizer and
+/// keys are as before; the queues' pointer alone has moved, which the host had to decide.
+///
+/// # Errors
+/// As [`update`].
+pub fn launch(
+    model: &mut Model,
+    sgd: &mut Sgd,
+    world: &dyn Collective,
+    config: &Config,
+    batch: &Batch,
+    at: At,
+) -> Result<Pending, StepError> {
+    run(model, sgd, world, config, batch, at, None)
+}
+
+fn undo_if_refused(model: &mut Model, config: &Config, report: &StepReport) {
+    if !report.applied {
+        model.queues.take_back(config.train.batch);
+    }
+}
+
+/// Sees the terms of a micro-batch with their logits.
+type Watch<'a> = &'a mut dyn FnMut(&[Contrast]);
+
+fn run(
+    model: &mut Model,
+    sgd: &mut Sgd,
+    world: &dyn Collective,
+    config: &Config,
+    batch: &Batch,
+    at: At,
+    mut watch: Option<Watch<'_>>,
+) -> Result<Pending, StepError> {
     let cut = Cut::new(config, world, batch)?;
     let views = Views::of(batch, config.model.local)?;
 
     model.follow(config.loss.ema); // 1: the key encoder follows the query encoder
-    let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world);
+    let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world, batch.device())?;
     let shuffled = views.key.map(|images| shuffle.send(world, images))?; // 2
     let mut key_seen = Seen::default();
-    let keys = tch::no_grad(|| cut.embed_all(&model.key, &shuffled, &mut key_seen)); // 3
+    let keys = tch::no_grad(|| cut.embed_all(&model.key, &shuffled, &mut key_seen))?; // 3
     let all_keys = shuffle.bring_back(world, &keys)?; // 4: every rank's, in the batch's order
     let keys = all_keys.narrow(world.rank() as i64 * cut.samples, cut.samples);
 
-    sgd.zero_grad();
+    sgd.zero_grad()?;
     let (mut seen, mut tally) = (Seen::default(), Tally::default());
+    let (temperature, level_weights) = (config.loss.temperature, &config.loss.level_weights);
+    let scale = Scale { temperature, level_weights, share: 1.0 / cut.parts as f64 };
     for part in 0..cut.parts {
-        let query = cut.embed(&model.query, &views.query, part, &mut seen); // 5
+        let query = cut.embed(&model.query, &views.query, part, &mut seen)?; // 5
         let keys = keys.narrow(part * cut.rows, cut.rows);
-        let terms = contrast(&query, &keys, &model.queues, config.loss.temperature); // 6
-        (total(&terms, &config.loss.level_weights) / cut.parts as f64).backward(); // 7
-        tally.add(&query, &terms);
-        watch(&terms);
+        let values = query.detach();
+        if let Some(watch) = &mut watch {
+            tch::no_grad(|| watch(&contrast(&values, &keys, &model.queues, temperature)));
+        }
+        let scores = score(&values, &keys, &model.queues, scale); // 6
+        shim::backward(&query.all(), &scores.gradients.all())?; // 7
+        tally.add(values, scores);
     }
     world.average(&mut sgd.gradients())?; // 8
-    let report = tally.report(world, config, sgd)?;
-    if report.applied {
-        if at.learning_rate > 0.0 {
-            sgd.step(at.learning_rate); // 9
-        }
-        seen.settle(&mut model.query);
-        key_seen.settle(&mut model.key);
-        model.queues.enqueue(&all_keys.global, &all_keys.local); // 10
+    let (pending, applied) = tally.settle(world, config, sgd)?;
+    if at.learning_rate > 0.0 {
+        sgd.step(at.learning_rate, Some(&refusal(&applied)))?; // 9
     }
-    Ok(report)
+    seen.settle(&mut model.query, &applied)?;
+    key_seen.settle(&mut model.key, &applied)?;
+    model.queues.enqueue_if(&all_keys.global, &all_keys.local, &applied)?; // 10
+    Ok(pending)
+}
+
+/// 1 where an update is not to be made, as fused optimizers take it.
+fn refusal(applied: &Tensor) -> Tensor {
+    applied.logical_not().to_kind(Kind::Float).reshape([1])
 }
 
 /// A pair of what exists for crops and perhaps for patches.
@@ -235,26 +296,34 @@ impl Cut {
         views: &Both<Tensor>,
         part: i64,
         seen: &mut Seen,
-    ) -> Embeddings {
+    ) -> Result<Embeddings, ShimError> {
+        // Both scopes under one autocast: weights are cast once.
+        let _autocast =
+            encoder.in_bf16().then(|| Autocast::enter(views.global.device())).transpose()?;
         let rows = |images: &Tensor| images.narrow(0, part * self.rows, self.rows);
         let global = rows(&views.global);
         let global = encoder.embed(&global, Scope::Global, self.groups, &mut seen.global);
         let local = views.local.as_ref().map_or_else(Vec::new, |patches| {
             encoder.embed(&rows(patches), Scope::Local, self.groups, &mut seen.local)
         });
-        Embeddings { global, local }
+        Ok(Embeddings { global, local })
     }
 
     /// All micro-batches, one after the other.
-    fn embed_all(&self, encoder: &Encoder, views: &Both<Tensor>, seen: &mut Seen) -> Embeddings {
-        let parts: Vec<Embeddings> =
-            (0..self.parts).map(|part| self.embed(encoder, views, part, seen)).collect();
+    fn embed_all(
+        &self,
+        encoder: &Encoder,
+        views: &Both<Tensor>,
+        seen: &mut Seen,
+    ) -> Result<Embeddings, ShimError> {
+        let parts = (0..self.parts).map(|part| self.embed(encoder, views, part, seen));
+        let parts = parts.collect::<Result<Vec<Embeddings>, ShimError>>()?;
         let join = |of: fn(&Embeddings) -> &Vec<Tensor>| {
             (0..of(&parts[0]).len())
                 .map(|i| Tensor::cat(&parts.iter().map(|p| &of(p)[i]).collect::<Vec<_>>(), 0))
                 .collect()
         };
-        Embeddings { global: join(|e| &e.global), local: join(|e| &e.local) }
+        Ok(Embeddings { global: join(|e| &e.global), local: join(|e| &e.local) })
     }
 }
 
@@ -266,9 +335,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn settle(&self, encoder: &mut Encoder) {
-        encoder.settle(&self.global);
-        encoder.settle(&self.local);
+    fn settle(&self, encoder: &mut Encoder, applied: &Tensor) -> Result<(), ShimError> {
+        encoder.settle_if(&self.global, applied)?;
+        encoder.settle_if(&self.local, applied)
     }
 }
 
@@ -284,19 +353,32 @@ struct Shuffle {
 
 impl Shuffle {
     /// From seed and step alone, so that all ranks draw the same without a word.
-    fn draw(seed: u64, step: u64, samples: i64, world: &dyn Collective) -> Shuffle {
+    fn draw(
+        seed: u64,
+        step: u64,
+        samples: i64,
+        world: &dyn Collective,
+        device: Device,
+    ) -> Result<Shuffle, ShimError> {
         let order = permutation(seed, step, samples as usize * world.size());
         let mut back = vec![0_i64; order.len()];
         for (place, &sample) in order.iter().enumerate() {
             back[sample as usize] = place as i64;
         }
-        let here = Tensor::from_slice(&order).narrow(0, world.rank() as i64 * samples, samples);
-        Shuffle { here, back: Tensor::from_slice(&back) }
+        let both = shim::upload(&Tensor::from_slice(&[order, back].concat()), device)?;
+        let all = samples * world.size() as i64;
+        let here = both.narrow(0, world.rank() as i64 * samples, samples);
+        Ok(Shuffle { here, back: both.narrow(0, all, all) })
     }
 
     fn send(&self, world: &dyn Collective, images: &Tensor) -> Result<Tensor, DistError> {
+        // Rows are picked as they lie in memory: what is picked otherwise comes out channels first.
+        if is_channels_last(images) {
+            let all = world.gather(&images.movedim([-3], [-1]))?;
+            return Ok(all.index_select(0, &self.here).movedim([-1], [-3]));
+        }
         let all = world.gather(images)?;
-        Ok(all.index_select(0, &self.here.to_device(all.device())))
+        Ok(all.index_select(0, &self.here))
     }
 
     /// Embeddings of all samples of all ranks, in the order of the batch; one collective for all
@@ -308,7 +390,7 @@ impl Shuffle {
     ) -> Result<Embeddings, DistError> {
         let side_by_side: Vec<&Tensor> = keys.global.iter().chain(&keys.local).collect();
         let all = world.gather(&Tensor::cat(&side_by_side, 1))?;
-        let all = all.index_select(0, &self.back.to_device(all.device()));
+        let all = all.index_select(0, &self.back);
         let mut columns = all.split(keys.global[0].size()[1], 1);
         let local = columns.split_off(keys.global.len());
         Ok(Embeddings { global: columns, local })
@@ -324,34 +406,15 @@ pub fn permutation(seed: u64, step: u64, samples: usize) -> Vec<i64> {
 /// Collects readings on the device; they come to the host once a step.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Four readings of each term, a vector for each micro-batch.
+    /// `[terms, 4]` for each micro-batch.
     readings: Vec<Tensor>,
-    terms: Vec<(usize, Pair)>,
     queries: Vec<Embeddings>,
 }
 
-const READINGS: usize = 4;
-
 impl Tally {
-    fn add(&mut self, query: &Embeddings, terms: &[Contrast]) {
-        tch::no_grad(|| {
-            let mut readings = Vec::with_capacity(terms.len() * READINGS);
-            for term in terms {
-                let negatives = term.logits.size()[1] - 1;
-                let positive = term.logits.narrow(1, 0, 1).flatten(0, 1); // [n]
-                let negative = term.logits.narrow(1, 1, negatives); // [n, k]
-                let first = positive.gt_tensor(&negative.amax([1_i64].as_slice(), false));
-                readings.push(term.loss.detach());
-                readings.push(positive.mean(None));
-                readings.push(negative.mean(None));
-                readings.push(first.to_kind(term.loss.kind()).mean(None));
-            }
-            self.readings.push(Tensor::stack(&readings, 0));
-            let detached = |of: &[Tensor]| of.iter().map(Tensor::detach).collect();
-            let (global, local) = (detached(&query.global), detached(&query.local));
-            self.queries.push(Embeddings { global, local });
-        });
-        self.terms = terms.iter().map(|term| (term.index, term.pair)).collect();
+    fn add(&mut self, query: Embeddings, scores: Scores) {
+        self.readings.push(scores.readings);
+        self.queries.push(query);
     }
 
     fn spread(&self, scope: Scope, index: usize) -> Tensor {
@@ -360,56 +423,90 @@ impl Tally {
         Tensor::cat(&parts, 0).std_dim([0_i64].as_slice(), false, false).mean(None)
     }
 
-    fn report(
+    /// What comes back to the host, and a truth value on the device: whether all losses and the
+    /// gradients are finite, on all ranks.
+    fn settle(
         &self,
         world: &dyn Collective,
         config: &Config,
         sgd: &Sgd,
-    ) -> Result<StepReport, DistError> {
-        let levels = &config.model.levels;
+    ) -> Result<(Pending, Tensor), StepError> {
+        let local = config.model.local;
         let scopes: &[Scope] =
-            if config.model.local { &[Scope::Global, Scope::Local] } else { &[Scope::Global] };
-        let spreads: Vec<(Scope, usize)> = scopes
-            .iter()
-            .flat_map(|scope| (0..levels.len()).map(move |index| (*scope, index)))
-            .collect();
-        let readings = tch::no_grad(|| {
+            if local { &[Scope::Global, Scope::Local] } else { &[Scope::Global] };
+        let levels = 0..config.model.levels.len();
+        let which = |scope: &Scope| levels.clone().map(|index| (*scope, index)).collect::<Vec<_>>();
+        let spreads: Vec<(Scope, usize)> = scopes.iter().flat_map(which).collect();
+        let length = sgd.gradient_norm()?;
+        let mut readings = [tch::no_grad(|| {
             let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, None);
             let mut rest: Vec<Tensor> =
                 spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
-            rest.push(sgd.gradient_norm());
-            Tensor::cat(&[terms, Tensor::stack(&rest, 0)], 0)
-        });
-        let mut readings = [readings];
+            rest.push(length);
+            Tensor::cat(&[terms.flatten(0, -1), Tensor::stack(&rest, 0)], 0)
+        })];
         world.average(&mut readings)?;
-        let host =
-            Vec::<f64>::try_from(readings[0].to_device(tch::Device::Cpu).to_kind(Kind::Double))
-                .expect("a vector of doubles on the host converts");
+        let [readings] = readings;
+        let terms = (levels.len() * Pair::all(local).len() * READINGS) as i64;
+        let applied = tch::no_grad(|| {
+            let losses = readings.narrow(0, 0, terms).view([-1, READINGS as i64]).select(1, 0);
+            let length = readings.narrow(0, readings.size()[0] - 1, 1);
+            Tensor::cat(&[losses, length], 0).isfinite().all()
+        });
+        let pending = Pending {
+            readings: Download::begin(&readings)?,
+            pairs: Pair::all(local),
+            levels: config.model.levels.clone(),
+            level_weights: config.loss.level_weights.clone(),
+            spreads,
+        };
+        Ok((pending, applied))
+    }
+}
 
-        let (of_terms, rest) = host.split_at(self.terms.len() * READINGS);
-        let terms: Vec<Term> = self
-            .terms
-            .iter()
-            .zip(of_terms.chunks_exact(READINGS))
-            .map(|(&(index, pair), four)| Term {
-                level: levels[index],
-                pair,
-                loss: four[0],
-                positive_mean: four[1],
-                negative_mean: four[2],
-                accuracy: four[3],
-            })
-            .collect();
-        let weights = &config.loss.level_weights;
-        let loss =
-            self.terms.iter().zip(&terms).map(|((i, _), term)| weights[*i] * term.loss).sum();
-        let embedding_std = spreads
+/// What a step saw, on its way to the host.
+#[derive(Debug)]
+#[must_use = "whether the update was made is read by `wait`"]
+pub struct Pending {
+    readings: Download,
+    pairs: &'static [Pair],
+    levels: Vec<u8>,
+    level_weights: Vec<f64>,
+    spreads: Vec<(Scope, usize)>,
+}
+
+impl Pending {
+    /// Waits until the device has made the update.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn wait(self) -> Result<StepReport, StepError> {
+        let (pairs, levels) = (self.pairs, &self.levels);
+        let host = Vec::<f64>::try_from(self.readings.wait()?.to_kind(Kind::Double))
+            .expect("a vector of doubles on the host converts");
+        let (of_terms, rest) = host.split_at(levels.len() * pairs.len() * READINGS);
+        let names = levels.iter().flat_map(|level| pairs.iter().map(move |pair| (*level, *pair)));
+        let term = |((level, pair), four): ((u8, Pair), &[f64])| Term {
+            level,
+            pair,
+            loss: four[0],
+            positive_mean: four[1],
+            negative_mean: four[2],
+            accuracy: four[3],
+        };
+        let terms: Vec<Term> = names.zip(of_terms.chunks_exact(READINGS)).map(term).collect();
+        let weighted = terms.chunks(pairs.len()).zip(&self.level_weights);
+        let loss = weighted
+            .flat_map(|(terms, weight)| terms.iter().map(move |term| weight * term.loss))
+            .sum();
+        let embedding_std = self
+            .spreads
             .iter()
             .zip(rest)
             .map(|(&(scope, index), &std)| Spread { level: levels[index], scope, std })
             .collect();
         let gradient_norm = rest[rest.len() - 1];
-        let applied = f64::is_finite(loss) && gradient_norm.is_finite();
+        let applied = terms.iter().all(|term| term.loss.is_finite()) && gradient_norm.is_finite();
         Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm })
     }
 }

@@ -16,12 +16,12 @@ use detco_shards::order::{Cursor, Order, OrderError};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions, PipelineError, Views};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
-use tch::Device;
 use thiserror::Error;
 
-use crate::batch::{Batch, BatchError};
+use crate::batch::{Batch, BatchError, Feeder, Form, Sections};
 use crate::checkpoint::{self, CheckpointError, State};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{Config, ConfigError};
+use crate::device::{self, DeviceError};
 use crate::dist::local::Local;
 use crate::eval::knn::{self, KnnError, KnnOptions};
 use crate::metrics::{self, Metrics, MetricsError, Plan, Progress, Record, names};
@@ -29,7 +29,8 @@ use crate::model::{Model, ModelError};
 use crate::optim::Sgd;
 use crate::profile::training;
 use crate::schedule::learning_rate;
-use crate::step::{self, At, StepError, StepReport};
+use crate::shim::ShimError;
+use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
 
 /// How a run begins.
@@ -90,8 +91,10 @@ pub enum TrainError {
     Weights(#[source] Box<WeightsError>),
     #[error("no shards: name them with --data, or in the config under data.shards")]
     NoData,
-    #[error("train.device = \"cuda\": libtorch finds no GPU")]
-    NoGpu,
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Shim(#[from] ShimError),
     #[error(
         "{run} already holds checkpoints: go on with `detco train --resume {run}`, or name another \
          folder"
@@ -106,8 +109,8 @@ pub enum TrainError {
     DataChanged { found: u64, found_samples: u64, expected: u64, expected_samples: u64 },
     #[error(
         "--set with --resume would change the mathematics of the run: only data.*, checkpoint.*, \
-         monitor.*, train.device, train.threads and train.steps_max may change. Start a new run \
-         with --init to go another way"
+         monitor.*, train.device, train.deterministic, train.threads and train.steps_max may change. \
+         Start a new run with --init to go another way"
     )]
     ResumeChanges,
     #[error(
@@ -189,10 +192,9 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
         let batch = run.batch(&filled)?;
         run.quarantine(&filled)?;
         drop(filled); // its slab is free for the workers while the step runs
-        let report = run.update(&batch)?;
-        run.watch(&report)?;
-        run.note(&report, waited)?;
+        run.update(&batch, waited)?; // looks at what the update before has seen
         if run.at_epoch_end() {
+            run.look()?;
             run.monitor_knn()?;
         }
         if run.is_due() {
@@ -218,7 +220,7 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
 struct Run {
     folder: PathBuf,
     config: Config,
-    device: Device,
+    feeder: Feeder,
     set: Arc<ShardSet>,
     order: Order,
     loader: Loader,
@@ -229,12 +231,24 @@ struct Run {
     monitor: Option<Monitor>,
     /// The next batch.
     cursor: Cursor,
-    /// Updates done.
+    /// Updates made, the one under way among them.
     step: u64,
+    /// The last update, until it has been looked at: a device works on it while the host prepares
+    /// the next.
+    under_way: Option<UnderWay>,
     /// For each spread of the report: the step since which it has been below the threshold.
     collapsing: Vec<Option<u64>>,
     window: Window,
     _lock: File,
+}
+
+/// An update that the device has been given, and where the run stood after it.
+struct UnderWay {
+    pending: Pending,
+    step: u64,
+    epoch: u32,
+    /// Of the update after it.
+    learning_rate: f64,
 }
 
 /// The kNN monitor's sets.
@@ -283,7 +297,9 @@ impl Run {
         if let Some(state) = saved.as_ref().map(|saved| &saved.state) {
             check_data(&set, state)?;
         }
-        let device = device(config.train.device)?;
+        let found = device::find(config.train.device)?;
+        let device = found.device;
+        device::set_numerics(&config.train)?;
         if config.train.threads > 0 {
             tch::set_num_threads(config.train.threads);
         }
@@ -310,6 +326,7 @@ impl Run {
             let reason = "the trainer decodes on the CPU; `detco profile` can do both".to_owned();
             return Err(ConfigError::Value { key, value, reason }.into());
         }
+        let feeder = Feeder::new(Form::of(&config, device), pixels_of_a_batch(&config))?;
         let loader = Loader::start(Arc::clone(&set), loader_options(&config, order, cursor))?;
         let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
         let steps = match config.train.steps_max {
@@ -331,7 +348,7 @@ impl Run {
             set.len(),
             order.steps_per_epoch(),
             config.train.batch,
-            if device.is_cuda() { "the GPU" } else { "the CPU" },
+            found.describe(),
             detco_shards::decode::Decoder::new().name(),
         );
         let window = Window::new(&loader);
@@ -339,7 +356,7 @@ impl Run {
         let run = Run {
             folder,
             config,
-            device,
+            feeder,
             set,
             order,
             loader,
@@ -350,6 +367,7 @@ impl Run {
             monitor,
             cursor,
             step,
+            under_way: None,
             collapsing,
             window,
             _lock: lock,
@@ -372,37 +390,66 @@ impl Run {
         Ok((filled, start.elapsed()))
     }
 
-    fn batch(&self, filled: &Filled) -> Result<Batch, TrainError> {
+    fn batch(&mut self, filled: &Filled) -> Result<Batch, TrainError> {
         let views = &self.config.views;
         let patch = views.local.as_ref().filter(|_| self.config.model.local);
-        let local = patch.map(|_| [filled.local(0), filled.local(1)]);
-        let global = [filled.global(0), filled.global(1)];
-        let patch = patch.map_or(0, |local| local.patch as usize);
-        let size = views.global.size as usize;
-        Ok(Batch::from_slab(global, local, filled.len(), size, patch, self.device)?)
+        let sections = Sections {
+            global: [filled.global(0), filled.global(1)],
+            local: patch.map(|_| [filled.local(0), filled.local(1)]),
+            n: filled.len(),
+            size: views.global.size as usize,
+            patch: patch.map_or(0, |local| local.patch as usize),
+        };
+        Ok(self.feeder.batch(sections)?)
     }
 
-    fn update(&mut self, batch: &Batch) -> Result<StepReport, TrainError> {
+    /// Gives the device the next update; meanwhile looks at the one before.
+    fn update(&mut self, batch: &Batch, waited: Duration) -> Result<(), TrainError> {
         let at = At { step: self.step, learning_rate: self.learning_rate() };
-        let report = step::update(&mut self.model, &mut self.sgd, &Local, &self.config, batch, at)?;
-        if !report.applied {
-            return Err(TrainError::NotFinite {
-                step: self.step,
-                loss: report.loss,
-                gradient_norm: report.gradient_norm,
-                last_good: self.last_good(self.step),
-            });
-        }
+        let Run { model, sgd, config, .. } = self;
+        let pending = step::launch(model, sgd, &Local, config, batch, at)?;
         self.step += 1;
         self.cursor.step += 1;
         if self.order.is_empty(self.cursor.step) {
             self.cursor = Cursor { epoch: self.cursor.epoch + 1, step: 0 };
         }
-        Ok(report)
+        self.window.waited += waited;
+        self.window.samples += self.config.train.batch as u64;
+        let (step, epoch) = (self.step, self.cursor.epoch);
+        let under_way = UnderWay { pending, step, epoch, learning_rate: self.learning_rate() };
+        match self.under_way.replace(under_way) {
+            Some(before) => self.look_at(before),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the update under way, if there is one, and looks at it. What is saved or evaluated
+    /// has been looked at.
+    fn look(&mut self) -> Result<(), TrainError> {
+        match self.under_way.take() {
+            Some(last) => self.look_at(last),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the run if the update was refused or the embeddings collapsed; writes metrics.
+    fn look_at(&mut self, done: UnderWay) -> Result<(), TrainError> {
+        let UnderWay { pending, step, epoch, learning_rate } = done;
+        let report = pending.wait()?;
+        if !report.applied {
+            return Err(TrainError::NotFinite {
+                step: step - 1,
+                loss: report.loss,
+                gradient_norm: report.gradient_norm,
+                last_good: self.last_good(step - 1),
+            });
+        }
+        self.watch(&report, step)?;
+        self.note(&report, (step, epoch), learning_rate)
     }
 
     /// Ends the run when a level's embeddings have stayed collapsed.
-    fn watch(&mut self, report: &StepReport) -> Result<(), TrainError> {
+    fn watch(&mut self, report: &StepReport, step: u64) -> Result<(), TrainError> {
         let share = self.config.monitor.collapse_share;
         let threshold = share / (self.config.model.dim as f64).sqrt();
         self.collapsing.resize(report.embedding_std.len(), None);
@@ -411,10 +458,10 @@ impl Run {
                 *since = None;
                 continue;
             }
-            let since = *since.get_or_insert(self.step);
-            if self.step - since + 1 >= self.config.monitor.collapse_steps {
+            let since = *since.get_or_insert(step);
+            if step - since + 1 >= self.config.monitor.collapse_steps {
                 return Err(TrainError::Collapsed {
-                    step: self.step,
+                    step,
                     since,
                     level: spread.level,
                     scope: spread.scope.to_string(),
@@ -437,16 +484,19 @@ impl Run {
     }
 
     /// Writes metrics when they are due.
-    fn note(&mut self, report: &StepReport, waited: Duration) -> Result<(), TrainError> {
-        self.window.waited += waited;
-        self.window.samples += self.config.train.batch as u64;
-        if !self.step.is_multiple_of(self.config.monitor.every_steps) {
+    fn note(
+        &mut self,
+        report: &StepReport,
+        (step, epoch): (u64, u32),
+        learning_rate: f64,
+    ) -> Result<(), TrainError> {
+        if !step.is_multiple_of(self.config.monitor.every_steps) {
             return Ok(());
         }
         let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
-        let mut record = Record::new(self.step, self.cursor.epoch);
+        let mut record = Record::new(step, epoch);
         record.push(names::LOSS, report.loss);
-        record.push(names::LR, self.learning_rate());
+        record.push(names::LR, learning_rate);
         record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
         record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
         let (counted, workers) = (self.loader.stats(), self.loader.counters().workers());
@@ -490,6 +540,7 @@ impl Run {
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
+        self.look()?;
         // Metrics first: a checkpoint promises that its steps are written down.
         self.metrics.sync()?;
         let state = State {
@@ -609,6 +660,7 @@ fn resumed_config(
     allowed.checkpoint = config.checkpoint.clone();
     allowed.monitor = config.monitor.clone();
     allowed.train.device = config.train.device;
+    allowed.train.deterministic = config.train.deterministic;
     allowed.train.threads = config.train.threads;
     allowed.train.steps_max = config.train.steps_max;
     if allowed == config { Ok(config) } else { Err(TrainError::ResumeChanges) }
@@ -624,6 +676,14 @@ fn check_data(set: &ShardSet, state: &State) -> Result<(), TrainError> {
         expected: state.fingerprint,
         expected_samples: state.samples,
     })
+}
+
+/// Bytes of the two views of a batch.
+fn pixels_of_a_batch(config: &Config) -> usize {
+    let image = |edge: u32| 3 * edge as usize * edge as usize;
+    let patches = config.views.local.as_ref().filter(|_| config.model.local);
+    let sample = image(config.views.global.size) + patches.map_or(0, |l| 9 * image(l.patch));
+    2 * config.train.batch as usize * sample
 }
 
 fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions {
@@ -645,14 +705,6 @@ fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions
         bad_run_max: config.data.bad_run_max,
         trace: None,
         handicap: None,
-    }
-}
-
-fn device(wanted: config::Device) -> Result<Device, TrainError> {
-    match (wanted, Device::cuda_if_available()) {
-        (config::Device::Cpu, _) => Ok(Device::Cpu),
-        (config::Device::Cuda, Device::Cpu) => Err(TrainError::NoGpu),
-        (_, found) => Ok(found),
     }
 }
 

@@ -115,6 +115,7 @@ mod knn {
     use super::KnnArgs;
     use crate::checkpoint;
     use crate::config::{self, Config, Stem};
+    use crate::device;
     use crate::eval::knn::{self, KnnOptions, Report};
     use crate::model::Model;
     use crate::weights;
@@ -191,12 +192,12 @@ mod knn {
             let size = if shape.stem == Stem::Cifar { 32 } else { 224 };
             let mut config = Config { model: shape, ..Config::default() };
             config.loss.queue = 1; // not used
-            let mut model = Model::new(&config, device(&config))?;
+            let mut model = Model::new(&config, device(&config)?)?;
             model.start_from(&backbone).with_context(|| args.run.display().to_string())?;
             return Ok((model, size, args.run.display().to_string()));
         }
         let config = config(args)?;
-        let mut model = Model::new(&config, device(&config))?;
+        let mut model = Model::new(&config, device(&config)?)?;
         let size = config.views.global.size;
         if args.init {
             if let Some(file) = &config.model.init {
@@ -224,10 +225,11 @@ mod knn {
 
     /// Evaluation goes where there is a GPU unless the run was told to stay on the CPU: the figure
     /// is the same up to rounding.
-    fn device(config: &Config) -> Device {
-        match config.train.device {
-            config::Device::Cpu => Device::Cpu,
-            config::Device::Auto | config::Device::Cuda => Device::cuda_if_available(),
-        }
+    fn device(config: &Config) -> anyhow::Result<Device> {
+        let wanted = match config.train.device {
+            config::Device::Cpu => config::Device::Cpu,
+            config::Device::Auto | config::Device::Cuda => config::Device::Auto,
+        };
+        Ok(device::find(wanted)?.device)
     }
 }

@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
 
+    /// The same bits from the same seed on the same GPU, more slowly (train.deterministic).
+    #[arg(long)]
+    pub deterministic: bool,
+
     /// Print the resolved configuration as TOML and end.
     #[arg(long)]
     pub print_config: bool,
@@ -58,6 +62,13 @@ fn after_help() -> String {
     text
 }
 
+/// `--set` arguments of a run that goes on.
+#[cfg(feature = "train")]
+fn overrides(args: &Args) -> Vec<String> {
+    let more = args.deterministic.then(|| "train.deterministic=true".to_string());
+    args.overrides.iter().cloned().chain(more).collect()
+}
+
 /// The configuration that the arguments describe.
 fn resolve(args: &Args) -> anyhow::Result<Config> {
     let Some(recipe) = &args.recipe else { bail!("name a recipe or a TOML file") };
@@ -68,6 +79,7 @@ fn resolve(args: &Args) -> anyhow::Result<Config> {
     if args.init.is_some() {
         config.model.init = args.init.clone();
     }
+    config.train.deterministic |= args.deterministic;
     Ok(config)
 }
 
@@ -95,7 +107,7 @@ pub fn run(args: &Args) -> std::process::ExitCode {
     let start = match &args.resume {
         Some(run) => Ok(Start::Resume {
             run: run.clone(),
-            overrides: args.overrides.clone(),
+            overrides: overrides(args),
             data: args.data.clone(),
         }),
         None => resolve(args).and_then(|config| match &args.out {

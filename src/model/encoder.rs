@@ -6,10 +6,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::Scope;
 use super::head::Projection;
-use super::norm::{Moments, Norm};
+use super::norm::{self, Moments, Norm};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
+use crate::shim::ShimError;
+use crate::shim::step as shim;
 
 /// Patches of a sample.
 const PATCHES: i64 = 9;
@@ -24,6 +26,10 @@ pub struct Encoder {
     local: Vec<Projection>,
     parameters: Vec<(String, Tensor)>,
     buffers: Vec<(String, Tensor)>,
+    /// Whether [`Encoder::embed`] runs convolutions and linear layers in bfloat16.
+    pub(super) in_bf16: bool,
+    /// Whether maps have their channels innermost.
+    channels_last: bool,
 }
 
 impl Encoder {
@@ -54,7 +60,8 @@ impl Encoder {
             local.push(Projection::local(b, &name, config.local_head, channels(level), config.dim));
         }
         let Builder { parameters, buffers, .. } = build;
-        Encoder { levels, backbone, global, local, parameters, buffers }
+        let (in_bf16, channels_last) = (false, false);
+        Encoder { levels, backbone, global, local, parameters, buffers, in_bf16, channels_last }
     }
 
     /// Levels with a head, ascending.
@@ -99,10 +106,36 @@ impl Encoder {
         moments: &mut Moments,
     ) -> Vec<Tensor> {
         let rows = flat(images);
-        let mut norm = Norm::Groups { groups, moments };
         let last = self.levels[self.levels.len() - 1];
-        let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last);
-        self.project(&maps, scope, |pooled| collect(pooled, groups))
+        if self.channels_last {
+            let mut norm = Norm::Blocks { groups, moments };
+            let maps = self.backbone.forward(&rows, &mut norm, last);
+            self.project(&maps, scope, Tensor::shallow_clone)
+        } else {
+            let mut norm = Norm::Dealt { groups, moments };
+            let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last);
+            self.project(&maps, scope, |pooled| collect(pooled, groups))
+        }
+    }
+
+    /// Bytes that [`Encoder::embed`] keeps for a backward pass over `n` samples, by arithmetic on
+    /// the layers' shapes, and bytes of the largest map. `bf16` says what the maps are.
+    pub fn kept_bytes(&self, scope: Scope, n: i64, edge: i64, bf16: bool) -> (i64, i64) {
+        let last = self.levels[self.levels.len() - 1];
+        let kept = self.backbone.kept(edge, last);
+        let (heads, images) = match scope {
+            Scope::Global => (&self.global, 1),
+            Scope::Local => (&self.local, PATCHES),
+        };
+        let width = if bf16 { 2 } else { 4 };
+        let heads = heads.iter().map(|head| head.kept(images)).sum::<i64>();
+        let maps = images * (kept.maps * width + kept.places * 8);
+        (n * (maps + heads * width), n * images * kept.largest * width)
+    }
+
+    /// Whether [`Encoder::embed`] is to be called under bfloat16's autocast.
+    pub fn in_bf16(&self) -> bool {
+        self.in_bf16
     }
 
     /// Embeddings as [`Encoder::embed`] gives them, with running statistics instead of the batch's.
@@ -124,7 +157,7 @@ impl Encoder {
         };
         let project = |(head, &level): (&Projection, &u8)| {
             let features = arrange(&pool(&maps[usize::from(level) - 2]));
-            unit(&head.forward(&features, patches))
+            unit(&widened(head.forward(&features, patches)))
         };
         heads.iter().zip(&self.levels).map(project).collect()
     }
@@ -140,6 +173,16 @@ impl Encoder {
         pool(&self.maps(images)[3])
     }
 
+    /// Puts the weights of convolutions where channels are innermost; maps follow them.
+    pub(super) fn put_channels_last(&mut self) -> Result<(), ShimError> {
+        for (_, tensor) in self.parameters.iter_mut().filter(|(_, tensor)| tensor.dim() == 4) {
+            let moved = shim::channels_last(&tensor.detach())?;
+            tensor.set_data(&moved);
+        }
+        self.channels_last = true;
+        Ok(())
+    }
+
     pub(super) fn convert(&mut self, kind: Kind) {
         let all = self.parameters.iter_mut().chain(&mut self.buffers);
         for (_, tensor) in all.filter(|(_, tensor)| tensor.is_floating_point()) {
@@ -149,7 +192,25 @@ impl Encoder {
 
     /// Moves the running statistics towards what one pass saw.
     pub fn settle(&mut self, moments: &Moments) {
-        tch::no_grad(|| self.backbone.settle(moments));
+        self.move_statistics(moments, None)
+            .expect("moments have the statistics' type and lie on their device");
+    }
+
+    /// As [`Encoder::settle`], but where `applied`, a truth value on the device, is false, nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn settle_if(&mut self, moments: &Moments, applied: &Tensor) -> Result<(), ShimError> {
+        self.move_statistics(moments, Some(applied))
+    }
+
+    fn move_statistics(
+        &mut self,
+        moments: &Moments,
+        applied: Option<&Tensor>,
+    ) -> Result<(), ShimError> {
+        tch::no_grad(|| norm::settle_all(&self.backbone.settling(moments), applied))
     }
 }
 
@@ -184,6 +245,11 @@ fn swap(rows: &Tensor, a: i64, b: i64) -> Tensor {
 /// Global average: `[n, c, h, w]` to `[n, c]`.
 fn pool(map: &Tensor) -> Tensor {
     map.mean_dim([2_i64, 3].as_slice(), false, None)
+}
+
+/// Lengths, logits and losses are float32 whatever the layers before them ran in.
+fn widened(x: Tensor) -> Tensor {
+    if x.kind() == Kind::BFloat16 { x.to_kind(Kind::Float) } else { x }
 }
 
 /// Rows of unit length.

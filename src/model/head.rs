@@ -90,6 +90,15 @@ impl Projection {
         }
     }
 
+    /// Elements that a pass of a sample keeps: what goes into each layer.
+    pub(super) fn kept(&self, patches: i64) -> i64 {
+        let into = |mlp: &Mlp| mlp.0.iter().map(|layer| layer.weight.size()[1]).sum::<i64>();
+        match self {
+            Projection::Whole(mlp) => into(mlp),
+            Projection::Patches { patch, join } => patches * into(patch) + join.weight.size()[1],
+        }
+    }
+
     /// Features `[n, c]`, or of patches `[9n, c]` with the nine of a sample adjacent, to `[n, d]`,
     /// not yet of unit length. Patches stay in the order they come: never sorted back.
     pub(super) fn forward(&self, features: &Tensor, patches: i64) -> Tensor {

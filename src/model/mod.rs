@@ -23,6 +23,9 @@ pub use queue::Queues;
 pub use weights::Draws;
 
 use crate::config::Config;
+use crate::device;
+use crate::shim::ShimError;
+use crate::shim::step as shim;
 
 /// Which view of a sample: the crop or its nine patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +96,9 @@ pub enum ModelError {
         /// The source's element type.
         found: Kind,
     },
+    /// libtorch failed.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
     /// A ring position outside the queue.
     #[error("the queue's pointer is {found}, expected 0 to below {length}")]
     Pointer {
@@ -138,7 +144,14 @@ impl Model {
         let query = Encoder::draw(&config.model, config.seed, device);
         let key = Encoder::copy(&config.model, &query, device);
         let queues = Queues::draw(config, device);
-        Ok(Model { query, key, queues })
+        let mut model = Model { query, key, queues };
+        for encoder in [&mut model.query, &mut model.key] {
+            encoder.in_bf16 = device::in_bf16(&config.train, device);
+            if device::channels_last(config, device) {
+                encoder.put_channels_last()?;
+            }
+        }
+        Ok(model)
     }
 
     /// Changes the element type of everything that is not a counter. Training is in float32; in
@@ -150,16 +163,15 @@ impl Model {
         self.queues.convert(kind);
     }
 
-    /// One EMA step of every key parameter, `key = ema * key + (1 - ema) * query` (MoCo, eq. 2).
-    /// Buffers are left alone: the key encoder's batch normalisation keeps its own running
-    /// statistics.
+    /// One EMA step of every key parameter, `key = ema * key + (1 - ema) * query` (MoCo, eq. 2), in
+    /// a few launches. Buffers are left alone: the key encoder's batch normalisation keeps its own
+    /// running statistics.
     pub fn follow(&mut self, ema: f64) {
-        tch::no_grad(|| {
-            let query = self.query.parameters();
-            for ((_, key), (_, query)) in self.key.parameters().iter_mut().zip(query) {
-                let _ = key.lerp_(&query, 1.0 - ema); // returns an alias of what it changed
-            }
-        });
+        let weights = |encoder: &Encoder| -> Vec<Tensor> {
+            encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect()
+        };
+        shim::lerp(&weights(&self.key), &weights(&self.query), 1.0 - ema)
+            .expect("both encoders have the same layers, of one type, on one device");
     }
 
     /// Every tensor of the state: `query.…`, `key.…`, `queue.global.<level>` and

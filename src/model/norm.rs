@@ -8,6 +8,8 @@
 use tch::Tensor;
 
 use super::weights::{Builder, Init};
+use crate::shim::ShimError;
+use crate::shim::step as shim;
 
 /// torch's and torchvision's.
 const EPS: f64 = 1e-5;
@@ -18,6 +20,35 @@ const MOMENTUM: f64 = 0.1;
 /// group, `[groups, c]`. A pass may come in several chunks of whole groups.
 #[derive(Debug, Default)]
 pub struct Moments(Vec<Vec<(Tensor, Tensor)>>);
+
+/// Running statistics of one normalisation and what a pass saw there, means over its groups.
+#[derive(Debug)]
+pub(super) struct Settling {
+    running: [Tensor; 2],
+    seen: [Tensor; 2],
+    tracked: Tensor,
+}
+
+/// Moves running statistics towards what a pass saw, in a few launches for all of them. Where
+/// `applied`, a truth value on the device, is false, nothing changes.
+pub(super) fn settle_all(all: &[Settling], applied: Option<&Tensor>) -> Result<(), ShimError> {
+    let Some(first) = all.first() else { return Ok(()) };
+    let running: Vec<Tensor> =
+        all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
+    let seen: Vec<&Tensor> = all.iter().flat_map(|one| &one.seen).collect();
+    let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
+    let (before, seen) = (Tensor::cat(&running, 0), Tensor::cat(&seen, 0));
+    let mut after = before.lerp(&seen, MOMENTUM);
+    let mut one = first.tracked.ones_like();
+    if let Some(applied) = applied {
+        // Not a product: what is not finite times 0 is not finite.
+        after = after.where_self(applied, &before);
+        one = applied.to_kind(one.kind());
+    }
+    shim::copy(&running, &after.split_with_sizes(lengths, 0))?;
+    let tracked: Vec<Tensor> = all.iter().map(|one| one.tracked.shallow_clone()).collect();
+    shim::add(&tracked, &one)
+}
 
 impl Moments {
     fn push(&mut self, slot: usize, mean: Tensor, variance: Tensor) {
@@ -44,9 +75,13 @@ pub(super) enum Norm<'a> {
     /// The running statistics: evaluation.
     Running,
     /// Each group's own. Sample `j` of group `g` lies at row `j * groups + g`, so that a group is a
-    /// block of channels of a view and no activation is copied (in NCHW; channels-last memory has
-    /// no such view, and a kernel for it would replace the body of [`BatchNorm::forward`] alone).
-    Groups { groups: i64, moments: &'a mut Moments },
+    /// block of channels of a view and no activation is copied. Channels-last memory has no such
+    /// view.
+    Dealt { groups: i64, moments: &'a mut Moments },
+    /// Each group's own. Sample `j` of group `g` lies at row `g * n / groups + j`: groups are
+    /// normalised one after the other and put together again, which copies activations unless there
+    /// is one group. For channels-last memory.
+    Blocks { groups: i64, moments: &'a mut Moments },
 }
 
 /// What follows a normalisation; in place, since nobody else needs its output.
@@ -98,18 +133,32 @@ impl BatchNorm {
 
     /// Normalises `x` `[n, c, h, w]`.
     pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, after: After<'_>) -> Tensor {
-        let (groups, moments) = match norm {
-            Norm::Running => return after.apply(self.with_running(x)),
-            Norm::Groups { groups, moments } => (*groups, moments),
-        };
-        let shape = x.size();
-        let (n, c) = (shape[0], shape[1]);
+        match norm {
+            Norm::Running => after.apply(self.with_running(x)),
+            Norm::Dealt { groups, moments } => {
+                let (shape, groups) = (x.size(), *groups);
+                let (n, c) = (shape[0], shape[1]);
+                let side_by_side = x.reshape([n / groups, groups * c, shape[2], shape[3]]);
+                after.apply(self.with_own(&side_by_side, groups, moments)).reshape(&shape)
+            }
+            Norm::Blocks { groups: 1, moments } => after.apply(self.with_own(x, 1, moments)),
+            Norm::Blocks { groups, moments } => {
+                let parts = x.split(x.size()[0] / *groups, 0);
+                let parts: Vec<Tensor> =
+                    parts.iter().map(|part| self.with_own(part, 1, moments)).collect();
+                after.apply(Tensor::cat(&parts, 0))
+            }
+        }
+    }
+
+    /// Normalises `side` groups, side by side as blocks of c channels, by their own statistics.
+    fn with_own(&self, x: &Tensor, side: i64, moments: &mut Moments) -> Tensor {
         // Buffers of zeros that move by a share of 1 end up holding the groups' own statistics.
-        let mean = self.running_mean.zeros_like().repeat([groups]);
+        let mean = self.running_mean.zeros_like().repeat([side]);
         let variance = mean.zeros_like();
-        let y = x.reshape([n / groups, groups * c, shape[2], shape[3]]).batch_norm(
-            Some(self.weight.repeat([groups])),
-            Some(self.bias.repeat([groups])),
+        let y = x.batch_norm(
+            Some(self.weight.repeat([side])),
+            Some(self.bias.repeat([side])),
             Some(mean.shallow_clone()),
             Some(variance.shallow_clone()),
             true,
@@ -117,8 +166,8 @@ impl BatchNorm {
             EPS,
             true,
         );
-        moments.push(self.slot, mean.view([groups, c]), variance.view([groups, c]));
-        after.apply(y).reshape(&shape)
+        moments.push(self.slot, mean.view([side, -1]), variance.view([side, -1]));
+        y
     }
 
     fn with_running(&self, x: &Tensor) -> Tensor {
@@ -134,11 +183,13 @@ impl BatchNorm {
         )
     }
 
-    /// Moves the running statistics towards what a pass saw.
-    pub(super) fn settle(&mut self, moments: &Moments) {
-        let Some((mean, variance)) = moments.average(self.slot) else { return };
-        let _ = self.running_mean.lerp_(&mean, MOMENTUM);
-        let _ = self.running_var.lerp_(&variance, MOMENTUM);
-        let _ = self.num_batches_tracked.g_add_scalar_(1);
+    /// What [`settle_all`] needs; nothing if this layer took no part.
+    pub(super) fn settling(&self, moments: &Moments) -> Option<Settling> {
+        let (mean, variance) = moments.average(self.slot)?;
+        Some(Settling {
+            running: [self.running_mean.shallow_clone(), self.running_var.shallow_clone()],
+            seen: [mean, variance],
+            tracked: self.num_batches_tracked.shallow_clone(),
+        })
     }
 }

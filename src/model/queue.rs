@@ -5,6 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::weights::Draws;
 use super::{ModelError, Scope};
 use crate::config::Config;
+use crate::shim::ShimError;
+use crate::shim::step as shim;
 
 /// The pointer's name in a state.
 pub(super) const POINTER: &str = "queue.pointer";
@@ -67,15 +69,57 @@ impl Queues {
     /// # Panics
     /// When n does not divide k; [`Config::validate`] sees to it that it does.
     pub fn enqueue(&mut self, global: &[Tensor], local: &[Tensor]) {
+        self.replace(global, local, None)
+            .expect("keys have the rings' type and lie on their device");
+    }
+
+    /// As [`Queues::enqueue`], but where `applied`, a truth value on the device, is false, the keys
+    /// stay as they are. The pointer moves in any case, since the host does not know: see
+    /// [`Queues::take_back`].
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    ///
+    /// # Panics
+    /// As [`Queues::enqueue`].
+    pub fn enqueue_if(
+        &mut self,
+        global: &[Tensor],
+        local: &[Tensor],
+        applied: &Tensor,
+    ) -> Result<(), ShimError> {
+        self.replace(global, local, Some(applied))
+    }
+
+    /// Moves the pointer back over `n` keys that turned out not to have been enqueued.
+    pub fn take_back(&mut self, n: i64) {
+        self.pointer = (self.pointer - n).rem_euclid(self.length());
+    }
+
+    fn replace(
+        &mut self,
+        global: &[Tensor],
+        local: &[Tensor],
+        applied: Option<&Tensor>,
+    ) -> Result<(), ShimError> {
         let (n, k) = (global[0].size()[0], self.length());
         assert!(n > 0 && k % n == 0, "{n} new keys do not divide a queue of {k}");
         tch::no_grad(|| {
             let rings = self.global.iter().chain(&self.local);
-            for (ring, keys) in rings.zip(global.iter().chain(local)) {
-                ring.narrow(1, self.pointer, n).copy_(&keys.tr());
-            }
-        });
+            let places: Vec<Tensor> = rings.map(|ring| ring.narrow(1, self.pointer, n)).collect();
+            let keys: Vec<Tensor> = global.iter().chain(local).map(Tensor::tr).collect();
+            let keys = match applied {
+                None => keys,
+                // Not a product: what is not finite times 0 is not finite.
+                Some(applied) => {
+                    let old = Tensor::stack(&places, 0);
+                    Tensor::stack(&keys, 0).where_self(applied, &old).unbind(0)
+                }
+            };
+            shim::copy(&places, &keys)
+        })?;
         self.pointer = (self.pointer + n) % k;
+        Ok(())
     }
 
     pub(super) fn convert(&mut self, kind: Kind) {

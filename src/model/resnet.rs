@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::norm::{After, BatchNorm, Moments, Norm};
+use super::norm::{After, BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
 use crate::config::{Backbone, Model as Config, Stem};
 
@@ -22,6 +22,17 @@ impl Conv {
         let weight =
             build.parameter(format!("{name}.weight"), &[to, from, edge, edge], Init::Convolution);
         Conv { weight, stride, padding: edge / 2 }
+    }
+
+    /// Edge of the map that it makes of one of this edge.
+    fn edge(&self, from: i64) -> i64 {
+        let kernel = self.weight.size()[2];
+        (from + 2 * self.padding - kernel) / self.stride + 1
+    }
+
+    /// Elements of that map.
+    fn elements(&self, from: i64) -> i64 {
+        self.weight.size()[0] * self.edge(from) * self.edge(from)
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
@@ -63,6 +74,21 @@ impl Block {
         Block { layers, downsample }
     }
 
+    /// Adds what a pass over a map of this edge keeps; the edge of its own map. A convolution's
+    /// output is kept by the normalisation after it, and what that makes by the ReLU and the next
+    /// convolution; the shortcut's last output is only added.
+    fn keep(&self, edge: i64, kept: &mut Kept) -> i64 {
+        let mut at = edge;
+        for (conv, _) in &self.layers {
+            kept.add(2, conv.elements(at));
+            at = conv.edge(at);
+        }
+        if let Some((conv, _)) = &self.downsample {
+            kept.add(1, conv.elements(edge));
+        }
+        at
+    }
+
     fn forward(&self, x: &Tensor, norm: &mut Norm<'_>) -> Tensor {
         let mut y = x.shallow_clone();
         let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return y };
@@ -75,6 +101,24 @@ impl Block {
             None => x.shallow_clone(),
         };
         last_bn.forward(&y, norm, After::AddThenRelu(&shortcut))
+    }
+}
+
+/// What a pass keeps of an image until its backward pass has come by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    /// Elements of maps, the image among them.
+    pub(super) maps: i64,
+    /// Places of maxima, 8 bytes each.
+    pub(super) places: i64,
+    /// Elements of the largest map.
+    pub(super) largest: i64,
+}
+
+impl Kept {
+    fn add(&mut self, maps: i64, elements: i64) {
+        self.maps += maps * elements;
+        self.largest = self.largest.max(elements);
     }
 }
 
@@ -144,12 +188,30 @@ impl ResNet {
         maps
     }
 
-    pub(super) fn settle(&mut self, moments: &Moments) {
-        self.bn1.settle(moments);
-        for block in self.stages.iter_mut().flatten() {
-            for (_, bn) in block.layers.iter_mut().chain(&mut block.downsample) {
-                bn.settle(moments);
-            }
+    /// What a pass up to Res`last` keeps of an image of this edge.
+    pub(super) fn kept(&self, edge: i64, last: u8) -> Kept {
+        let mut kept = Kept::default();
+        kept.add(1, 3 * edge * edge);
+        kept.add(2, self.conv1.elements(edge));
+        let mut at = self.conv1.edge(edge);
+        if self.stem == Stem::Imagenet {
+            at = (at - 1) / 2 + 1;
+            kept.places = self.conv1.weight.size()[0] * at * at;
+            kept.add(1, kept.places);
         }
+        for block in self.stages[..usize::from(last) - 1].iter().flatten() {
+            at = block.keep(at, &mut kept);
+        }
+        kept
+    }
+
+    /// Every layer that `moments` saw.
+    pub(super) fn settling(&self, moments: &Moments) -> Vec<Settling> {
+        let blocks = self.stages.iter().flatten();
+        let layers = blocks.flat_map(|block| block.layers.iter().chain(&block.downsample));
+        std::iter::once(&self.bn1)
+            .chain(layers.map(|(_, bn)| bn))
+            .filter_map(|bn| bn.settling(moments))
+            .collect()
     }
 }
