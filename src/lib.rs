@@ -36,10 +36,12 @@
 //! | [`optim`], [`schedule`] | SGD with a state that can be saved; learning rates | |
 //! | [`dist`] | what ranks do together; today a world of one | |
 //! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
+//! | [`memory`] | what a step will need, by arithmetic on shapes | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
 //! | [`metrics`] | JSON lines, TensorBoard events, progress | |
 //! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
+//! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
 //! | [`eval`] | kNN | |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
 //!
@@ -74,11 +76,15 @@ pub mod device;
 #[cfg(feature = "train")]
 pub mod dist;
 #[cfg(feature = "train")]
+pub mod dry_run;
+#[cfg(feature = "train")]
 pub mod eval;
 #[cfg(feature = "train")]
 pub mod export;
 #[cfg(feature = "train")]
 pub mod loss;
+#[cfg(feature = "train")]
+pub mod memory;
 pub mod metrics;
 #[cfg(feature = "train")]
 pub mod model;

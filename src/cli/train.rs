@@ -44,6 +44,11 @@ pub struct Args {
     #[arg(long)]
     pub deterministic: bool,
 
+    /// Open the shards, make the model, print samples, steps, learning rates and the memory that a
+    /// step will need, and end without writing anything.
+    #[arg(long, conflicts_with = "resume")]
+    pub dry_run: bool,
+
     /// Print the resolved configuration as TOML and end.
     #[arg(long)]
     pub print_config: bool,
@@ -103,6 +108,16 @@ pub fn print_config(args: &Args) -> anyhow::Result<()> {
 pub fn run(args: &Args) -> std::process::ExitCode {
     use crate::train::{self, Outcome, Start};
     use std::process::ExitCode;
+
+    if args.dry_run {
+        return match resolve(args).and_then(|config| Ok(crate::dry_run::report(&config)?)) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => super::report(&error),
+        };
+    }
 
     let start = match &args.resume {
         Some(run) => Ok(Start::Resume {

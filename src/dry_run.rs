@@ -1,0 +1,108 @@
+//! `detco train --dry-run`: everything up to the first step, and what the run will take.
+
+use std::fmt::Write;
+
+use detco_shards::order::Order;
+use detco_shards::stream::ShardSet;
+use tch::Device;
+
+use crate::config::{Config, Schedule};
+use crate::device;
+use crate::memory::{self, Needs};
+use crate::model::Model;
+use crate::schedule::learning_rate;
+use crate::shim::step as shim;
+use crate::train::TrainError;
+
+/// Of a card's free memory, what may be planned with: its allocator leaves gaps.
+const USABLE: f64 = 0.95;
+
+/// Opens the shards, makes the model, and says what a run of this config would be: samples, steps,
+/// learning rates, memory. On a GPU it compares the memory with what is free and names the
+/// `train.accumulate` that fits. Writes nothing.
+///
+/// # Errors
+/// As a run would end before its first step.
+pub fn report(config: &Config) -> Result<String, TrainError> {
+    config.validate()?;
+    if config.data.shards.is_empty() {
+        return Err(TrainError::NoData);
+    }
+    let set = ShardSet::open(&config.data.shards)?;
+    let order = Order::shuffled(set.len(), config.train.batch as u64, config.seed)
+        .map_err(|source| TrainError::Order { source })?;
+    let found = device::find(config.train.device)?;
+    let mut text = String::new();
+    let out = &mut text;
+    data(out, config, &set, &order);
+    let rates = rates(config, &order);
+    let _ = writeln!(out, "learning rate  {rates}"); // a String takes everything
+    let precision = if device::in_bf16(&config.train, found.device) { "bf16" } else { "f32" };
+    let _ = writeln!(out, "on             {}, {precision}", found.describe());
+    let model = Model::new(config, Device::Cpu)?;
+    let needs = Needs::of(&model, config, found.device);
+    let (batch, parts) = (config.train.batch, config.train.accumulate);
+    let _ = writeln!(out, "memory         batch {batch} in {parts} micro-batches:\n{needs}");
+    if let Device::Cuda(index) = found.device {
+        let free = shim::cuda_memory(index)?.free;
+        let _ = writeln!(out, "{}", advice(&model, config, found.device, free));
+    }
+    Ok(text)
+}
+
+fn data(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
+    let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
+    let most = config.train.steps_max;
+    let steps = if most == 0 { steps } else { steps.min(most) };
+    let (samples, each) = (set.len(), order.steps_per_epoch());
+    let _ = writeln!(out, "samples        {samples}");
+    let _ = writeln!(out, "steps          {steps}: {} epochs of {each}", config.train.epochs);
+}
+
+/// `0.03, cosine to 0` and the like.
+fn rates(config: &Config, order: &Order) -> String {
+    let each = order.steps_per_epoch();
+    let first = config.base_lr();
+    let last = learning_rate(config, config.train.epochs - 1, each.saturating_sub(1), each);
+    let kind = match config.optim.schedule {
+        Schedule::Cosine => "cosine",
+        Schedule::Steps => "steps",
+    };
+    format!("{first} at first, {last:.3e} in the last step ({kind})")
+}
+
+/// Whether it fits a card with so many bytes free, and else what would.
+fn advice(model: &Model, config: &Config, device: Device, free: i64) -> String {
+    let usable = (free as f64 * USABLE) as i64;
+    let gigabytes = |bytes: i64| bytes as f64 / 1e9;
+    let need = Needs::of(model, config, device).sum();
+    let compared = format!("{:.1} of {:.1} GB free", gigabytes(need), gigabytes(free));
+    if need <= usable {
+        return format!("fits: {compared}");
+    }
+    match memory::accumulate_for(model, config, device, usable) {
+        Some(parts) => format!("does not fit: {compared}\nhint: --set train.accumulate={parts}"),
+        None => format!(
+            "does not fit: {compared}, nor in micro-batches of one BN group\n\
+             hint: lower train.batch, or model.local_head = \"pirl\""
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_that_is_too_small_gets_advice() {
+        let sets = ["model.width=8", "model.local_head=pirl", "loss.queue=1024"];
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        let config = Config::load("detco-r50", &sets).unwrap();
+        let model = Model::new(&config, Device::Cpu).unwrap();
+        let need = Needs::of(&model, &config, Device::Cuda(0)).sum();
+        let with = |free: f64| advice(&model, &config, Device::Cuda(0), free as i64);
+        assert!(with(need as f64 / 0.94).starts_with("fits"));
+        assert!(with(need as f64 * 0.95).ends_with("train.accumulate=2"));
+        assert!(with(1e6).contains("nor in micro-batches"));
+    }
+}
