@@ -1,0 +1,208 @@
+//! Precision, layout and lateness: what may change the bits of a step, by how much, and what not.
+#![cfg(feature = "train")]
+
+use detco::batch::Batch;
+use detco::config::Config;
+use detco::dist::local::Local;
+use detco::loss::{Embeddings, Scale, contrast, score, total};
+use detco::model::{Draws, Model};
+use detco::optim::Sgd;
+use detco::shim::step::Meter;
+use detco::step::{At, StepReport, launch, update};
+use tch::{Device, Kind, Tensor};
+
+/// A narrow DetCo with three levels.
+fn config(sets: &[&str]) -> Config {
+    let small = [
+        "model.backbone=resnet18",
+        "model.width=16",
+        "model.dim=32",
+        "model.bn_splits=4",
+        "train.batch=16",
+        "optim.lr_batch=16",
+        "loss.queue=64",
+        "loss.ema=0.9",
+    ];
+    let sets: Vec<String> = small.iter().chain(sets).map(ToString::to_string).collect();
+    tch::set_num_threads(1);
+    Config::load("detco-r50", &sets).unwrap()
+}
+
+struct Trainer {
+    config: Config,
+    model: Model,
+    sgd: Sgd,
+}
+
+impl Trainer {
+    fn new(sets: &[&str], kind: Kind) -> Trainer {
+        let config = config(sets);
+        let mut model = Model::new(&config, Device::Cpu).unwrap();
+        model.convert(kind);
+        let optim = &config.optim;
+        let sgd = Sgd::new(model.query.parameters(), optim.momentum, optim.weight_decay);
+        Trainer { config, model, sgd }
+    }
+
+    fn step(&mut self, batch: &Batch, step: u64) -> StepReport {
+        let Trainer { config, model, sgd } = self;
+        update(model, sgd, &Local, config, batch, at(step)).unwrap()
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let momentum =
+            self.sgd.tensors().into_iter().map(|(name, t)| (format!("momentum.{name}"), t));
+        let all = self.model.tensors().into_iter().chain(momentum);
+        all.map(|(name, tensor)| (name, tensor.copy())).collect()
+    }
+}
+
+fn at(step: u64) -> At {
+    At { step, learning_rate: 0.03 }
+}
+
+fn batch(name: &str, kind: Kind) -> Batch {
+    batch_of(name, kind, 64, 32)
+}
+
+fn batch_of(name: &str, kind: Kind, crop: i64, patch: i64) -> Batch {
+    let picture = |view: u64, images: &[i64], edge: i64| {
+        let n: i64 = images.iter().product();
+        let blobs = Draws::new(3, name, 0).normal(&[n, 3, 4, 4], 1.0);
+        let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+        let noise = Draws::new(4, name, view).normal(&[n, 3, edge, edge], 0.3);
+        (blobs + noise).reshape([images, &[3, edge, edge]].concat()).to_kind(kind)
+    };
+    let both = |images: &[i64], edge| [picture(0, images, edge), picture(1, images, edge)];
+    Batch { global: both(&[16], crop), local: Some(both(&[16, 9], patch)) }
+}
+
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    let number = |t: Tensor| t.to_kind(Kind::Double).double_value(&[]);
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    number((&a - &b).abs().max()) / number(b.abs().max()).max(f64::MIN_POSITIVE)
+}
+
+/// 20 free steps from the same state: the losses of each step differ by less than 2 %.
+#[test]
+fn bf16_agrees_with_float32_over_20_steps() {
+    let sets = ["model.bn_splits=1", "model.width=8"];
+    let mut full = Trainer::new(&[&sets[..], &["train.precision=f32"]].concat(), Kind::Float);
+    let mut half = Trainer::new(&[&sets[..], &["train.precision=bf16"]].concat(), Kind::Float);
+    let mut worst = 0.0_f64;
+    for step in 0..20 {
+        let batch = batch_of(&format!("{}", step % 4), Kind::Float, 48, 16);
+        let (a, b) = (full.step(&batch, step), half.step(&batch, step));
+        assert!(a.applied && b.applied);
+        let off = (b.loss / a.loss - 1.0).abs();
+        println!("{step}: {:.4} {:.4} {off:.1e}", a.loss, b.loss);
+        worst = worst.max(off);
+    }
+    assert!(worst > 0.0, "bf16 changes nothing: it is not on");
+    assert!(worst < 0.02, "{worst}");
+    // What is kept from step to step is float32 in both.
+    for (name, tensor) in half.state() {
+        let kind = tensor.kind();
+        assert!(kind == Kind::Float || kind == Kind::Int64, "{name} is {kind:?}");
+    }
+}
+
+/// Where channels lie changes nothing but rounding: three free steps in float64.
+#[test]
+fn channels_last_trains_as_channels_first() {
+    for more in [&["train.accumulate=2"][..], &["model.bn_splits=1"]] {
+        let layout = |layout| Trainer::new(&[more, &[layout]].concat(), Kind::Double);
+        let mut first = layout("train.layout=channels-first");
+        let mut last = layout("train.layout=channels-last");
+        for step in 0..3 {
+            let batch = batch(&format!("{step}"), Kind::Double);
+            let (a, b) = (first.step(&batch, step), last.step(&batch, step));
+            assert!((a.loss / b.loss - 1.0).abs() < 1e-9, "{} {}", a.loss, b.loss);
+        }
+        let weight = &last.model.query.parameters()[0];
+        assert!(detco::device::is_channels_last(&weight.1), "{} lies channels first", weight.0);
+        for ((name, a), (_, b)) in first.state().iter().zip(last.state()) {
+            assert!(error(&b, a) < 1e-8, "{more:?} {name}: {:.1e}", error(&b, a));
+        }
+    }
+}
+
+/// Steps whose reports are read later are the same steps.
+#[test]
+fn a_step_read_late_is_the_same_step() {
+    let (mut now, mut late) = (Trainer::new(&[], Kind::Float), Trainer::new(&[], Kind::Float));
+    let mut pending = Vec::new();
+    for step in 0..3 {
+        let Trainer { config, model, sgd } = &mut late;
+        let batch = batch(&format!("{step}"), Kind::Float);
+        pending.push(launch(model, sgd, &Local, config, &batch, at(step)).unwrap());
+    }
+    for (step, pending) in pending.into_iter().enumerate() {
+        let batch = batch(&format!("{step}"), Kind::Float);
+        assert_eq!(now.step(&batch, step as u64), pending.wait().unwrap());
+    }
+    for ((name, a), (_, b)) in now.state().iter().zip(late.state()) {
+        assert!(a.equal(&b), "{name}");
+    }
+}
+
+/// The next step is on its way before anybody knows that this one was refused: it must find weights,
+/// statistics, momentum and keys as if this one had not been.
+#[test]
+fn a_refused_step_does_not_reach_the_next() {
+    let (mut with, mut without) = (Trainer::new(&[], Kind::Float), Trainer::new(&[], Kind::Float));
+    for trainer in [&mut with, &mut without] {
+        assert!(trainer.step(&batch("good", Kind::Float), 0).applied);
+    }
+    let bad = batch("bad", Kind::Float);
+    let _ = bad.global[0].narrow(0, 5, 1).fill_(f64::INFINITY);
+    let before = with.state();
+    let Trainer { config, model, sgd } = &mut with;
+    let refused = launch(model, sgd, &Local, config, &bad, at(1)).unwrap();
+    for ((name, a), (_, b)) in before.iter().zip(with.state()) {
+        let follows = name.starts_with("key.") && !name.contains("running");
+        assert!(a.equal(&b) || follows || name == "queue.pointer", "{name} changed");
+    }
+    let Trainer { config, model, sgd } = &mut with;
+    let next = launch(model, sgd, &Local, config, &batch("next", Kind::Float), at(2)).unwrap();
+    assert!(!refused.wait().unwrap().applied);
+    assert!(next.wait().unwrap().applied);
+    without.model.follow(without.config.loss.ema); // the key encoder has followed once more
+    assert!(without.step(&batch("next", Kind::Float), 2).applied);
+    for ((name, a), (_, b)) in with.state().iter().zip(without.state()) {
+        if !name.starts_with("queue.") {
+            assert!(a.equal(&b), "{name}");
+        }
+    }
+}
+
+/// The terms take the memory of one term's logits and their softmax; the definition that of many.
+#[test]
+fn the_loss_holds_one_terms_logits_at_a_time() {
+    let config = config(&["loss.queue=16384"]);
+    let model = Model::new(&config, Device::Cpu).unwrap();
+    let n = 16;
+    let unit = |name: String| {
+        let x = Draws::new(1, &name, 0).normal(&[n, config.model.dim], 1.0);
+        (&x / x.norm_scalaropt_dim(2, [1], true)).set_requires_grad(name.starts_with('q'))
+    };
+    let draw = |side: &str| Embeddings {
+        global: (0..4).map(|level| unit(format!("{side}.g{level}"))).collect(),
+        local: (0..4).map(|level| unit(format!("{side}.l{level}"))).collect(),
+    };
+    let (query, key) = (draw("q"), draw("k"));
+    let one = (n * (1 + config.loss.queue) * 4) as f64;
+    let peak = |of: &dyn Fn()| {
+        let meter = Meter::begin().unwrap();
+        of();
+        meter.read().unwrap().1 as f64 / one
+    };
+    let weights = &config.loss.level_weights;
+    let scale = Scale { temperature: 0.2, level_weights: weights, share: 1.0 };
+    let values = query.detach();
+    let scored = peak(&|| drop(score(&values, &key, &model.queues, scale)));
+    let defined = peak(&|| total(&contrast(&query, &key, &model.queues, 0.2), weights).backward());
+    println!("in logits of a term: {scored:.2} against {defined:.2}");
+    assert!(scored < 2.2, "{scored}");
+    assert!(defined > 12.0, "{defined}");
+}
