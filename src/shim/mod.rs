@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "foreign functions; each call carries its proof")]
 
+pub mod c10d;
+
 use std::ffi::{CStr, c_char};
 
 use thiserror::Error;
@@ -15,6 +17,13 @@ use thiserror::Error;
 #[error("libtorch: {0}")]
 pub struct ShimError(String);
 
+impl ShimError {
+    /// What a wrapper around the shim has to say itself.
+    pub(crate) fn new(message: impl Into<String>) -> ShimError {
+        ShimError(message.into())
+    }
+}
+
 /// Bytes of a message that are kept: libtorch's begin with what matters and end in a backtrace.
 const MESSAGE_MAX: usize = 4096;
 
@@ -23,7 +32,12 @@ fn call(function: impl FnOnce(*mut c_char, i64) -> i32) -> Result<(), ShimError>
     let mut message = [0_u8; MESSAGE_MAX];
     match function(message.as_mut_ptr().cast(), MESSAGE_MAX as i64) {
         0 => Ok(()),
-        _ => Err(ShimError(text(&message))),
+        _ => {
+            let text = text(&message);
+            // What follows says where libtorch's own sources threw it.
+            let said = text.split("\nException raised from").next().unwrap_or_default();
+            Err(ShimError(said.to_string()))
+        }
     }
 }
 
