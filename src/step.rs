@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::dist::{Collective, DistError};
+use crate::dist::local::Local;
+use crate::dist::{Collective, DistError, Move};
 use crate::loss::{Contrast, Embeddings, Pair, contrast, total};
 use crate::model::{Draws, Encoder, Model, Moments, Scope};
 use crate::optim::Sgd;
@@ -104,6 +105,9 @@ pub struct StepReport {
     pub embedding_std: Vec<Spread>,
     /// Euclidean length of all gradients together, before weight decay.
     pub gradient_norm: f64,
+    /// Whether any rank was asked to stop before the ranks compared notes: all of them know after
+    /// the same step.
+    pub stop: bool,
 }
 
 /// Makes one update.
@@ -137,33 +141,48 @@ pub fn update_watched(
     let cut = Cut::new(config, world, batch)?;
     let views = Views::of(batch, config.model.local)?;
 
+    let now = |what| world.at(at.step, what);
+
+    now(Move::Follow);
     model.follow(config.loss.ema); // 1: the key encoder follows the query encoder
+    now(Move::Shuffle);
     let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world);
     let shuffled = views.key.map(|images| shuffle.send(world, images))?; // 2
+    now(Move::Keys);
     let mut key_seen = Seen::default();
     let keys = tch::no_grad(|| cut.embed_all(&model.key, &shuffled, &mut key_seen)); // 3
+    now(Move::Unshuffle);
     let all_keys = shuffle.bring_back(world, &keys)?; // 4: every rank's, in the batch's order
     let keys = all_keys.narrow(world.rank() as i64 * cut.samples, cut.samples);
 
     sgd.zero_grad();
+    let parameters: Vec<Tensor> = model.query.parameters().into_iter().map(|(_, p)| p).collect();
     let (mut seen, mut tally) = (Seen::default(), Tally::default());
     for part in 0..cut.parts {
+        now(Move::Queries);
         let query = cut.embed(&model.query, &views.query, part, &mut seen); // 5
         let keys = keys.narrow(part * cut.rows, cut.rows);
         let terms = contrast(&query, &keys, &model.queues, config.loss.temperature); // 6
-        (total(&terms, &config.loss.level_weights) / cut.parts as f64).backward(); // 7
+        let loss = total(&terms, &config.loss.level_weights) / cut.parts as f64;
+        now(Move::Backward);
+        if part + 1 < cut.parts {
+            Local.backward(&loss, &[])?; // 7
+        } else {
+            world.backward(&loss, &parameters)?; // 7 and 8: averaged while backward goes on
+        }
         tally.add(&query, &terms);
         watch(&terms);
     }
-    world.average(&mut sgd.gradients())?; // 8
+    now(Move::Report);
     let report = tally.report(world, config, sgd)?;
+    now(Move::Update);
     if report.applied {
         if at.learning_rate > 0.0 {
             sgd.step(at.learning_rate); // 9
         }
         seen.settle(&mut model.query);
         key_seen.settle(&mut model.key);
-        model.queues.enqueue(&all_keys.global, &all_keys.local); // 10
+        model.queues.enqueue(&all_keys.global, &all_keys.local); // 10: nothing left to gather
     }
     Ok(report)
 }
@@ -273,11 +292,17 @@ impl Seen {
 }
 
 /// One permutation of the global batch: a sample's crop and its nine patches move together, to a
-/// place in another BN group, perhaps on another rank.
+/// place in another BN group, perhaps on another rank. An image is sent to one rank alone.
 #[derive(Debug)]
 struct Shuffle {
-    /// Rows of the global batch that this rank's key encoder sees.
-    here: Tensor,
+    /// This rank's rows, ordered by the rank they go to and by their place there.
+    leaving: Vec<i64>,
+    /// How many go to each rank.
+    send: Vec<i64>,
+    /// How many come from each rank.
+    receive: Vec<i64>,
+    /// For each place of this rank, its row among those that have come.
+    arrange: Vec<i64>,
     /// Where each sample of the global batch went.
     back: Tensor,
 }
@@ -290,13 +315,40 @@ impl Shuffle {
         for (place, &sample) in order.iter().enumerate() {
             back[sample as usize] = place as i64;
         }
-        let here = Tensor::from_slice(&order).narrow(0, world.rank() as i64 * samples, samples);
-        Shuffle { here, back: Tensor::from_slice(&back) }
+        let (mine, ranks) = (world.rank() as i64, 0..world.size() as i64);
+        let count = |rows: &mut dyn Iterator<Item = bool>| rows.filter(|row| *row).count() as i64;
+        // The samples whose key this rank makes, and the rank that each comes from.
+        let here = &order[(mine * samples) as usize..((mine + 1) * samples) as usize];
+        let receive: Vec<i64> = ranks
+            .clone()
+            .map(|rank| count(&mut here.iter().map(|sample| sample / samples == rank)))
+            .collect();
+        let places: Vec<i64> = (0..order.len() as i64)
+            .filter(|place| order[*place as usize] / samples == mine)
+            .collect();
+        let send = ranks.map(|rank| count(&mut places.iter().map(|p| p / samples == rank)));
+        let send = send.collect();
+        let leaving = places.iter().map(|p| order[*p as usize] - mine * samples).collect();
+        // They come rank by rank, those of one rank in the order of their places.
+        let mut come = vec![0; receive.len()];
+        let arrange = here
+            .iter()
+            .map(|sample| {
+                let from = (sample / samples) as usize;
+                come[from] += 1;
+                receive[..from].iter().sum::<i64>() + come[from] - 1
+            })
+            .collect();
+        Shuffle { leaving, send, receive, arrange, back: Tensor::from_slice(&back) }
     }
 
     fn send(&self, world: &dyn Collective, images: &Tensor) -> Result<Tensor, DistError> {
-        let all = world.gather(images)?;
-        Ok(all.index_select(0, &self.here.to_device(all.device())))
+        let pick = |rows: &Tensor, index: &[i64]| {
+            rows.index_select(0, &Tensor::from_slice(index).to_device(rows.device()))
+        };
+        let come = world.exchange(&pick(images, &self.leaving), &self.send, &self.receive)?;
+        // In a world of one they are in their places.
+        Ok(if self.arrange.is_sorted() { come } else { pick(&come, &self.arrange) })
     }
 
     /// Embeddings of all samples of all ranks, in the order of the batch; one collective for all
@@ -378,6 +430,8 @@ impl Tally {
             let mut rest: Vec<Tensor> =
                 spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
             rest.push(sgd.gradient_norm());
+            let stop = if world.is_asked_to_stop() { 1.0 } else { 0.0 };
+            rest.push(rest[0].full_like(stop));
             Tensor::cat(&[terms, Tensor::stack(&rest, 0)], 0)
         });
         let mut readings = [readings];
@@ -408,8 +462,8 @@ impl Tally {
             .zip(rest)
             .map(|(&(scope, index), &std)| Spread { level: levels[index], scope, std })
             .collect();
-        let gradient_norm = rest[rest.len() - 1];
+        let (gradient_norm, stop) = (rest[rest.len() - 2], rest[rest.len() - 1] > 0.0);
         let applied = f64::is_finite(loss) && gradient_norm.is_finite();
-        Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm })
+        Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm, stop })
     }
 }
