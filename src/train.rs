@@ -195,6 +195,9 @@ impl TrainError {
                 DistError::Diverged { .. } => Some(crate::cli::EXIT_DIVERGED),
                 DistError::Backward { .. } => None,
             },
+            TrainError::Meeting(MeetingError::Missing { .. } | MeetingError::Store { .. }) => {
+                Some(crate::cli::EXIT_LOST)
+            }
             TrainError::Pipeline(error) => match **error {
                 PipelineError::Thread(_) | PipelineError::Ended { .. } => None,
                 _ => Some(crate::cli::EXIT_BAD_DATA),

@@ -145,11 +145,10 @@ pub fn run(args: &Args) -> std::process::ExitCode {
         Err(error) => {
             let code = error.downcast_ref::<crate::train::TrainError>();
             let code = code.and_then(crate::train::TrainError::code);
-            let error = match rank {
-                Some(rank) => error.context(format!("rank {rank}")),
+            let usual = super::report(&match rank {
+                Some(rank) => anyhow::anyhow!("rank {rank}: {}", super::describe(&error)),
                 None => error,
-            };
-            let usual = super::report(&error);
+            });
             if several {
                 // Threads of the process group may wait for a lost rank.
                 c10d::exit(i32::from(code.unwrap_or(super::EXIT_ERROR)));

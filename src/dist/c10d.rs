@@ -69,9 +69,8 @@ impl C10d {
                 .and_then(|host| Group::gloo(&store, &host, member, timeout))
         };
         let group = made.map_err(|source| {
-            let Member { rank, size } = member;
             let (operation, absence) = (Operation::Group, watch.explain(&store));
-            DistError::Collective { rank, size, step: 0, operation, absence, source }
+            DistError::Collective { size: member.size, step: 0, operation, absence, source }
         })?;
         let slow = Duration::from_secs(options.slow_seconds);
         watch.set_limits(Limits { slow, timeout });
@@ -102,9 +101,8 @@ impl C10d {
     pub fn count(&self, what: &str, more: u64) -> Result<u64, DistError> {
         let sum = self.store.add(what, more as i64);
         sum.map(|sum| sum as u64).map_err(|_| {
-            let Member { rank, size } = self.member;
             let (awaited, absence) = ("the store".into(), self.watch.explain(&self.store));
-            DistError::Awaited { rank, size, awaited, absence }
+            DistError::Awaited { awaited, absence }
         })
     }
 
@@ -138,9 +136,8 @@ impl C10d {
         let result = body(&self.group);
         self.watch.done();
         result.map_err(|source| {
-            let Member { rank, size } = self.member;
             let (step, absence) = (self.watch.step(), self.watch.explain(&self.store));
-            DistError::Collective { rank, size, step, operation, absence, source }
+            DistError::Collective { size: self.member.size, step, operation, absence, source }
         })
     }
 
@@ -256,14 +253,10 @@ impl Collective for C10d {
     fn after_first(&self) -> Result<(), DistError> {
         let turn = self.turns.get() + 1;
         self.turns.set(turn);
-        let Member { rank, size } = self.member;
-        let lost = |absence| {
-            let awaited = "rank 0".to_string();
-            DistError::Awaited { rank, size, awaited, absence }
-        };
+        let lost = |absence| DistError::Awaited { awaited: "rank 0".into(), absence };
         let (mut others, mut pause, mut looked) = (self.watch.others(), LOOK, Instant::now());
         let result = loop {
-            let done = match rank {
+            let done = match self.member.rank {
                 0 => self.store.add(FIRST, 1).map(|_| true),
                 _ => self.store.add(FIRST, 0).map(|turns| turns as u64 >= turn),
             };

@@ -24,10 +24,8 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Error)]
 pub enum MeetingError {
     /// No store.
-    #[error("rank {rank} of {size} cannot {verb} the store at {address}: {source}")]
+    #[error("cannot {verb} the store at {address}, {size} ranks: {source}")]
     Store {
-        /// This rank.
-        rank: usize,
         /// Ranks in the world.
         size: usize,
         /// `serve` or `reach`.
@@ -166,7 +164,7 @@ impl Meeting {
         let verb = if spec.role == Role::Serve { "serve" } else { "reach" };
         let fault = |source| {
             let address = address.clone();
-            MeetingError::Store { rank, size, verb, address, source }
+            MeetingError::Store { size, verb, address, source }
         };
         let store = Store::open(&spec.master, spec.port, spec.role, &spec.prefix, patience);
         let store = store.map_err(fault)?;
@@ -261,7 +259,8 @@ impl Meeting {
                 return Ok(Some(String::from_utf8_lossy(&value).into_owned()));
             }
             if let Some(message) = self.watch.failure() {
-                return Err(self.lost(key, Absence::Ended { message }).into());
+                let absence = Absence::Ended { message };
+                return Err(DistError::Awaited { awaited: format!("its {key}"), absence }.into());
             }
             if Instant::now() > deadline {
                 return Ok(None);
@@ -270,14 +269,9 @@ impl Meeting {
         }
     }
 
-    fn lost(&self, awaited: &str, absence: Absence) -> DistError {
-        let Member { rank, size } = self.spec.member;
-        DistError::Awaited { rank, size, awaited: awaited.to_string(), absence }
-    }
-
     fn lost_store(&self, source: ShimError) -> MeetingError {
-        let Member { rank, size } = self.spec.member;
+        let (size, verb) = (self.spec.member.size, "reach");
         let address = format!("{}:{}", self.spec.master, self.spec.port);
-        MeetingError::Store { rank, size, verb: "reach", address, source }
+        MeetingError::Store { size, verb, address, source }
     }
 }

@@ -32,12 +32,8 @@ pub enum DistError {
         source: TchError,
     },
     /// A collective failed or timed out.
-    #[error(
-        "rank {rank} of {size}, step {step}: {operation} failed: {absence}\n  because: {source}"
-    )]
+    #[error("step {step}, {size} ranks: {operation} failed: {absence}\n  because: {source}")]
     Collective {
-        /// This rank.
-        rank: usize,
         /// Ranks in the world.
         size: usize,
         /// The step it belongs to.
@@ -50,12 +46,8 @@ pub enum DistError {
         source: ShimError,
     },
     /// While others were waited for.
-    #[error("rank {rank} of {size} waited for {awaited}: {absence}")]
+    #[error("waiting for {awaited}: {absence}")]
     Awaited {
-        /// This rank.
-        rank: usize,
-        /// Ranks in the world.
-        size: usize,
         /// What was waited for.
         awaited: String,
         /// Who was not there.

@@ -263,7 +263,8 @@ impl Watch {
         let Member { rank, size } = self.shared.member;
         // If the store is gone, the others know without being told.
         if let Ok(1) = store.add("failures", 1) {
-            let _ = store.set(FAILED, format!("rank {rank} of {size} ended: {message}").as_bytes());
+            let text = format!("rank {rank} of {size} has ended: {message}");
+            let _ = store.set(FAILED, text.as_bytes());
         }
     }
 
@@ -337,7 +338,7 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             end(shared, &reason, exit_code);
         }
         let Doing { waiting, limits, begun, .. } = *shared.doing();
-        let Some(since) = waiting.filter(|since| since.elapsed() > limits.slow / 2) else {
+        let Some(since) = waiting.filter(|since| since.elapsed() > watched_from(limits)) else {
             others = Others::new(shared.member);
             continue;
         };
@@ -357,6 +358,12 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             end(shared, &others.absence(SILENT, begun), exit_code);
         }
     }
+}
+
+/// How long a wait is before the others' beats are read: long enough before a report to know who is
+/// silent.
+fn watched_from(limits: Limits) -> Duration {
+    (limits.slow / 2).min(limits.slow.saturating_sub(SILENT + 2 * BEAT))
 }
 
 /// Names those who let others wait; said once, by the lowest rank that is not itself among them.
@@ -424,7 +431,7 @@ impl Others {
                         rank,
                         step: beat.step,
                         what: beat.what.clone(),
-                        busy_ms: beat.busy_ms,
+                        busy_ms: beat.busy_ms + silent.as_millis() as u64,
                         silent_ms: silent.as_millis() as u64,
                     })
                 })
