@@ -111,6 +111,30 @@ pub struct State {
     pub fingerprint: u64,
     /// Samples of the data set.
     pub samples: u64,
+    /// Ranks that the run began with: `train.accumulate` was stated for so many.
+    pub ranks: usize,
+}
+
+impl State {
+    /// As `state.json` holds it, for ranks that do not see the run's folder.
+    pub fn to_text(&self) -> String {
+        let file = StateFile::new(self, Vec::new());
+        serde_json::to_string(&file).expect("texts and numbers have a JSON form")
+    }
+
+    /// Reads [`State::to_text`] back.
+    ///
+    /// # Errors
+    /// When it is not that.
+    pub fn from_text(text: &str) -> Result<State, CheckpointError> {
+        let path = PathBuf::from("rank 0's state");
+        let file = serde_json::from_str::<StateFile>(text);
+        let file = file.map_err(|error| CheckpointError::State {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        file.state(&path)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,9 +147,48 @@ struct StateFile {
     step_in_epoch: u64,
     data_fingerprint: String,
     data_samples: u64,
+    #[serde(default = "one")]
+    ranks: usize,
     files: Vec<FileRecord>,
     /// TOML: the same text as `config.toml`, so that a checkpoint stands alone.
     config: String,
+}
+
+/// Ranks of a run whose checkpoints do not say.
+fn one() -> usize {
+    1
+}
+
+impl StateFile {
+    fn new(state: &State, files: Vec<FileRecord>) -> StateFile {
+        StateFile {
+            format: FORMAT,
+            detco: env!("CARGO_PKG_VERSION").to_string(),
+            step: state.step,
+            epoch: state.cursor.epoch,
+            step_in_epoch: state.cursor.step,
+            data_fingerprint: format!("{:016x}", state.fingerprint),
+            data_samples: state.samples,
+            ranks: state.ranks,
+            files,
+            config: state.config.to_toml(),
+        }
+    }
+
+    fn state(&self, path: &Path) -> Result<State, CheckpointError> {
+        let fingerprint = u64::from_str_radix(&self.data_fingerprint, 16).map_err(|_| {
+            let reason = "data_fingerprint is no hexadecimal number".into();
+            CheckpointError::State { path: path.to_path_buf(), reason }
+        })?;
+        Ok(State {
+            config: Config::from_toml(&self.config, &path.display().to_string())?,
+            cursor: Cursor { epoch: self.epoch, step: self.step_in_epoch },
+            step: self.step,
+            fingerprint,
+            samples: self.data_samples,
+            ranks: self.ranks.max(1),
+        })
+    }
 }
 
 /// A checkpoint that was found and whose `state.json` was read.
@@ -231,15 +294,7 @@ fn read(folder: &Path) -> Result<Saved, CheckpointError> {
     }
     let file: StateFile =
         serde_json::from_value(value).map_err(|error| fault(error.to_string()))?;
-    let fingerprint = u64::from_str_radix(&file.data_fingerprint, 16)
-        .map_err(|_| fault("data_fingerprint is no hexadecimal number".into()))?;
-    let state = State {
-        config: Config::from_toml(&file.config, &path.display().to_string())?,
-        cursor: Cursor { epoch: file.epoch, step: file.step_in_epoch },
-        step: file.step,
-        fingerprint,
-        samples: file.data_samples,
-    };
+    let state = file.state(&path)?;
     Ok(Saved { folder: folder.to_path_buf(), state, files: file.files })
 }
 
@@ -262,17 +317,7 @@ pub fn save(
         }
         fs::create_dir(&part).map_err(io_error("create", &part))?;
         let files = vec![write_tensors(&part, MODEL, model)?, write_tensors(&part, OPTIM, optim)?];
-        let file = StateFile {
-            format: FORMAT,
-            detco: env!("CARGO_PKG_VERSION").to_string(),
-            step: state.step,
-            epoch: state.cursor.epoch,
-            step_in_epoch: state.cursor.step,
-            data_fingerprint: format!("{:016x}", state.fingerprint),
-            data_samples: state.samples,
-            files,
-            config: state.config.to_toml(),
-        };
+        let file = StateFile::new(state, files);
         let path = part.join(STATE);
         let text = serde_json::to_vec_pretty(&file).map_err(|error| CheckpointError::State {
             path: path.clone(),
@@ -413,7 +458,7 @@ mod tests {
         let mut config = Config::load("detco-small", &[]).unwrap();
         config.checkpoint.keep = 2;
         let cursor = Cursor { epoch: 3, step: 7 };
-        State { config, cursor, step, fingerprint: u64::MAX - 1, samples: 999 }
+        State { config, cursor, step, fingerprint: u64::MAX - 1, samples: 999, ranks: 4 }
     }
 
     fn tensors() -> Vec<(String, Tensor)> {

@@ -132,6 +132,8 @@ pub struct Config {
     pub optim: Optim,
     /// Length, batch, device, numerics.
     pub train: Train,
+    /// What ranks do together.
+    pub dist: Dist,
     /// When to save, how many to keep.
     pub checkpoint: Checkpoint,
     /// What to watch while training.
@@ -443,6 +445,44 @@ impl Default for Train {
     }
 }
 
+/// How averaged gradients travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// As they are.
+    None,
+    /// As bfloat16: half the bytes, three decimal digits.
+    Bf16,
+}
+
+/// What ranks do together; of no meaning to a world of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dist {
+    /// Seconds after which ranks that wait for another end the run.
+    pub timeout_seconds: u64,
+    /// Seconds after which ranks that wait for another name it.
+    pub slow_seconds: u64,
+    /// Compare queues and weights of all ranks every this many steps; 0 means never.
+    pub check_steps: u64,
+    /// Megabytes (2^20) of gradients that are sent together.
+    pub bucket_mb: i64,
+    /// How averaged gradients travel.
+    pub compress: Compress,
+}
+
+impl Default for Dist {
+    fn default() -> Self {
+        Dist {
+            timeout_seconds: 600,
+            slow_seconds: 30,
+            check_steps: 100,
+            bucket_mb: 25,
+            compress: Compress::None,
+        }
+    }
+}
+
 /// When to save, how many to keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -475,6 +515,9 @@ pub struct Monitor {
     pub knn_test: Vec<String>,
     /// At most this many samples of each set, evenly spaced; 0 means all.
     pub knn_samples_max: u64,
+    /// Write down which samples each step was made of, `samples.jsonl` in the run's folder (rank r
+    /// above 0: `samples.r.jsonl`).
+    pub samples: bool,
     /// Stop when the standard deviation of a level's query embeddings stays below this share of
     /// 1/sqrt(d), its value for directions spread evenly; 0 switches the check off.
     pub collapse_share: f64,
@@ -490,10 +533,17 @@ impl Default for Monitor {
             knn_train: Vec::new(),
             knn_test: Vec::new(),
             knn_samples_max: 0,
+            samples: false,
             collapse_share: 0.01,
             collapse_steps: 200,
         }
     }
+}
+
+/// A variable of the environment; one that is empty, or no text, counts as not set.
+#[expect(clippy::disallowed_methods, reason = "this is the place that reads the environment")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl Config {
@@ -596,6 +646,13 @@ impl Config {
         )?;
         let share = self.data.bad_share_max;
         check("data.bad_share_max", share, (0.0..=1.0).contains(&share), "0 to 1")?;
+        let d = &self.dist;
+        let (slow, timeout) = (d.slow_seconds, d.timeout_seconds);
+        check("dist.timeout_seconds", timeout, (1..=86_400).contains(&timeout), "1 to 86400")?;
+        let reason = format!("1 to dist.timeout_seconds = {timeout}");
+        check("dist.slow_seconds", slow, (1..=timeout).contains(&slow), reason)?;
+        let mb = d.bucket_mb;
+        check("dist.bucket_mb", mb, (1..=4096).contains(&mb), "1 to 4096")?;
         check("checkpoint.keep", self.checkpoint.keep, self.checkpoint.keep >= 1, "at least 1")?;
         let every = self.monitor.every_steps;
         check("monitor.every_steps", every, every >= 1, "at least 1")?;

@@ -15,7 +15,8 @@ use thiserror::Error;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::device::is_channels_last;
-use crate::dist::{Collective, DistError};
+use crate::dist::local::Local;
+use crate::dist::{Collective, DistError, Move};
 use crate::loss::{Contrast, Embeddings, Pair, READINGS, Scale, Scores, contrast, score};
 use crate::model::{Draws, Encoder, Model, Moments, Scope};
 use crate::optim::Sgd;
@@ -114,6 +115,9 @@ pub struct StepReport {
     pub embedding_std: Vec<Spread>,
     /// Euclidean length of all gradients together, before weight decay.
     pub gradient_norm: f64,
+    /// Whether any rank was asked to stop before the ranks compared notes: all of them know after
+    /// the same step.
+    pub stop: bool,
 }
 
 /// Makes one update and waits for what it saw.
@@ -190,19 +194,27 @@ fn run(
     let cut = Cut::new(config, world, batch)?;
     let views = Views::of(batch, config.model.local)?;
 
+    let now = |what| world.at(at.step, what);
+
+    now(Move::Follow);
     model.follow(config.loss.ema); // 1: the key encoder follows the query encoder
+    now(Move::Shuffle);
     let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world, batch.device())?;
     let shuffled = views.key.map(|images| shuffle.send(world, images))?; // 2
+    now(Move::Keys);
     let mut key_seen = Seen::default();
     let keys = tch::no_grad(|| cut.embed_all(&model.key, &shuffled, &mut key_seen))?; // 3
+    now(Move::Unshuffle);
     let all_keys = shuffle.bring_back(world, &keys)?; // 4: every rank's, in the batch's order
     let keys = all_keys.narrow(world.rank() as i64 * cut.samples, cut.samples);
 
     sgd.zero_grad()?;
+    let parameters: Vec<Tensor> = model.query.parameters().into_iter().map(|(_, p)| p).collect();
     let (mut seen, mut tally) = (Seen::default(), Tally::default());
     let (temperature, level_weights) = (config.loss.temperature, &config.loss.level_weights);
     let scale = Scale { temperature, level_weights, share: 1.0 / cut.parts as f64 };
     for part in 0..cut.parts {
+        now(Move::Queries);
         let query = cut.embed(&model.query, &views.query, part, &mut seen)?; // 5
         let keys = keys.narrow(part * cut.rows, cut.rows);
         let values = query.detach();
@@ -210,11 +222,18 @@ fn run(
             tch::no_grad(|| watch(&contrast(&values, &keys, &model.queues, temperature)));
         }
         let scores = score(&values, &keys, &model.queues, scale); // 6
-        shim::backward(&query.all(), &scores.gradients.all())?; // 7
+        let loss = with_gradients(&query, &scores.gradients);
+        now(Move::Backward);
+        if part + 1 < cut.parts {
+            Local.backward(&loss, &[])?; // 7
+        } else {
+            world.backward(&loss, &parameters)?; // 7 and 8: averaged while backward goes on
+        }
         tally.add(values, scores);
     }
-    world.average(&mut sgd.gradients())?; // 8
+    now(Move::Report);
     let (pending, applied) = tally.settle(world, config, sgd)?;
+    now(Move::Update);
     if at.learning_rate > 0.0 {
         sgd.step(at.learning_rate, Some(&refusal(&applied)))?; // 9
     }
@@ -222,6 +241,12 @@ fn run(
     key_seen.settle(&mut model.key, &applied)?;
     model.queues.enqueue_if(&all_keys.global, &all_keys.local, &applied)?; // 10
     Ok(pending)
+}
+
+/// A scalar whose gradients with regard to the embeddings are these: what backward starts from.
+fn with_gradients(query: &Embeddings, gradients: &Embeddings) -> Tensor {
+    let dots = query.all().into_iter().zip(gradients.all()).map(|(q, g)| (q * g).sum(None));
+    Tensor::stack(&dots.collect::<Vec<_>>(), 0).sum(None)
 }
 
 /// 1 where an update is not to be made, as fused optimizers take it.
@@ -342,11 +367,17 @@ impl Seen {
 }
 
 /// One permutation of the global batch: a sample's crop and its nine patches move together, to a
-/// place in another BN group, perhaps on another rank.
+/// place in another BN group, perhaps on another rank. An image is sent to one rank alone.
 #[derive(Debug)]
 struct Shuffle {
-    /// Rows of the global batch that this rank's key encoder sees.
-    here: Tensor,
+    /// This rank's rows, ordered by the rank they go to and by their place there.
+    leaving: Vec<i64>,
+    /// How many go to each rank.
+    send: Vec<i64>,
+    /// How many come from each rank.
+    receive: Vec<i64>,
+    /// For each place of this rank, its row among those that have come.
+    arrange: Vec<i64>,
     /// Where each sample of the global batch went.
     back: Tensor,
 }
@@ -365,20 +396,50 @@ impl Shuffle {
         for (place, &sample) in order.iter().enumerate() {
             back[sample as usize] = place as i64;
         }
-        let both = shim::upload(&Tensor::from_slice(&[order, back].concat()), device)?;
-        let all = samples * world.size() as i64;
-        let here = both.narrow(0, world.rank() as i64 * samples, samples);
-        Ok(Shuffle { here, back: both.narrow(0, all, all) })
+        let (mine, ranks) = (world.rank() as i64, 0..world.size() as i64);
+        let count = |rows: &mut dyn Iterator<Item = bool>| rows.filter(|row| *row).count() as i64;
+        // The samples whose key this rank makes, and the rank that each comes from.
+        let here = &order[(mine * samples) as usize..((mine + 1) * samples) as usize];
+        let receive: Vec<i64> = ranks
+            .clone()
+            .map(|rank| count(&mut here.iter().map(|sample| sample / samples == rank)))
+            .collect();
+        let places: Vec<i64> = (0..order.len() as i64)
+            .filter(|place| order[*place as usize] / samples == mine)
+            .collect();
+        let send = ranks.map(|rank| count(&mut places.iter().map(|p| p / samples == rank)));
+        let send = send.collect();
+        let leaving = places.iter().map(|p| order[*p as usize] - mine * samples).collect();
+        // They come rank by rank, those of one rank in the order of their places.
+        let mut come = vec![0; receive.len()];
+        let arrange = here
+            .iter()
+            .map(|sample| {
+                let from = (sample / samples) as usize;
+                come[from] += 1;
+                receive[..from].iter().sum::<i64>() + come[from] - 1
+            })
+            .collect();
+        let back = shim::upload(&Tensor::from_slice(&back), device)?;
+        Ok(Shuffle { leaving, send, receive, arrange, back })
     }
 
-    fn send(&self, world: &dyn Collective, images: &Tensor) -> Result<Tensor, DistError> {
+    fn send(&self, world: &dyn Collective, images: &Tensor) -> Result<Tensor, StepError> {
         // Rows are picked as they lie in memory: what is picked otherwise comes out channels first.
         if is_channels_last(images) {
-            let all = world.gather(&images.movedim([-3], [-1]))?;
-            return Ok(all.index_select(0, &self.here).movedim([-1], [-3]));
+            let come = self.exchange(world, &images.movedim([-3], [-1]))?;
+            return Ok(come.movedim([-1], [-3]));
         }
-        let all = world.gather(images)?;
-        Ok(all.index_select(0, &self.here))
+        self.exchange(world, images)
+    }
+
+    fn exchange(&self, world: &dyn Collective, rows: &Tensor) -> Result<Tensor, StepError> {
+        let pick = |rows: &Tensor, index: &[i64]| -> Result<Tensor, StepError> {
+            Ok(rows.index_select(0, &shim::upload(&Tensor::from_slice(index), rows.device())?))
+        };
+        let come = world.exchange(&pick(rows, &self.leaving)?, &self.send, &self.receive)?;
+        // In a world of one they are in their places.
+        if self.arrange.is_sorted() { Ok(come) } else { pick(&come, &self.arrange) }
     }
 
     /// Embeddings of all samples of all ranks, in the order of the batch; one collective for all
@@ -442,6 +503,8 @@ impl Tally {
             let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, None);
             let mut rest: Vec<Tensor> =
                 spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
+            let stop = if world.is_asked_to_stop() { 1.0 } else { 0.0 };
+            rest.push(length.full_like(stop));
             rest.push(length);
             Tensor::cat(&[terms.flatten(0, -1), Tensor::stack(&rest, 0)], 0)
         })];
@@ -505,8 +568,8 @@ impl Pending {
             .zip(rest)
             .map(|(&(scope, index), &std)| Spread { level: levels[index], scope, std })
             .collect();
-        let gradient_norm = rest[rest.len() - 1];
+        let (stop, gradient_norm) = (rest[rest.len() - 2] > 0.0, rest[rest.len() - 1]);
         let applied = terms.iter().all(|term| term.loss.is_finite()) && gradient_norm.is_finite();
-        Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm })
+        Ok(StepReport { applied, loss, terms, embedding_std, gradient_norm, stop })
     }
 }

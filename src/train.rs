@@ -16,20 +16,26 @@ use detco_shards::order::{Cursor, Order, OrderError};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions, PipelineError, Views};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
+use tch::{Device, Tensor};
 use thiserror::Error;
 
 use crate::batch::{Batch, BatchError, Feeder, Form, Sections};
-use crate::checkpoint::{self, CheckpointError, State};
-use crate::config::{Config, ConfigError};
-use crate::device::{self, DeviceError};
+use crate::checkpoint::{self, CheckpointError, Saved, State};
+use crate::config::{self, Config, ConfigError};
+use crate::device::{self, DeviceError, Found};
+use crate::dist::c10d::C10d;
 use crate::dist::local::Local;
+use crate::dist::meeting::{Card, Meeting, MeetingError};
+use crate::dist::world::WorldError;
+use crate::dist::{self, Collective, DistError, Move};
 use crate::eval::knn::{self, KnnError, KnnOptions};
-use crate::metrics::{self, Metrics, MetricsError, Plan, Progress, Record, names};
-use crate::model::{Model, ModelError};
+use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
+use crate::model::{Model, ModelError, Scope};
 use crate::optim::Sgd;
 use crate::profile::training;
 use crate::schedule::learning_rate;
 use crate::shim::ShimError;
+use crate::shim::c10d::Member;
 use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
 
@@ -42,6 +48,8 @@ pub enum Start {
         run: PathBuf,
         /// The resolved configuration.
         config: Box<Config>,
+        /// Goes on if the folder does hold checkpoints, of a run with this configuration.
+        or_resume: bool,
     },
     /// From the last checkpoint of a run.
     Resume {
@@ -109,8 +117,8 @@ pub enum TrainError {
     DataChanged { found: u64, found_samples: u64, expected: u64, expected_samples: u64 },
     #[error(
         "--set with --resume would change the mathematics of the run: only data.*, checkpoint.*, \
-         monitor.*, train.device, train.deterministic, train.threads and train.steps_max may change. \
-         Start a new run with --init to go another way"
+         monitor.*, dist.* (but dist.compress), train.device, train.deterministic, train.threads \
+         and train.steps_max may change. Start a new run with --init to go another way"
     )]
     ResumeChanges,
     #[error(
@@ -133,6 +141,23 @@ pub enum TrainError {
         share: f64,
         last_good: String,
     },
+    #[error("rank 0 has found no checkpoint in {run}")]
+    NothingSaved { run: PathBuf },
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error(transparent)]
+    Meeting(#[from] MeetingError),
+    #[error(transparent)]
+    Dist(#[from] DistError),
+    #[error("{batch} samples do not divide into {size} ranks (train.batch)")]
+    RankBatch { batch: i64, size: usize },
+    #[error(
+        "{size} ranks cannot share {groups} BN groups: model.bn_splits must be a multiple of the \
+         ranks"
+    )]
+    RankGroups { groups: i64, size: usize },
+    #[error("rank {local_rank} of this machine has no GPU of its own: libtorch finds {gpus}")]
+    RankGpu { local_rank: usize, gpus: i64 },
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
     #[error("cannot {what} {path}: {source}")]
@@ -164,6 +189,18 @@ impl TrainError {
             TrainError::NotFinite { .. } | TrainError::Collapsed { .. } => {
                 Some(crate::cli::EXIT_DIVERGED)
             }
+            TrainError::Dist(error)
+            | TrainError::Step(StepError::Dist(error))
+            | TrainError::Meeting(MeetingError::Dist(error)) => match error {
+                DistError::Collective { .. } | DistError::Awaited { .. } => {
+                    Some(crate::cli::EXIT_LOST)
+                }
+                DistError::Diverged { .. } => Some(crate::cli::EXIT_DIVERGED),
+                DistError::Backward { .. } => None,
+            },
+            TrainError::Meeting(MeetingError::Missing { .. } | MeetingError::Store { .. }) => {
+                Some(crate::cli::EXIT_LOST)
+            }
             TrainError::Pipeline(error) => match **error {
                 PipelineError::Thread(_) | PipelineError::Ended { .. } => None,
                 _ => Some(crate::cli::EXIT_BAD_DATA),
@@ -173,10 +210,31 @@ impl TrainError {
     }
 }
 
-/// Trains until the end, a signal, or an error.
-pub fn train(start: Start) -> Result<Outcome, TrainError> {
+/// Trains until the end, a signal, or an error; with the ranks that have come to `meeting`.
+pub fn train(start: Start, meeting: Option<Meeting>) -> Result<Outcome, TrainError> {
     let stop = listen()?;
-    let mut run = Run::open(start)?;
+    let plan = Plan::make(start, meeting.as_ref());
+    let plan = plan.inspect_err(|error| {
+        if let Some(meeting) = &meeting {
+            meeting.fail(&error.to_string());
+        }
+    })?;
+    let mut run = Run::open(plan, meeting, &stop)?;
+    match go_on(&mut run, &stop) {
+        Ok(outcome) => {
+            run.world.leave();
+            Ok(outcome)
+        }
+        Err(error) => {
+            run.world.fail(&error.to_string());
+            // Threads of the process group may wait for a lost rank: they are not joined.
+            std::mem::forget(run);
+            Err(error)
+        }
+    }
+}
+
+fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     if run.step == 0 {
         run.monitor_knn()?;
         run.save()?; // the untrained network: what everything later is compared with
@@ -185,7 +243,7 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
         if run.is_finished() {
             break Outcome::Finished;
         }
-        if stop.load(Ordering::Relaxed) {
+        if run.stop || run.world.size() == 1 && stop.load(Ordering::Relaxed) {
             break Outcome::Stopped;
         }
         let (filled, waited) = run.next()?; // the only place that waits for data
@@ -193,6 +251,7 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
         run.quarantine(&filled)?;
         drop(filled); // its slab is free for the workers while the step runs
         run.update(&batch, waited)?; // looks at what the update before has seen
+        run.check()?;
         if run.at_epoch_end() {
             run.look()?;
             run.monitor_knn()?;
@@ -202,7 +261,8 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
         }
     };
     run.save()?;
-    run.progress.finish();
+    let Some(lead) = &run.lead else { return Ok(outcome) };
+    lead.progress.finish();
     match outcome {
         Outcome::Finished => {
             eprintln!("finished: {} updates in {}", run.step, run.folder.display())
@@ -216,19 +276,127 @@ pub fn train(start: Start) -> Result<Outcome, TrainError> {
     Ok(outcome)
 }
 
+/// What all ranks agree upon before they are brought together.
+struct Plan {
+    folder: PathBuf,
+    /// As it is saved: `train.accumulate` is the one that the run began with.
+    config: Config,
+    set: Arc<ShardSet>,
+    /// Where the run goes on.
+    state: Option<State>,
+    /// Rank 0's checkpoint.
+    saved: Option<Saved>,
+}
+
+impl Plan {
+    fn make(start: Start, meeting: Option<&Meeting>) -> Result<Plan, TrainError> {
+        let is_first = meeting.is_none_or(Meeting::is_first);
+        let saved = if is_first { find(&start)? } else { None };
+        let state = saved.as_ref().map(|saved| saved.state.clone());
+        let state = match meeting {
+            None => state,
+            Some(meeting) => {
+                let text = is_first.then(|| state.as_ref().map_or(String::new(), State::to_text));
+                let text = meeting.first_says("state", text.as_deref())?;
+                (!text.is_empty()).then(|| State::from_text(&text)).transpose()?
+            }
+        };
+        let (folder, config) = match (start, &state) {
+            (Start::New { run, config, .. }, None) => (run, *config),
+            (Start::New { run, config, .. }, Some(state)) => {
+                (run, harmless(&state.config, *config)?)
+            }
+            (Start::Resume { run, overrides, data }, Some(state)) => {
+                let config = resumed_config(&state.config, &overrides, data)?;
+                (run, config)
+            }
+            (Start::Resume { run, .. }, None) => return Err(TrainError::NothingSaved { run }),
+        };
+        config.validate()?;
+        if config.data.shards.is_empty() {
+            return Err(TrainError::NoData);
+        }
+        let set = Arc::new(ShardSet::open(&config.data.shards)?);
+        if let Some(state) = &state {
+            check_data(&set, state)?;
+        }
+        if let Some(meeting) = meeting {
+            meeting.compare(&Card::new(&config, set.len(), set.fingerprint()))?;
+        }
+        Ok(Plan { folder, config, set, state, saved })
+    }
+}
+
+/// The checkpoint that a run goes on from, if it is to go on.
+fn find(start: &Start) -> Result<Option<Saved>, TrainError> {
+    match start {
+        Start::Resume { run, .. } => Ok(Some(checkpoint::open(run, None)?)),
+        Start::New { run, or_resume, .. } => match (checkpoint::list(run)?.is_empty(), or_resume) {
+            (true, _) => Ok(None),
+            (false, true) => Ok(Some(checkpoint::open(run, None)?)),
+            (false, false) => Err(TrainError::RunExists { run: run.clone() }),
+        },
+    }
+}
+
+/// The world that a run is made in.
+enum World {
+    One(Local),
+    Several(Box<C10d>),
+}
+
+impl std::ops::Deref for World {
+    type Target = dyn Collective;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            World::One(world) => world,
+            World::Several(world) => world.as_ref(),
+        }
+    }
+}
+
+impl World {
+    fn fail(&self, message: &str) {
+        if let World::Several(world) = self {
+            world.fail(message);
+        }
+    }
+
+    fn leave(self) {
+        if let World::Several(world) = self {
+            world.leave();
+        }
+    }
+
+    /// Bad samples of an epoch over all ranks, with `more` of this one.
+    fn count_bad(&self, epoch: u32, more: u64) -> Result<u64, TrainError> {
+        match self {
+            World::One(_) => Ok(more), // its loader counts
+            World::Several(world) => Ok(world.count(&format!("bad/{epoch}"), more)?),
+        }
+    }
+}
+
 /// Everything of a run that is open.
 struct Run {
     folder: PathBuf,
+    /// With the micro-batches that this number of ranks makes.
     config: Config,
     feeder: Feeder,
+    /// As it is saved.
+    saved_config: Config,
+    /// Ranks that the run began with.
+    begun_ranks: usize,
+    world: World,
+    found: Found,
     set: Arc<ShardSet>,
     order: Order,
     loader: Loader,
     model: Model,
     sgd: Sgd,
-    metrics: Metrics,
-    progress: Progress,
-    monitor: Option<Monitor>,
+    /// What rank 0 alone does.
+    lead: Option<Lead>,
     /// The next batch.
     cursor: Cursor,
     /// Updates made, the one under way among them.
@@ -236,10 +404,44 @@ struct Run {
     /// The last update, until it has been looked at: a device works on it while the host prepares
     /// the next.
     under_way: Option<UnderWay>,
+    /// Whether some rank was asked to stop, as all have learned after the same step.
+    stop: bool,
     /// For each spread of the report: the step since which it has been below the threshold.
     collapsing: Vec<Option<u64>>,
     window: Window,
+}
+
+/// What rank 0 alone does: it writes everything that a run leaves.
+struct Lead {
+    metrics: Metrics,
+    progress: Progress,
+    monitor: Option<Monitor>,
     _lock: File,
+}
+
+impl Lead {
+    fn open(
+        folder: &Path,
+        config: &Config,
+        steps_per_epoch: u64,
+        resumed: Option<u64>,
+    ) -> Result<Lead, TrainError> {
+        let lock = lock(folder)?;
+        checkpoint::write_whole(&folder.join("config.toml"), config.to_toml().as_bytes())?;
+        let steps = u64::from(config.train.epochs) * steps_per_epoch;
+        let steps = match config.train.steps_max {
+            0 => steps,
+            most => steps.min(most),
+        };
+        let begin = match resumed {
+            None => metrics::Start::New,
+            Some(step) => metrics::Start::Resume { step },
+        };
+        let metrics = Metrics::open(folder, begin)?;
+        let batch = config.train.batch as u64;
+        let progress = Progress::new(metrics::Plan { epochs: config.train.epochs, steps, batch });
+        Ok(Lead { metrics, progress, monitor: Monitor::open(config)?, _lock: lock })
+    }
 }
 
 /// An update that the device has been given, and where the run stood after it.
@@ -265,39 +467,32 @@ struct Window {
     samples: u64,
     /// The loader's counters at the start.
     loader: Snapshot,
+    /// Bytes that had been sent to other ranks at the start.
+    sent: u64,
 }
 
 impl Window {
-    fn new(loader: &Loader) -> Window {
+    fn new(loader: &Loader, sent: u64) -> Window {
         let (start, loader) = (Instant::now(), loader.stats());
-        Window { start, waited: Duration::ZERO, samples: 0, loader }
+        Window { start, waited: Duration::ZERO, samples: 0, loader, sent }
     }
 }
 
 impl Run {
-    fn open(start: Start) -> Result<Run, TrainError> {
-        let (folder, config, saved) = match start {
-            Start::New { run, config } => {
-                if !checkpoint::list(&run)?.is_empty() {
-                    return Err(TrainError::RunExists { run });
-                }
-                (run, *config, None)
-            }
-            Start::Resume { run, overrides, data } => {
-                let saved = checkpoint::open(&run, None)?;
-                let config = resumed_config(&saved.state.config, &overrides, data)?;
-                (run, config, Some(saved))
-            }
-        };
-        config.validate()?;
-        if config.data.shards.is_empty() {
-            return Err(TrainError::NoData);
-        }
-        let set = Arc::new(ShardSet::open(&config.data.shards)?);
-        if let Some(state) = saved.as_ref().map(|saved| &saved.state) {
-            check_data(&set, state)?;
-        }
-        let found = device::find(config.train.device)?;
+    fn open(
+        plan: Plan,
+        meeting: Option<Meeting>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Run, TrainError> {
+        let Plan { folder, config: saved_config, set, state, saved } = plan;
+        let spec = meeting.as_ref().map(|meeting| meeting.spec().clone());
+        let member = spec.as_ref().map_or(Member { rank: 0, size: 1 }, |spec| spec.member);
+        let (local_rank, local_size) =
+            spec.map_or((0, 1), |spec| (spec.local_rank, spec.local_size));
+        let begun_ranks = state.as_ref().map_or(member.size, |state| state.ranks);
+        let mut config = saved_config.clone();
+        config.train.accumulate = micro_batches(&config, begun_ranks, member.size)?;
+        let found = device(config.train.device, member, local_rank)?;
         let device = found.device;
         device::set_numerics(&config.train)?;
         if config.train.threads > 0 {
@@ -306,19 +501,22 @@ impl Run {
         let order = Order::shuffled(set.len(), config.train.batch as u64, config.seed)
             .map_err(|source| TrainError::Order { source })?;
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let lock = lock(&folder)?;
-        checkpoint::write_whole(&folder.join("config.toml"), config.to_toml().as_bytes())?;
+        let step = state.as_ref().map_or(0, |state| state.step);
+        let cursor = state.as_ref().map_or(Cursor::default(), |state| state.cursor);
+        let resumed = state.is_some().then_some(step);
+        let open_lead = || Lead::open(&folder, &saved_config, order.steps_per_epoch(), resumed);
+        let lead = (member.rank == 0).then(open_lead).transpose()?;
+        if resumed.is_some() {
+            cut_lines(&folder, member, step)?;
+        }
 
         let mut model = Model::new(&config, device)?;
         let mut sgd =
             Sgd::new(model.query.parameters(), config.optim.momentum, config.optim.weight_decay);
-        let (mut cursor, mut step) = (Cursor::default(), 0);
         if let Some(saved) = &saved {
             model.load(&saved.model_tensors()?)?;
             sgd.load(&saved.optim_tensors()?)?;
-            (cursor, step) = (saved.state.cursor, saved.state.step);
-            cut_quarantine(&folder, step)?;
-        } else if let Some(init) = &config.model.init {
+        } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
             model.start_from(&weights::read_backbone(init)?)?;
         }
         if config.data.decode == config::Decode::Nvjpeg {
@@ -326,53 +524,62 @@ impl Run {
             let reason = "the trainer decodes on the CPU; `detco profile` can do both".to_owned();
             return Err(ConfigError::Value { key, value, reason }.into());
         }
-        let feeder = Feeder::new(Form::of(&config, device), pixels_of_a_batch(&config))?;
-        let loader = Loader::start(Arc::clone(&set), loader_options(&config, order, cursor))?;
-        let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
-        let steps = match config.train.steps_max {
-            0 => steps,
-            most => steps.min(most),
+        let pixels = pixels_of_a_batch(&config) / member.size;
+        let feeder = Feeder::new(Form::of(&config, device), pixels)?;
+        let world = match meeting {
+            None => World::One(Local),
+            Some(meeting) => {
+                let world = C10d::new(meeting, device, &config.dist, Arc::clone(stop))?;
+                share_state(&world, &mut model, &sgd)?;
+                World::Several(Box::new(world))
+            }
         };
-        let begin = match saved {
-            None => metrics::Start::New,
-            Some(_) => metrics::Start::Resume { step },
-        };
-        let metrics = Metrics::open(&folder, begin)?;
-        let batch = config.train.batch as u64;
-        let progress = Progress::new(Plan { epochs: config.train.epochs, steps, batch });
-        let monitor = Monitor::open(&config)?;
-        eprintln!(
-            "{} {}: {} samples, {} steps an epoch, batch {}, on {}, decoding with {}",
-            if saved.is_some() { "resuming" } else { "training in" },
-            folder.display(),
-            set.len(),
-            order.steps_per_epoch(),
-            config.train.batch,
-            found.describe(),
-            detco_shards::decode::Decoder::new().name(),
-        );
-        let window = Window::new(&loader);
-        let collapsing = Vec::new();
+        let options = loader_options(&config, order, cursor, member, local_size);
+        let loader = Loader::start(Arc::clone(&set), options)?;
+        let window = Window::new(&loader, 0);
         let run = Run {
             folder,
             config,
             feeder,
+            saved_config,
+            begun_ranks,
+            world,
+            found,
             set,
             order,
             loader,
             model,
             sgd,
-            metrics,
-            progress,
-            monitor,
+            lead,
             cursor,
             step,
             under_way: None,
-            collapsing,
+            stop: false,
+            collapsing: Vec::new(),
             window,
-            _lock: lock,
         };
+        if run.lead.is_some() {
+            run.say_hello(resumed.is_some());
+        }
         Ok(run)
+    }
+
+    fn say_hello(&self, resumed: bool) {
+        let ranks = match (self.world.size(), self.config.train.accumulate) {
+            (1, _) => String::new(),
+            (ranks, 1) => format!(", {ranks} ranks"),
+            (ranks, parts) => format!(", {ranks} ranks of {parts} micro-batches"),
+        };
+        eprintln!(
+            "{} {}: {} samples, {} steps an epoch, batch {}{ranks}, on {}, decoding with {}",
+            if resumed { "resuming" } else { "training in" },
+            self.folder.display(),
+            self.set.len(),
+            self.order.steps_per_epoch(),
+            self.config.train.batch,
+            self.found.describe(),
+            detco_shards::decode::Decoder::new().name(),
+        );
     }
 
     fn is_finished(&self) -> bool {
@@ -382,6 +589,7 @@ impl Run {
 
     /// The next batch, and how long it was waited for.
     fn next(&mut self) -> Result<(Filled, Duration), TrainError> {
+        self.world.at(self.step, Move::Data);
         let start = Instant::now();
         let filled = self.loader.next().unwrap_or({
             let Cursor { epoch, step } = self.cursor;
@@ -406,8 +614,8 @@ impl Run {
     /// Gives the device the next update; meanwhile looks at the one before.
     fn update(&mut self, batch: &Batch, waited: Duration) -> Result<(), TrainError> {
         let at = At { step: self.step, learning_rate: self.learning_rate() };
-        let Run { model, sgd, config, .. } = self;
-        let pending = step::launch(model, sgd, &Local, config, batch, at)?;
+        let Run { model, sgd, config, world, .. } = self;
+        let pending = step::launch(model, sgd, &**world, config, batch, at)?;
         self.step += 1;
         self.cursor.step += 1;
         if self.order.is_empty(self.cursor.step) {
@@ -444,6 +652,7 @@ impl Run {
                 last_good: self.last_good(step - 1),
             });
         }
+        self.stop |= report.stop;
         self.watch(&report, step)?;
         self.note(&report, (step, epoch), learning_rate)
     }
@@ -490,9 +699,8 @@ impl Run {
         (step, epoch): (u64, u32),
         learning_rate: f64,
     ) -> Result<(), TrainError> {
-        if !step.is_multiple_of(self.config.monitor.every_steps) {
-            return Ok(());
-        }
+        let due = step.is_multiple_of(self.config.monitor.every_steps);
+        let Some(lead) = self.lead.as_mut().filter(|_| due) else { return Ok(()) };
         let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
         let mut record = Record::new(step, epoch);
         record.push(names::LOSS, report.loss);
@@ -513,10 +721,42 @@ impl Run {
             let name = names::embedding_std(spread.level, &spread.scope.to_string());
             record.push(name, spread.std);
         }
-        self.metrics.write(&record)?;
-        self.progress.update(&record);
-        self.window = Window::new(&self.loader);
+        let sent = self.world.bytes_sent();
+        if self.world.size() > 1 {
+            let steps = self.window.samples as f64 / self.config.train.batch as f64;
+            let bytes = (sent - self.window.sent) as f64;
+            record.push(names::MEGABYTES_SENT, bytes / 1e6 / steps);
+        }
+        lead.metrics.write(&record)?;
+        lead.progress.update(&record);
+        self.window = Window::new(&self.loader, sent);
         Ok(())
+    }
+
+    /// Compares queues and weights of all ranks when that is due.
+    fn check(&self) -> Result<(), TrainError> {
+        let every = self.config.dist.check_steps;
+        if self.world.size() == 1 || every == 0 || !self.step.is_multiple_of(every) {
+            return Ok(());
+        }
+        self.world.at(self.step, Move::Check);
+        let rings = |scope| self.model.queues.rings(scope).iter().map(Tensor::shallow_clone);
+        let queues = rings(Scope::Global).chain(rings(Scope::Local)).collect();
+        let both = self.model.query.parameters().into_iter().chain(self.model.key.parameters());
+        let weights = both.map(|(_, tensor)| tensor).collect();
+        let groups = [("queues", queues), ("weights", weights)];
+        Ok(dist::check::compare(&*self.world, self.step, &groups)?)
+    }
+
+    /// Makes the running statistics of batch normalisation the means over the ranks: they are linear
+    /// in what was seen, so this is what one rank would have that saw it all. Training does not read
+    /// them, so ranks keep their own until somebody does.
+    fn average_statistics(&self) -> Result<(), TrainError> {
+        let running = |(name, _): &(String, Tensor)| {
+            name.ends_with("running_mean") || name.ends_with("running_var")
+        };
+        let all = self.model.tensors().into_iter().filter(running).map(|(_, tensor)| tensor);
+        Ok(self.world.average(&mut all.collect::<Vec<_>>())?)
     }
 
     /// Of the next update.
@@ -539,12 +779,23 @@ impl Run {
         by_epoch || by_step
     }
 
+    /// Rank 0 saves, the others wait for it.
     fn save(&mut self) -> Result<(), TrainError> {
         self.look()?;
-        // Metrics first: a checkpoint promises that its steps are written down.
-        self.metrics.sync()?;
+        self.world.at(self.step, Move::Save);
+        self.average_statistics()?;
+        if let Some(lead) = &mut self.lead {
+            // Metrics first: a checkpoint promises that its steps are written down.
+            lead.metrics.sync()?;
+            self.write()?;
+        }
+        Ok(self.world.after_first()?)
+    }
+
+    fn write(&self) -> Result<(), TrainError> {
         let state = State {
-            config: self.config.clone(),
+            config: self.saved_config.clone(),
+            ranks: self.begun_ranks,
             cursor: self.cursor,
             step: self.step,
             fingerprint: self.set.fingerprint(),
@@ -557,11 +808,21 @@ impl Run {
     /// Runs kNN if this epoch is due: before the first, and every `monitor.knn_every_epochs`.
     fn monitor_knn(&mut self) -> Result<(), TrainError> {
         let every = self.config.monitor.knn_every_epochs;
-        let Some(monitor) = self.monitor.as_ref() else { return Ok(()) };
         let last = self.cursor.epoch >= self.config.train.epochs;
-        if !self.cursor.epoch.is_multiple_of(every.max(1)) && !last {
+        let wanted = every > 0 && !self.config.monitor.knn_test.is_empty();
+        if !wanted || !self.cursor.epoch.is_multiple_of(every) && !last {
             return Ok(());
         }
+        self.world.at(self.step, Move::Monitor);
+        self.average_statistics()?;
+        self.run_knn()?;
+        Ok(self.world.after_first()?)
+    }
+
+    /// On rank 0; the others have nothing to do.
+    fn run_knn(&mut self) -> Result<(), TrainError> {
+        let Some(lead) = &mut self.lead else { return Ok(()) };
+        let Some(monitor) = &lead.monitor else { return Ok(()) };
         let options = KnnOptions {
             size: self.config.views.global.size,
             samples_max: self.config.monitor.knn_samples_max,
@@ -576,20 +837,28 @@ impl Run {
         let report = knn::evaluate(&self.model.query, train, test, &options)?;
         let mut record = Record::new(self.step, self.cursor.epoch);
         record.push(names::KNN_TOP1, report.top1);
-        self.metrics.write(&record)?;
+        lead.metrics.write(&record)?;
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
-        self.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
-        self.window = Window::new(&self.loader);
+        lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
+        self.window = Window::new(&self.loader, self.world.bytes_sent());
         Ok(())
     }
 
-    /// Appends the batch's bad samples to `quarantine.jsonl`.
+    /// Appends what the batch was made of to `samples.jsonl`, if asked to, and its bad samples to
+    /// `quarantine.jsonl`.
     fn quarantine(&self, filled: &Filled) -> Result<(), TrainError> {
-        if filled.bad.is_empty() {
-            return Ok(());
+        if self.config.monitor.samples {
+            let Cursor { epoch, step } = filled.cursor;
+            let (rank, size) = (self.world.rank() as u32, self.world.size() as u32);
+            let slot = self.order.slots(step, rank, size).start;
+            let (at, samples) = (self.step, &filled.samples);
+            let line = serde_json::json!({
+                "step": at, "epoch": epoch, "batch": step, "slot": slot, "samples": samples,
+            });
+            self.append(SAMPLES, &format!("{line}\n"))?;
         }
-        let path = self.folder.join(QUARANTINE);
+        let Some(last) = filled.bad.last() else { return Ok(()) };
         let mut lines = String::new();
         for bad in &filled.bad {
             let line = serde_json::json!({
@@ -604,6 +873,20 @@ impl Run {
             lines.push_str(&line.to_string());
             lines.push('\n');
         }
+        self.append(QUARANTINE, &lines)?;
+        let (epoch, samples) = (filled.cursor.epoch, self.set.len());
+        let bad = self.world.count_bad(epoch, filled.bad.len() as u64)?;
+        let budget = (samples as f64 * self.config.data.bad_share_max) as u64;
+        if self.world.size() > 1 && bad > budget {
+            let last = last.error.to_string();
+            return Err(PipelineError::TooManyBad { bad, samples, epoch, budget, last }.into());
+        }
+        Ok(())
+    }
+
+    /// Adds to this rank's file of that name.
+    fn append(&self, name: &str, lines: &str) -> Result<(), TrainError> {
+        let path = self.folder.join(file_of(name, self.world.rank()));
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(lines.as_bytes()))
             .map_err(io_error("append to", &path))
@@ -611,22 +894,69 @@ impl Run {
 }
 
 /// Bad samples of a run, one JSON object a line.
-const QUARANTINE: &str = "quarantine.jsonl";
+const QUARANTINE: &str = "quarantine";
+/// Which samples each step was made of, one JSON object a line.
+const SAMPLES: &str = "samples";
 
-/// Drops the lines of steps that are about to be made again.
-fn cut_quarantine(folder: &Path, step: u64) -> Result<(), TrainError> {
-    let path = folder.join(QUARANTINE);
-    let text = match fs::read_to_string(&path) {
+/// Ranks do not write into each other's files: `samples.jsonl`, `samples.1.jsonl`.
+fn file_of(name: &str, rank: usize) -> String {
+    if rank == 0 { format!("{name}.jsonl") } else { format!("{name}.{rank}.jsonl") }
+}
+
+/// Drops the lines of steps that are about to be made again: those of this rank, and on the last
+/// rank those of ranks that there were before as well.
+fn cut_lines(folder: &Path, member: Member, step: u64) -> Result<(), TrainError> {
+    for name in [QUARANTINE, SAMPLES] {
+        cut(&folder.join(file_of(name, member.rank)), step)?;
+        let gone = (member.size..).map(|rank| folder.join(file_of(name, rank)));
+        let last = member.rank + 1 == member.size;
+        // Ranks leave no gaps, but for those that had nothing to write: look a few further.
+        for path in gone.take(RANKS_BEFORE).filter(|path| last && path.exists()) {
+            cut(&path, step)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ranks beyond this world's whose files are looked for.
+const RANKS_BEFORE: usize = 4096;
+
+fn cut(path: &Path, step: u64) -> Result<(), TrainError> {
+    let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error("read", &path)(error)),
+        Err(error) => return Err(io_error("read", path)(error)),
     };
     let before = |line: &&str| {
         let value = serde_json::from_str::<serde_json::Value>(line).ok();
         value.and_then(|value| value["step"].as_u64()).is_some_and(|at| at < step)
     };
     let kept: String = text.lines().filter(before).flat_map(|line| [line, "\n"]).collect();
-    Ok(checkpoint::write_whole(&path, kept.as_bytes())?)
+    Ok(checkpoint::write_whole(path, kept.as_bytes())?)
+}
+
+/// Rank 0's weights, statistics, queues and momentum on all ranks.
+fn share_state(world: &dyn Collective, model: &mut Model, sgd: &Sgd) -> Result<(), TrainError> {
+    let mut tensors = model.tensors();
+    for (_, tensor) in tensors.iter_mut().chain(&mut sgd.tensors()) {
+        world.broadcast(std::slice::from_mut(tensor))?;
+    }
+    Ok(model.load(&tensors)?) // for the queues' pointer, which is no tensor of the model
+}
+
+/// Micro-batches of an update on each of `ranks` ranks: as few as keep a micro-batch no larger than
+/// it was on the ranks that the run began with.
+fn micro_batches(config: &Config, begun_ranks: usize, ranks: usize) -> Result<i64, TrainError> {
+    let (batch, groups) = (config.train.batch, config.model.bn_splits);
+    let (size, ranks) = (ranks, ranks as i64);
+    if batch % ranks != 0 {
+        return Err(TrainError::RankBatch { batch, size });
+    }
+    let least = begun_ranks as i64 * config.train.accumulate;
+    let mut parts = (1..=groups / ranks).filter(|parts| groups % (ranks * parts) == 0);
+    // Where that would be smaller than a BN group, a group it is.
+    let fits = parts.clone().find(|parts| ranks * parts >= least);
+    fits.or_else(|| parts.next_back()).ok_or(TrainError::RankGroups { groups, size })
 }
 
 impl Monitor {
@@ -655,10 +985,17 @@ fn resumed_config(
     if !data.is_empty() {
         config.data.shards = data;
     }
+    harmless(saved, config)
+}
+
+/// The wanted config, if it leaves the saved one's mathematics alone.
+fn harmless(saved: &Config, config: Config) -> Result<Config, TrainError> {
     let mut allowed = saved.clone();
     allowed.data = config.data.clone();
     allowed.checkpoint = config.checkpoint.clone();
     allowed.monitor = config.monitor.clone();
+    allowed.dist = config.dist.clone();
+    allowed.dist.compress = saved.dist.compress;
     allowed.train.device = config.train.device;
     allowed.train.deterministic = config.train.deterministic;
     allowed.train.threads = config.train.threads;
@@ -686,7 +1023,19 @@ fn pixels_of_a_batch(config: &Config) -> usize {
     2 * config.train.batch as usize * sample
 }
 
-fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions {
+fn loader_options(
+    config: &Config,
+    order: Order,
+    start: Cursor,
+    member: Member,
+    local_size: usize,
+) -> LoaderOptions {
+    // The ranks of a machine share its cores.
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = match config.data.workers {
+        0 if local_size > 1 => (cores() / local_size).max(1),
+        workers => workers,
+    };
     let mut recipe = config.views.clone();
     if !config.model.local {
         recipe.local = None;
@@ -697,8 +1046,8 @@ fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions
         order,
         start,
         epochs: config.train.epochs,
-        rank: (0, 1),
-        workers: config.data.workers,
+        rank: (member.rank as u32, member.size as u32),
+        workers,
         batches_ahead: config.data.batches_ahead,
         on_bad_sample: config.data.on_bad_sample,
         bad_share_max: config.data.bad_share_max,
@@ -706,6 +1055,19 @@ fn loader_options(config: &Config, order: Order, start: Cursor) -> LoaderOptions
         trace: None,
         handicap: None,
     }
+}
+
+/// Each rank of a machine takes a GPU of its own.
+fn device(wanted: config::Device, member: Member, local_rank: usize) -> Result<Found, TrainError> {
+    let found = device::find(wanted)?;
+    if member.size == 1 || !found.device.is_cuda() {
+        return Ok(found);
+    }
+    let gpus = tch::Cuda::device_count();
+    if local_rank as i64 >= gpus {
+        return Err(TrainError::RankGpu { local_rank, gpus });
+    }
+    Ok(Found { device: Device::Cuda(local_rank), missing: None })
 }
 
 /// Takes the run for this process; the system gives it back however the process ends.
@@ -719,7 +1081,7 @@ fn lock(folder: &Path) -> Result<File, TrainError> {
     }
 }
 
-/// A flag that SIGINT and SIGTERM raise; a second signal ends the process at once.
+/// A flag that SIGINT, SIGTERM and SIGUSR1 raise; a second SIGINT or SIGTERM ends the process at once.
 fn listen() -> Result<Arc<AtomicBool>, TrainError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -733,6 +1095,8 @@ fn listen() -> Result<Arc<AtomicBool>, TrainError> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .map_err(TrainError::Signals)?;
     }
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&stop))
+        .map_err(TrainError::Signals)?;
     Ok(stop)
 }
 

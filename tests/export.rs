@@ -356,6 +356,7 @@ fn a_run_is_exported_from_the_command_line() {
         cursor: Cursor { epoch: 2, step: 5 },
         step: 1200,
         fingerprint: 1,
+        ranks: 1,
         samples: 1,
     };
     checkpoint::save(&run, &state, &model.tensors(), &[]).unwrap();

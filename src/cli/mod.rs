@@ -65,9 +65,12 @@ pub enum Command {
 pub const EXIT_ERROR: u8 = 1;
 /// Exit code of `train` when the data has more bad samples than the budget (sysexits' EX_DATAERR).
 pub const EXIT_BAD_DATA: u8 = 65;
+/// Exit code of `train` when another rank was lost (EX_UNAVAILABLE); starting again goes on from the
+/// last checkpoint.
+pub const EXIT_LOST: u8 = 69;
 /// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
 pub const EXIT_DIVERGED: u8 = 70;
-/// Exit code of `train` after SIGTERM or SIGINT: a checkpoint was written, `--resume` goes on
+/// Exit code of `train` after SIGTERM, SIGINT or SIGUSR1: a checkpoint was written, `--resume` goes on
 /// (EX_TEMPFAIL).
 pub const EXIT_STOPPED: u8 = 75;
 

@@ -9,8 +9,11 @@ use crate::config::{Config, RECIPES};
 /// Train a backbone from a built-in recipe or a TOML file, or go on with a run.
 ///
 /// The resolved configuration, metrics (JSON lines and TensorBoard), and checkpoints go to the
-/// run's folder. SIGINT or SIGTERM write a checkpoint and end with code 75; after any kill
+/// run's folder. SIGINT, SIGTERM or SIGUSR1 write a checkpoint and end with code 75; after any kill
 /// `--resume` goes on from the last checkpoint, on a CPU to the same bits.
+///
+/// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun, mpirun
+/// or a PyTorchJob, every process finds its place in the environment.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = after_help())]
 pub struct Args {
@@ -29,6 +32,26 @@ pub struct Args {
     /// Go on with this run from its latest checkpoint.
     #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
+
+    /// With --out: if the folder already holds checkpoints of this very run, go on from the latest,
+    /// so that one command starts a run and starts it again.
+    #[arg(long, requires = "out")]
+    pub or_resume: bool,
+
+    /// Train on this many GPUs of this machine, one process each.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub gpus: Option<u16>,
+
+    /// Train in this many processes on this machine's CPUs.
+    #[arg(
+        long, value_name = "N", conflicts_with = "gpus",
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    pub ranks: Option<u16>,
+
+    /// With several ranks: how long they wait for each other at the start.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub start_timeout: u64,
 
     /// Override a key of the config: `--set train.batch=64`. May be repeated. With --resume only
     /// keys that do not change the mathematics of the run.
@@ -62,22 +85,28 @@ fn after_help() -> String {
     text.push_str(
         "\nEvery key with its meaning: src/recipes/detco-r50.toml, or --print-config.\n\n\
          Exit codes: 0 trained to the end, 1 error, 2 usage, 65 too many bad samples,\n\
-         70 diverged or collapsed, 75 stopped by a signal after writing a checkpoint.",
+         69 another rank was lost, 70 diverged or collapsed, 75 stopped by a signal after writing\n\
+         a checkpoint. After 69 and 75, the same command with --or-resume goes on.",
     );
     text
 }
 
-/// `--set` arguments of a run that goes on.
-#[cfg(feature = "train")]
+/// `--set` arguments, and what --gpus, --ranks and --deterministic say.
 fn overrides(args: &Args) -> Vec<String> {
-    let more = args.deterministic.then(|| "train.deterministic=true".to_string());
+    let device = match (args.gpus, args.ranks) {
+        (Some(_), _) => Some("train.device=cuda"),
+        (None, Some(_)) => Some("train.device=cpu"),
+        (None, None) => None,
+    };
+    let deterministic = args.deterministic.then_some("train.deterministic=true");
+    let more = [device, deterministic].into_iter().flatten().map(String::from);
     args.overrides.iter().cloned().chain(more).collect()
 }
 
 /// The configuration that the arguments describe.
 fn resolve(args: &Args) -> anyhow::Result<Config> {
     let Some(recipe) = &args.recipe else { bail!("name a recipe or a TOML file") };
-    let mut config = Config::load(recipe, &args.overrides)?;
+    let mut config = Config::load(recipe, &overrides(args))?;
     if !args.data.is_empty() {
         config.data.shards = args.data.clone();
     }
@@ -106,7 +135,6 @@ pub fn print_config(args: &Args) -> anyhow::Result<()> {
 /// `detco train`: the exit code says how it ended.
 #[cfg(feature = "train")]
 pub fn run(args: &Args) -> std::process::ExitCode {
-    use crate::train::{self, Outcome, Start};
     use std::process::ExitCode;
 
     if args.dry_run {
@@ -119,24 +147,101 @@ pub fn run(args: &Args) -> std::process::ExitCode {
         };
     }
 
-    let start = match &args.resume {
-        Some(run) => Ok(Start::Resume {
-            run: run.clone(),
-            overrides: overrides(args),
-            data: args.data.clone(),
-        }),
-        None => resolve(args).and_then(|config| match &args.out {
-            Some(run) => Ok(Start::New { run: run.clone(), config: Box::new(config) }),
-            None => bail!("name the folder of the new run: --out RUN"),
-        }),
+    use crate::dist::{launch, world};
+    use crate::shim::c10d;
+
+    let spec = match alone_or_asked(args, world::read(&crate::config::variable)) {
+        Ok(World::Launch(ranks)) => {
+            return match launch::run(ranks) {
+                Ok(code) => ExitCode::from(code),
+                Err(error) => super::report(&error.into()),
+            };
+        }
+        Ok(World::Take(spec)) => spec,
+        Err(error) => return super::report(&error),
     };
-    match start.and_then(|start| Ok(train::train(start)?)) {
-        Ok(Outcome::Finished) => ExitCode::SUCCESS,
-        Ok(Outcome::Stopped) => ExitCode::from(super::EXIT_STOPPED),
+    let several = spec.is_some();
+    let rank = spec.as_ref().map(|spec| spec.member.rank);
+    match train_as(args, spec) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = error.downcast_ref::<train::TrainError>().and_then(train::TrainError::code);
-            let usual = super::report(&error);
+            let code = error.downcast_ref::<crate::train::TrainError>();
+            let code = code.and_then(crate::train::TrainError::code);
+            let usual = super::report(&match rank {
+                Some(rank) => anyhow::anyhow!("rank {rank}: {}", super::describe(&error)),
+                None => error,
+            });
+            if several {
+                // Threads of the process group may wait for a lost rank.
+                c10d::exit(i32::from(code.unwrap_or(super::EXIT_ERROR)));
+            }
             code.map_or(usual, ExitCode::from)
         }
     }
+}
+
+/// What this process is.
+#[cfg(feature = "train")]
+enum World {
+    /// The launcher of so many ranks.
+    Launch(usize),
+    /// A rank, or alone.
+    Take(Option<crate::dist::world::Spec>),
+}
+
+/// Puts --gpus and --ranks beside what the environment says.
+#[cfg(feature = "train")]
+fn alone_or_asked(
+    args: &Args,
+    found: Result<Option<crate::dist::world::Spec>, crate::dist::world::WorldError>,
+) -> anyhow::Result<World> {
+    use crate::dist::world::WorldError;
+
+    let asked = match (args.gpus, args.ranks) {
+        (Some(gpus), _) => Some(("--gpus", usize::from(gpus))),
+        (None, ranks) => ranks.map(|ranks| ("--ranks", usize::from(ranks))),
+    };
+    let spec = match (found, asked) {
+        // A job of several tasks in which one process is to use all of a node.
+        (Err(WorldError::NotSrun { .. }), Some(_)) => None,
+        (found, _) => found?,
+    };
+    match (asked, spec) {
+        (None, spec) => Ok(World::Take(spec)),
+        (Some((_, 1)), None) => Ok(World::Take(None)),
+        (Some((_, ranks)), None) => Ok(World::Launch(ranks)),
+        // The launcher's own children see its arguments.
+        (Some((_, ranks)), Some(spec)) if spec.member.size == ranks => Ok(World::Take(Some(spec))),
+        (Some((flag, asked)), Some(spec)) => {
+            let (size, launcher) = (spec.member.size, spec.launcher);
+            Err(WorldError::Asked { flag, asked, size, launcher }.into())
+        }
+    }
+}
+
+/// Trains as a rank, or alone; returns the exit code.
+#[cfg(feature = "train")]
+fn train_as(args: &Args, spec: Option<crate::dist::world::Spec>) -> anyhow::Result<u8> {
+    use std::time::Duration;
+
+    use crate::dist::meeting::Meeting;
+    use crate::train::{self, Outcome, Start, TrainError};
+
+    let start = match &args.resume {
+        Some(run) => {
+            Start::Resume { run: run.clone(), overrides: overrides(args), data: args.data.clone() }
+        }
+        None => {
+            let config = Box::new(resolve(args)?);
+            let Some(run) = &args.out else { bail!("name the folder of the new run: --out RUN") };
+            Start::New { run: run.clone(), config, or_resume: args.or_resume }
+        }
+    };
+    let patience = Duration::from_secs(args.start_timeout);
+    let meeting = spec.map(|spec| Meeting::join(spec, patience, super::EXIT_LOST));
+    let meeting = meeting.transpose().map_err(TrainError::from)?;
+    Ok(match train::train(start, meeting)? {
+        Outcome::Finished => 0,
+        Outcome::Stopped => super::EXIT_STOPPED,
+    })
 }

@@ -32,6 +32,8 @@ pub mod names {
     pub const WAIT_SHARE: &str = "wait_share";
     /// Euclidean length of all gradients together.
     pub const GRADIENT_NORM: &str = "gradient_norm";
+    /// Megabytes a step that a rank sends to others, by the cost of ring algorithms; several ranks.
+    pub const MEGABYTES_SENT: &str = "dist/megabytes_sent";
     /// Seconds that the loader's counters of this record cover.
     pub const LOADER_SECONDS: &str = "loader/seconds";
     /// Images that the loader finished in them.

@@ -6,9 +6,9 @@
 
 #![expect(unsafe_code, reason = "foreign functions; each call carries its proof")]
 
+pub mod c10d;
 pub mod norm;
 pub mod step;
-pub mod c10d;
 
 use std::ffi::{CStr, c_char};
 

@@ -14,7 +14,6 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -122,15 +121,6 @@ extern "C" int32_t detco_step_forget_gradients(const Tensor* const* tensors, int
                                                char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     for (int64_t i = 0; i < count; ++i) tensors[i]->mutable_grad().reset();
-  });
-}
-
-// Runs backward from several tensors at once, whose gradients are given.
-extern "C" int32_t detco_step_backward(const Tensor* const* roots, const Tensor* const* gradients,
-                                       int64_t count, char* message,
-                                       int64_t message_len) noexcept {
-  return detco::guarded(message, message_len, [&] {
-    torch::autograd::backward(listed(roots, count), listed(gradients, count));
   });
 }
 

@@ -62,13 +62,6 @@ mod ffi {
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
-        pub(super) fn detco_step_backward(
-            roots: List,
-            gradients: List,
-            count: i64,
-            message: *mut c_char,
-            message_len: i64,
-        ) -> i32;
         pub(super) fn detco_step_channels_last(
             tensor: *const C_tensor,
             out: *mut *mut C_tensor,
@@ -351,31 +344,6 @@ pub fn forget_gradients(tensors: &[Tensor]) -> Result<(), ShimError> {
     call(|message, message_len| {
         // SAFETY: `count` live tensors, borrowed for the call; the buffer is as long as said.
         unsafe { ffi::detco_step_forget_gradients(list.as_ptr(), count, message, message_len) }
-    })
-}
-
-/// Runs backward from `roots` at once, given the gradient of each.
-///
-/// # Errors
-/// When a gradient has another shape than its root, or a graph has already been used.
-///
-/// # Panics
-/// When the lists differ in length.
-pub fn backward(roots: &[Tensor], gradients: &[Tensor]) -> Result<(), ShimError> {
-    assert_eq!(roots.len(), gradients.len());
-    let (roots, gradients) = (pointers(roots), pointers(gradients));
-    let count = roots.len() as i64;
-    call(|message, message_len| {
-        // SAFETY: two lists of `count` live tensors, borrowed for the call; the buffer is as said.
-        unsafe {
-            ffi::detco_step_backward(
-                roots.as_ptr(),
-                gradients.as_ptr(),
-                count,
-                message,
-                message_len,
-            )
-        }
     })
 }
 
@@ -773,12 +741,10 @@ mod tests {
     }
 
     #[test]
-    fn backward_starts_from_several_roots() {
+    fn gradients_are_forgotten() {
         let x = Tensor::full([2], 3.0, CPU).set_requires_grad(true);
-        let (square, triple) = (&x * &x, &x * 3.0);
-        let gradients = [Tensor::from_slice(&[1_f32, 2.0]), Tensor::from_slice(&[10_f32, 0.0])];
-        backward(&[square, triple], &gradients).unwrap();
-        assert_eq!(numbers(&x.grad()), [36.0, 12.0]);
+        (&x * &x).sum(None).backward();
+        assert_eq!(numbers(&x.grad()), [6.0, 6.0]);
         forget_gradients(&[x.shallow_clone()]).unwrap();
         assert!(!x.grad().defined());
     }

@@ -1,0 +1,277 @@
+//! The ranks come together at a store, and see to it that they are about to do the same.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::watch::{Absence, Limits, Watch};
+use super::world::Spec;
+use super::{DistError, rank_list};
+use crate::config::Config;
+use crate::shim::ShimError;
+use crate::shim::c10d::{Member, Role, Store};
+
+/// How long ranks wait for each other at the start, unless asked otherwise: a cluster may take
+/// minutes to start the last of them.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at a key that is waited for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why ranks did not come together.
+#[derive(Debug, Error)]
+pub enum MeetingError {
+    /// No store.
+    #[error("cannot {verb} the store at {address}, {size} ranks: {source}")]
+    Store {
+        /// Ranks in the world.
+        size: usize,
+        /// `serve` or `reach`.
+        verb: &'static str,
+        /// `host:port`.
+        address: String,
+        /// What libtorch said.
+        source: ShimError,
+    },
+    /// Two processes say that they are the same rank.
+    #[error(
+        "two processes are rank {rank} of {size} at {address}: was RANK set for all of them alike, or \
+         does another run use the same MASTER_PORT?"
+    )]
+    Twice {
+        /// The rank.
+        rank: usize,
+        /// Ranks in the world.
+        size: usize,
+        /// `host:port`.
+        address: String,
+    },
+    /// Some did not come.
+    #[error("after {seconds} s, rank {} of {size} is not here", rank_list(missing))]
+    Missing {
+        /// Who.
+        missing: Vec<usize>,
+        /// Ranks in the world.
+        size: usize,
+        /// How long they were waited for.
+        seconds: u64,
+    },
+    /// The ranks are not about to do the same.
+    #[error("the ranks do not fit together:\n  {}", .0.join("\n  "))]
+    Differ(Vec<String>),
+    /// Rank 0 refused to start.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody was lost meanwhile.
+    #[error(transparent)]
+    Dist(#[from] DistError),
+}
+
+/// What must be alike on all ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Card {
+    /// Version and build of the program.
+    pub program: String,
+    /// The resolved configuration by dotted key, without what may differ between machines.
+    pub config: BTreeMap<String, String>,
+    /// Samples of the data set.
+    pub samples: u64,
+    /// [`detco_shards::stream::ShardSet::fingerprint`] of the data.
+    pub fingerprint: u64,
+}
+
+/// Where the data lies and how many threads read it may differ.
+const OWN_KEYS: &[&str] = &["data.shards", "data.workers"];
+
+impl Card {
+    /// For this program.
+    pub fn new(config: &Config, samples: u64, fingerprint: u64) -> Card {
+        let table: toml::Table =
+            config.to_toml().parse().expect("what Config writes can be read back");
+        let mut keys = BTreeMap::new();
+        flatten("", &toml::Value::Table(table), &mut keys);
+        keys.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
+        Card { program: program(), config: keys, samples, fingerprint }
+    }
+
+    /// How this rank's card differs from rank 0's, one line each.
+    fn differences(&self, rank: usize, first: &Card) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.program != first.program {
+            lines.push(format!("rank {rank} runs {}, rank 0 {}", self.program, first.program));
+        }
+        let data = |card: &Card| {
+            format!("{} samples, fingerprint {:016x}", card.samples, card.fingerprint)
+        };
+        if (self.samples, self.fingerprint) != (first.samples, first.fingerprint) {
+            lines.push(format!("rank {rank} reads {}; rank 0 {}", data(self), data(first)));
+        }
+        let mut keys: Vec<&String> = self.config.keys().chain(first.config.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".into());
+        for key in keys {
+            let (here, there) = (self.config.get(key), first.config.get(key));
+            if here != there {
+                let (here, there) = (show(here), show(there));
+                lines.push(format!("{key} is {here} on rank {rank}, {there} on rank 0"));
+            }
+        }
+        lines
+    }
+}
+
+fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                flatten(&format!("{prefix}{dot}{key}"), value, into);
+            }
+        }
+        value => {
+            into.insert(prefix.to_string(), value.to_string());
+        }
+    }
+}
+
+/// Version, libtorch and a checksum of the program's own file: two builds of one version may differ.
+fn program() -> String {
+    let build = std::fs::read("/proc/self/exe").map_or(0, |bytes| crc32c::crc32c(&bytes));
+    let libtorch = crate::shim::headers_version().unwrap_or_default();
+    format!("detco {} (build {build:08x}, libtorch {libtorch})", env!("CARGO_PKG_VERSION"))
+}
+
+/// Ranks at a store, before they form a group.
+#[derive(Debug)]
+pub struct Meeting {
+    pub(super) spec: Spec,
+    pub(super) store: Store,
+    pub(super) watch: Watch,
+    patience: Duration,
+}
+
+impl Meeting {
+    /// Comes to the store, or serves it; waits for it up to `patience`.
+    ///
+    /// # Errors
+    /// When there is no store, or somebody else is this rank.
+    pub fn join(spec: Spec, patience: Duration, exit_code: u8) -> Result<Meeting, MeetingError> {
+        let Member { rank, size } = spec.member;
+        let address = format!("{}:{}", spec.master, spec.port);
+        let verb = if spec.role == Role::Serve { "serve" } else { "reach" };
+        let fault = |source| {
+            let address = address.clone();
+            MeetingError::Store { size, verb, address, source }
+        };
+        let store = Store::open(&spec.master, spec.port, spec.role, &spec.prefix, patience);
+        let store = store.map_err(fault)?;
+        if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
+            return Err(MeetingError::Twice { rank, size, address });
+        }
+        let limits = Limits { slow: patience, timeout: patience };
+        let watch = Watch::start(&store, spec.member, address.clone(), limits, exit_code);
+        Ok(Meeting { watch: watch.map_err(fault)?, spec, store, patience })
+    }
+
+    /// Where this rank stands.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Whether this is rank 0.
+    pub fn is_first(&self) -> bool {
+        self.spec.member.rank == 0
+    }
+
+    /// Tells the others why this rank ends.
+    pub fn fail(&self, message: &str) {
+        self.watch.fail(&self.store, message);
+    }
+
+    /// Hands rank 0's text on to everybody; the others give none.
+    ///
+    /// # Errors
+    /// When rank 0 is lost, or takes longer than the patience at the start.
+    pub fn first_says(&self, key: &str, text: Option<&str>) -> Result<String, MeetingError> {
+        if let Some(text) = text {
+            self.store.set(key, text.as_bytes()).map_err(|source| self.lost_store(source))?;
+            return Ok(text.to_string());
+        }
+        let deadline = Instant::now() + self.patience;
+        match self.hear(key, deadline)? {
+            Some(text) => Ok(text),
+            None => {
+                let (size, seconds) = (self.spec.member.size, self.patience.as_secs());
+                Err(MeetingError::Missing { missing: vec![0], size, seconds })
+            }
+        }
+    }
+
+    /// Compares all ranks' cards; all of them go on, or all get the same error.
+    ///
+    /// # Errors
+    /// When a rank is missing, or its card differs from rank 0's.
+    pub fn compare(&self, card: &Card) -> Result<(), MeetingError> {
+        let Member { rank, size } = self.spec.member;
+        let text = serde_json::to_string(card).expect("texts and numbers have a JSON form");
+        self.store
+            .set(&format!("card/{rank}"), text.as_bytes())
+            .map_err(|source| self.lost_store(source))?;
+        if !self.is_first() {
+            return match self.first_says("verdict", None)? {
+                verdict if verdict.is_empty() => Ok(()),
+                verdict => Err(MeetingError::Refused(verdict)),
+            };
+        }
+        let judged = self.judge(card, size);
+        let verdict = judged.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.first_says("verdict", Some(&verdict))?;
+        judged
+    }
+
+    fn judge(&self, first: &Card, size: usize) -> Result<(), MeetingError> {
+        let deadline = Instant::now() + self.patience;
+        let (mut missing, mut lines) = (Vec::new(), Vec::new());
+        for rank in 1..size {
+            match self.hear(&format!("card/{rank}"), deadline)? {
+                None => missing.push(rank),
+                Some(text) => match serde_json::from_str::<Card>(&text) {
+                    Ok(card) => lines.extend(card.differences(rank, first)),
+                    // Another version may write its cards otherwise.
+                    Err(error) => lines.push(format!("rank {rank} is another program: {error}")),
+                },
+            }
+        }
+        if !missing.is_empty() {
+            let seconds = self.patience.as_secs();
+            return Err(MeetingError::Missing { missing, size, seconds });
+        }
+        if lines.is_empty() { Ok(()) } else { Err(MeetingError::Differ(lines)) }
+    }
+
+    /// A key's text, once it is there; none after the deadline.
+    fn hear(&self, key: &str, deadline: Instant) -> Result<Option<String>, MeetingError> {
+        loop {
+            if let Some(value) = self.store.get(key).map_err(|source| self.lost_store(source))? {
+                return Ok(Some(String::from_utf8_lossy(&value).into_owned()));
+            }
+            if let Some(message) = self.watch.failure() {
+                let absence = Absence::Ended { message };
+                return Err(DistError::Awaited { awaited: format!("its {key}"), absence }.into());
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn lost_store(&self, source: ShimError) -> MeetingError {
+        let (size, verb) = (self.spec.member.size, "reach");
+        let address = format!("{}:{}", self.spec.master, self.spec.port);
+        MeetingError::Store { size, verb, address, source }
+    }
+}

@@ -1,0 +1,449 @@
+//! Who keeps whom waiting.
+//!
+//! A thread of every rank writes a beat into the store twice a second: what the rank does, since
+//! when, and how many collectives it has begun. A rank that waits for long reads the beats of the
+//! others: who has stopped beating is hung, killed or cut off, who has begun fewer collectives is
+//! slow. The thread also ends a process whose main thread cannot: one that hangs in a collective
+//! past its timeout, or whose store is gone.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::Move;
+use crate::shim::ShimError;
+use crate::shim::c10d::{self, Member, Store};
+
+/// Between two beats: a lost rank is known within seconds, and a thousand ranks load the store with
+/// four thousand small requests a second.
+const BEAT: Duration = Duration::from_millis(500);
+/// Without a beat for so long a rank counts as silent, where something has failed already.
+const SILENT: Duration = Duration::from_secs(3);
+/// What the main thread has to end by itself, before the watch ends the process.
+const GRACE: Duration = Duration::from_secs(10);
+/// Where the first rank that fails says why.
+const FAILED: &str = "failed";
+
+/// What a rank did when it was last heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// The rank.
+    pub rank: usize,
+    /// Its step.
+    pub step: u64,
+    /// What it did.
+    pub what: String,
+    /// For how long it had done that, in milliseconds.
+    pub busy_ms: u64,
+    /// Since when nothing was heard of it, in milliseconds.
+    pub silent_ms: u64,
+}
+
+/// Who is not where the others are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// A rank ended with an error and said so.
+    Ended {
+        /// `rank 2 of 4: …`
+        message: String,
+    },
+    /// These have stopped beating.
+    Silent(Vec<Sighting>),
+    /// These are alive and behind.
+    Late(Vec<Sighting>),
+    /// The store does not answer.
+    Store {
+        /// `host:port`.
+        address: String,
+    },
+    /// All ranks are alive, and as far as this one.
+    Nobody,
+}
+
+impl Absence {
+    /// The ranks that are named.
+    fn ranks(&self) -> Vec<usize> {
+        match self {
+            Absence::Silent(all) | Absence::Late(all) => all.iter().map(|one| one.rank).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |ms: u64| ms as f64 / 1e3;
+        match self {
+            Absence::Ended { message } => write!(f, "{message}"),
+            Absence::Store { address } => {
+                write!(
+                    f,
+                    "the store at {address} does not answer: the process that serves it is gone"
+                )
+            }
+            Absence::Nobody => write!(f, "all ranks are alive and at the same point"),
+            Absence::Silent(all) => {
+                for (i, one) in all.iter().enumerate() {
+                    let Sighting { rank, step, what, silent_ms, .. } = one;
+                    let between = if i == 0 { "" } else { "; " };
+                    let silent = seconds(*silent_ms);
+                    write!(
+                        f,
+                        "{between}rank {rank} is lost: silent for {silent:.1} s, last seen at {what} \
+                         of step {step}"
+                    )?;
+                }
+                Ok(())
+            }
+            Absence::Late(all) => {
+                for (i, one) in all.iter().enumerate() {
+                    let Sighting { rank, step, what, busy_ms, .. } = one;
+                    let between = if i == 0 { "" } else { "; " };
+                    let busy = seconds(*busy_ms);
+                    write!(
+                        f,
+                        "{between}rank {rank} is slow: for {busy:.1} s at {what} of step {step}"
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a rank says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Beat {
+    /// Counts up, so that a reader sees whether it is new.
+    number: u64,
+    step: u64,
+    what: String,
+    busy_ms: u64,
+    /// Collectives begun.
+    begun: u64,
+}
+
+/// How patient a rank is.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Those who let others wait for longer are named.
+    pub slow: Duration,
+    /// Those who let others wait for longer end the run.
+    pub timeout: Duration,
+}
+
+/// What the main thread does, for the thread that beats.
+#[derive(Clone, Copy, Debug)]
+struct Doing {
+    step: u64,
+    what: Move,
+    since: Instant,
+    begun: u64,
+    /// In a collective since.
+    waiting: Option<Instant>,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Shared {
+    member: Member,
+    address: String,
+    doing: Mutex<Doing>,
+    ended: AtomicBool,
+    /// What the first rank that failed has said.
+    failed: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn doing(&self) -> MutexGuard<'_, Doing> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread that beats; ends when it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to beat. `exit_code` is what the process ends with if the watch has to end it.
+    ///
+    /// # Errors
+    /// When the store is gone, or the system refuses a thread.
+    pub fn start(
+        store: &Store,
+        member: Member,
+        address: String,
+        limits: Limits,
+        exit_code: u8,
+    ) -> Result<Watch, ShimError> {
+        let own = store.another()?;
+        let (step, what, since) = (0, Move::Start, Instant::now());
+        let doing = Doing { step, what, since, begun: 0, waiting: None, limits };
+        let shared = Arc::new(Shared {
+            member,
+            address,
+            doing: Mutex::new(doing),
+            ended: AtomicBool::new(false),
+            failed: Mutex::new(None),
+        });
+        beat(&own, &shared, 0)?; // before anybody looks for it
+        let for_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("watch".into())
+            .spawn(move || watch(&own, &for_thread, exit_code))
+            .map_err(|error| ShimError::new(format!("cannot start a thread: {error}")))?;
+        Ok(Watch { shared, thread: Some(thread) })
+    }
+
+    /// What this rank does from now on.
+    pub fn at(&self, step: u64, what: Move) {
+        let mut doing = self.shared.doing();
+        *doing = Doing { step, what, since: Instant::now(), waiting: None, ..*doing };
+    }
+
+    /// How patient this rank is from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.doing().limits = limits;
+    }
+
+    /// A collective begins.
+    pub fn begin(&self) {
+        let mut doing = self.shared.doing();
+        doing.begun += 1;
+        doing.waiting = Some(Instant::now());
+    }
+
+    /// It has ended.
+    pub fn done(&self) {
+        self.shared.doing().waiting = None;
+    }
+
+    /// The step that this rank is at.
+    pub fn step(&self) -> u64 {
+        self.shared.doing().step
+    }
+
+    /// What the first rank that failed has said, if one has.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failed().clone()
+    }
+
+    /// What is known of the other ranks, for [`Watch::lost`].
+    pub(super) fn others(&self) -> Others {
+        Others::new(self.shared.member)
+    }
+
+    /// While others work and this rank waits outside of a collective: whether one has failed, or has
+    /// been silent for longer than the timeout.
+    pub(super) fn lost(&self, store: &Store, others: &mut Others) -> Option<Absence> {
+        match others.look(store, &self.shared) {
+            Err(_) => Some(Absence::Store { address: self.shared.address.clone() }),
+            Ok(Some(message)) => Some(Absence::Ended { message }),
+            Ok(None) => {
+                let timeout = self.shared.doing().limits.timeout;
+                let absence = others.absence(timeout, 0);
+                matches!(absence, Absence::Silent(_)).then_some(absence)
+            }
+        }
+    }
+
+    /// Tells the others why this rank ends; the first to fail is heard.
+    pub fn fail(&self, store: &Store, message: &str) {
+        let Member { rank, size } = self.shared.member;
+        // If the store is gone, the others know without being told.
+        if let Ok(1) = store.add("failures", 1) {
+            let text = format!("rank {rank} of {size} has ended: {message}");
+            let _ = store.set(FAILED, text.as_bytes());
+        }
+    }
+
+    /// After a collective has failed: who is to blame. Takes a few seconds, in which the beats of a
+    /// lost rank do not come.
+    pub fn explain(&self, store: &Store) -> Absence {
+        self.done();
+        let begun = self.shared.doing().begun;
+        let mut others = Others::new(self.shared.member);
+        let start = Instant::now();
+        loop {
+            let looked = others.look(store, &self.shared);
+            let waited = start.elapsed();
+            match looked {
+                Ok(Some(message)) => return Absence::Ended { message },
+                Err(_) => return Absence::Store { address: self.shared.address.clone() },
+                Ok(None) if waited < SILENT + BEAT => {}
+                Ok(None) => return others.absence(SILENT, begun),
+            }
+            thread::sleep(BEAT / 4);
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join(); // a panic of the watch has been printed
+        }
+    }
+}
+
+fn beat(store: &Store, shared: &Shared, number: u64) -> Result<(), ShimError> {
+    let Doing { step, what, since, begun, .. } = *shared.doing();
+    let busy_ms = since.elapsed().as_millis() as u64;
+    let beat = Beat { number, step, what: what.to_string(), busy_ms, begun };
+    let text = serde_json::to_vec(&beat).expect("numbers and a text have a JSON form");
+    store.set(&key(shared.member.rank), &text)
+}
+
+fn key(rank: usize) -> String {
+    format!("beat/{rank}")
+}
+
+/// The thread's body.
+fn watch(store: &Store, shared: &Shared, exit_code: u8) {
+    let mut others = Others::new(shared.member);
+    let mut reported = None; // the wait that was reported last, and its length then
+    let mut broken: Option<Instant> = None;
+    for number in 1.. {
+        thread::park_timeout(BEAT);
+        if shared.ended.load(Ordering::Relaxed) {
+            return;
+        }
+        let alive = beat(store, shared, number).and_then(|()| store.get(FAILED));
+        match &alive {
+            Ok(Some(message)) => {
+                let message = String::from_utf8_lossy(message).into_owned();
+                shared.failed().get_or_insert(message);
+            }
+            Ok(None) => broken = None,
+            Err(_) => {}
+        }
+        if !matches!(alive, Ok(None)) && broken.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            let reason = shared.failed().clone().map_or_else(
+                || Absence::Store { address: shared.address.clone() },
+                |message| Absence::Ended { message },
+            );
+            end(shared, &reason, exit_code);
+        }
+        let Doing { waiting, limits, begun, .. } = *shared.doing();
+        let Some(since) = waiting.filter(|since| since.elapsed() > watched_from(limits)) else {
+            others = Others::new(shared.member);
+            continue;
+        };
+        if others.look(store, shared).is_err() {
+            continue; // counted above
+        }
+        let waited = since.elapsed();
+        let due = match reported {
+            Some((wait, length)) if wait == since => waited > 2 * length,
+            _ => waited > limits.slow,
+        };
+        if due {
+            reported = Some((since, waited));
+            report(shared, &others.absence(SILENT, begun), waited);
+        }
+        if waited > limits.timeout + GRACE {
+            end(shared, &others.absence(SILENT, begun), exit_code);
+        }
+    }
+}
+
+/// How long a wait is before the others' beats are read: long enough before a report to know who is
+/// silent.
+fn watched_from(limits: Limits) -> Duration {
+    (limits.slow / 2).min(limits.slow.saturating_sub(SILENT + 2 * BEAT))
+}
+
+/// Names those who let others wait; said once, by the lowest rank that is not itself among them.
+fn report(shared: &Shared, absence: &Absence, waited: Duration) {
+    let Member { rank, size } = shared.member;
+    let named = absence.ranks();
+    let speaker = (0..size).find(|rank| !named.contains(rank));
+    if speaker != Some(rank) {
+        return;
+    }
+    let Doing { step, what, limits, .. } = *shared.doing();
+    let (waited, timeout) = (waited.as_secs_f64(), limits.timeout.as_secs());
+    eprintln!(
+        "rank {rank} of {size} has waited {waited:.0} s at {what} of step {step} (the run ends at \
+         {timeout} s): {absence}"
+    );
+}
+
+fn end(shared: &Shared, absence: &Absence, exit_code: u8) -> ! {
+    let Member { rank, size } = shared.member;
+    let Doing { step, what, .. } = *shared.doing();
+    eprintln!("error: rank {rank} of {size}, at {what} of step {step}, ends: {absence}");
+    c10d::exit(i32::from(exit_code))
+}
+
+/// What was heard of the other ranks.
+#[derive(Debug)]
+pub(super) struct Others {
+    member: Member,
+    /// The last beat of each rank and when it was first seen.
+    seen: Vec<Option<(Beat, Instant)>>,
+}
+
+impl Others {
+    fn new(member: Member) -> Others {
+        Others { member, seen: vec![None; member.size] }
+    }
+
+    /// Reads all beats; returns what a rank that failed has said.
+    fn look(&mut self, store: &Store, shared: &Shared) -> Result<Option<String>, ShimError> {
+        if let Some(message) = store.get(FAILED)? {
+            let message = String::from_utf8_lossy(&message).into_owned();
+            return Ok(Some(shared.failed().get_or_insert(message).clone()));
+        }
+        for rank in (0..self.member.size).filter(|rank| *rank != self.member.rank) {
+            let Some(text) = store.get(&key(rank))? else { continue };
+            let Ok(beat) = serde_json::from_slice::<Beat>(&text) else { continue };
+            let seen = &mut self.seen[rank];
+            if seen.as_ref().is_none_or(|(last, _)| last.number != beat.number) {
+                *seen = Some((beat, Instant::now()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Who is silent for longer than `silent`, else who has begun fewer collectives than `begun`.
+    fn absence(&self, silent: Duration, begun: u64) -> Absence {
+        let sightings = |of: &dyn Fn(&Beat, Duration) -> bool| -> Vec<Sighting> {
+            let heard = self.seen.iter().enumerate();
+            heard
+                .filter_map(|(rank, seen)| {
+                    let (beat, since) = seen.as_ref()?;
+                    let silent = since.elapsed();
+                    of(beat, silent).then(|| Sighting {
+                        rank,
+                        step: beat.step,
+                        what: beat.what.clone(),
+                        busy_ms: beat.busy_ms + silent.as_millis() as u64,
+                        silent_ms: silent.as_millis() as u64,
+                    })
+                })
+                .collect()
+        };
+        let lost = sightings(&|_, age| age >= silent);
+        if !lost.is_empty() {
+            return Absence::Silent(lost);
+        }
+        match sightings(&|beat, _| beat.begun < begun) {
+            late if late.is_empty() => Absence::Nobody,
+            late => Absence::Late(late),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Several ranks through the program: the same batches, one exit, kills of any rank, other numbers
+//! of ranks after each, torchrun.
+#![cfg(feature = "train")]
+
+mod support;
+#[path = "support/world.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use detco::checkpoint;
+use support::{DETCO, detco_fails, detco_ok, shards};
+use world::{Ranks, batches, losses, new_run, send, wait_for_step};
+
+#[test]
+fn one_to_four_ranks_train_on_the_same_batches() {
+    let (folder, data) = shards(14); // 56 samples: 2 steps an epoch
+    let mut runs = Vec::new();
+    for ranks in ["1", "2", "3", "4"] {
+        let run = folder.path().join(ranks);
+        detco_ok(&new_run(&data, &run, &["--ranks", ranks, "--set", "train.epochs=2"]));
+        assert_eq!(checkpoint::list(&run).unwrap().len(), 2);
+        runs.push((batches(&run), losses(&run)));
+    }
+    assert_eq!(runs[0].0.len(), 4);
+    assert!(runs[0].0.values().all(|batch| batch.len() == 24));
+    for (order, losses) in &runs[1..] {
+        assert_eq!(*order, runs[0].0);
+        for (step, loss) in losses {
+            let off = (loss / runs[0].1[step] - 1.0).abs();
+            assert!(off < 1e-4, "step {step}: loss {loss}, not {}", runs[0].1[step]);
+        }
+    }
+}
+
+#[test]
+fn ranks_that_differ_refuse_to_start_and_say_why() {
+    let (folder, data) = shards(8);
+    let (_other_folder, other) = shards(7);
+    let run = folder.path().join("run");
+    let first = new_run(&data, &run, &[]);
+    let second = new_run(&other, &run, &["--set", "optim.momentum=0.8"]);
+    let mut ranks = Ranks::start(folder.path(), &[first.clone(), second, first]);
+    assert_eq!(ranks.codes(), [Some(1); 3]);
+    for rank in 0..3 {
+        let said = ranks.said(rank);
+        for part in [
+            "optim.momentum is 0.8 on rank 1, 0.9 on rank 0",
+            "rank 1 reads 28 samples, fingerprint",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!said.contains("on rank 2, "), "{said}");
+    }
+    assert!(checkpoint::list(&run).unwrap().is_empty());
+}
+
+#[test]
+fn an_environment_that_is_no_world_is_explained() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let args = new_run(&data, &run, &["--start-timeout", "1"]);
+    let fails = |variables: &[(&str, &str)], more: &[&str], code: i32| {
+        let mut command = Command::new(DETCO);
+        command.args(&args).args(more).envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let rank_0 = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
+    let error = fails(&rank_0, &[], 1);
+    assert!(error.contains("RANK is set, and MASTER_PORT is not"), "{error}");
+    let alone = [&rank_0[..], &[("MASTER_PORT", "29731")]].concat();
+    let error = fails(&alone, &[], 69);
+    assert!(error.contains("after 1 s, rank 1 of 2 is not here"), "{error}");
+    let error = fails(&alone, &["--ranks", "3"], 1);
+    assert!(error.contains("--ranks 3 inside a world of 2 that torchrun"), "{error}");
+    let error = fails(&[&alone[..], &[("RANK", "1")]].concat(), &[], 69);
+    assert!(error.contains("rank 1: cannot reach the store at 127.0.0.1:29731"), "{error}");
+
+    let error = detco_fails(&new_run(&data, &run, &["--ranks", "5"]), 1);
+    assert!(error.contains("24 samples do not divide into 5 ranks"), "{error}");
+    let error = detco_fails(&new_run(&data, &run, &["--ranks", "8"]), 1);
+    assert!(error.contains("8 ranks cannot share 12 BN groups"), "{error}");
+    if !tch::Cuda::is_available() {
+        let error = detco_fails(&new_run(&data, &run, &["--gpus", "2"]), 1);
+        assert!(error.contains("no GPU"), "{error}");
+    }
+}
+
+#[test]
+fn a_signal_on_one_rank_stops_all_after_the_same_step() {
+    let (folder, data) = shards(8);
+    for (name, signal) in [("term", "TERM"), ("usr1", "USR1")] {
+        let run = folder.path().join(name);
+        let sets = ["--set", "train.epochs=500", "--set", "checkpoint.every_epochs=0"];
+        let args = new_run(&data, &run, &sets);
+        let mut ranks = Ranks::start(folder.path(), &[args.clone(), args]);
+        wait_for_step(&run, 3, &mut ranks.children[0]);
+        ranks.signal(1, signal);
+        assert_eq!(ranks.codes(), [Some(75); 2], "{}{}", ranks.said(0), ranks.said(1));
+        let saved = checkpoint::open(&run, None).unwrap();
+        assert!(saved.state.step >= 3);
+        assert_eq!(losses(&run).len() as u64, saved.state.step);
+        let made = batches(&run);
+        assert_eq!(made.len() as u64, saved.state.step, "both ranks made every step");
+    }
+}
+
+#[test]
+fn the_launcher_hands_a_signal_on_and_returns_one_code() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let args = new_run(&data, &run, &["--ranks", "2", "--set", "train.epochs=500"]);
+    let mut launcher = Command::new(DETCO).args(&args).spawn().unwrap();
+    wait_for_step(&run, 2, &mut launcher);
+    send(launcher.id(), "TERM");
+    assert_eq!(launcher.wait().unwrap().code(), Some(75));
+    assert!(checkpoint::open(&run, None).unwrap().state.step >= 2);
+}
+
+/// Kills each time another rank with SIGKILL, and goes on with another number of ranks.
+#[test]
+fn killed_ranks_are_named_and_no_sample_is_lost_or_made_twice() {
+    let (folder, data) = shards(43); // 172 samples: 7 steps an epoch, 4 samples left over
+    let whole = folder.path().join("whole");
+    let sets = ["--or-resume", "--set", "train.epochs=3", "--set", "checkpoint.every_steps=2"];
+    detco_ok(&new_run(&data, &whole, &sets));
+
+    let run = folder.path().join("killed");
+    let args = new_run(&data, &run, &sets);
+    for (ranks, killed, step) in [(1, 0, 3), (2, 1, 6), (4, 2, 10), (3, 0, 15)] {
+        let all: Vec<_> = (0..ranks).map(|_| args.clone()).collect();
+        let mut world = Ranks::start(folder.path(), &all);
+        wait_for_step(&run, step, &mut world.children[killed]);
+        world.signal(killed, "KILL");
+        for (rank, code) in world.codes().into_iter().enumerate() {
+            let said = world.said(rank);
+            if rank == killed {
+                assert_eq!(code, None);
+            } else {
+                assert_eq!(code, Some(69), "rank {rank} of {ranks}: {said}");
+                assert!(said.contains(&format!("rank {killed} is lost")), "{said}");
+            }
+        }
+    }
+    detco_ok(&args);
+    let (expected, found) = (batches(&whole), batches(&run));
+    assert_eq!(expected.len(), 21);
+    assert_eq!(found, expected);
+    for epoch in 0..3 {
+        let of = found.iter().filter(|((e, _), _)| *e == epoch).flat_map(|(_, batch)| batch);
+        let samples: Vec<u64> = of.copied().collect();
+        assert_eq!(samples.len(), 168);
+        assert_eq!(samples.iter().collect::<BTreeSet<_>>().len(), 168, "a sample came twice");
+    }
+    let (expected, found) = (losses(&whole), losses(&run));
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 1, "where it began");
+}
+
+#[test]
+fn a_hung_rank_is_reported_and_then_ends_the_run() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let sets = ["dist.slow_seconds=4", "dist.timeout_seconds=8", "train.epochs=500"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let args = new_run(&data, &run, &sets);
+    let mut ranks = Ranks::start(folder.path(), &[args.clone(), args]);
+    wait_for_step(&run, 2, &mut ranks.children[0]);
+    ranks.signal(1, "STOP");
+    let code = ranks.children[0].wait().unwrap().code();
+    let said = ranks.said(0);
+    assert_eq!(code, Some(69), "{said}");
+    let report = said.lines().position(|line| line.starts_with("rank 0 of 2 has waited"));
+    let report = report.unwrap_or_else(|| panic!("{said}"));
+    assert!(said.lines().nth(report).unwrap().contains("rank 1 is lost: silent for"), "{said}");
+    let end = said.lines().position(|line| line.starts_with("error: ")).unwrap();
+    assert!(report < end, "{said}");
+    assert!(said.lines().nth(end).unwrap().contains("rank 1 is lost"), "{said}");
+}
+
+/// PyTorch's own launcher, its store and its restarts.
+#[test]
+fn torchrun_starts_two_ranks_and_starts_them_again() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let torchrun = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/torchrun");
+    assert!(torchrun.is_file(), "no {}: run `cargo xtask setup`", torchrun.display());
+    let sets = ["--or-resume", "--set", "train.epochs=30", "--set", "checkpoint.every_steps=4"];
+    let mut command = Command::new(torchrun);
+    command.args(["--no-python", "--nproc-per-node=2", "--max-restarts=1"]);
+    command.args(["--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d"]);
+    command.args(["--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.1"]);
+    command.arg(DETCO).args(new_run(&data, &run, &sets));
+    let said = File::create(folder.path().join("said")).unwrap();
+    command.stdout(said.try_clone().unwrap()).stderr(said);
+    let mut agent = command.spawn().unwrap();
+    wait_for_step(&run, 6, &mut agent);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", agent.id()));
+    let children = children.unwrap();
+    let last = children.split_whitespace().last().expect("torchrun has started ranks");
+    send(last.parse().unwrap(), "KILL");
+    let status = agent.wait().unwrap();
+    let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("resuming "), "{said}");
+    assert_eq!(losses(&run).len(), 30);
+    assert_eq!(batches(&run).len(), 30);
+}
