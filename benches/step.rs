@@ -23,7 +23,6 @@ const STEPS: &[(&str, &[&str])] = &[
     ("detco-small", &["train.layout=channels-last"]),
     ("detco-small", &["train.layout=channels-last", "model.bn_splits=1"]),
     ("detco-small", &["train.layout=channels-first", "model.bn_splits=1"]),
-    ("detco-small", &["train.precision=bf16"]),
 ];
 
 fn main() {

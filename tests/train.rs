@@ -281,3 +281,19 @@ fn moco_trains_with_the_same_code() {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert!(text.contains("loss/res5/gg") && !text.contains("/ll"), "{text}");
 }
+
+#[test]
+fn a_dry_run_says_what_a_run_will_take_and_writes_nothing() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let mut args = new_run(&data, &run, &["train.epochs=3", "train.accumulate=2"]);
+    args.push("--dry-run");
+    let text = detco_ok(&args);
+    for line in ["samples        32", "steps          12: 3 epochs of 4", "2 micro-batches", "sum"]
+    {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!run.exists());
+    let error = detco_fails(&["train", "detco-small", "--dry-run"], 1);
+    assert!(error.contains("no shards"), "{error}");
+}
