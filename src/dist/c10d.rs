@@ -37,7 +37,7 @@ pub struct C10d {
     reducer: RefCell<Option<Reducer>>,
     group: Group,
     watch: Watch,
-    store: Store,
+    store: Arc<Store>,
     member: Member,
     role: Role,
     device: Device,

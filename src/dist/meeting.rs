@@ -1,6 +1,7 @@
 //! The ranks come together at a store, and see to it that they are about to do the same.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,11 @@ use crate::shim::c10d::{Member, Role, Store};
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at a key that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at whether anybody is lost.
+const LOOK_ROUND: Duration = Duration::from_secs(1);
+/// A rank that has come and is then silent for so long is lost. Opening thousands of shards does not
+/// keep a rank from beating.
+const SILENT: Duration = Duration::from_secs(15);
 
 /// Why ranks did not come together.
 #[derive(Debug, Error)]
@@ -61,9 +67,6 @@ pub enum MeetingError {
     /// The ranks are not about to do the same.
     #[error("the ranks do not fit together:\n  {}", .0.join("\n  "))]
     Differ(Vec<String>),
-    /// Rank 0 refused to start.
-    #[error("{0}")]
-    Refused(String),
     /// Somebody was lost meanwhile.
     #[error(transparent)]
     Dist(#[from] DistError),
@@ -80,6 +83,14 @@ pub struct Card {
     pub samples: u64,
     /// [`detco_shards::stream::ShardSet::fingerprint`] of the data.
     pub fingerprint: u64,
+}
+
+/// What rank 0 finds, in the form in which it tells the others.
+#[derive(Serialize, Deserialize)]
+enum Verdict {
+    Fine,
+    Missing { missing: Vec<usize>, seconds: u64 },
+    Differ(Vec<String>),
 }
 
 /// Where the data lies and how many threads read it may differ.
@@ -148,7 +159,7 @@ fn program() -> String {
 #[derive(Debug)]
 pub struct Meeting {
     pub(super) spec: Spec,
-    pub(super) store: Store,
+    pub(super) store: Arc<Store>,
     pub(super) watch: Watch,
     patience: Duration,
 }
@@ -171,9 +182,9 @@ impl Meeting {
         if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
             return Err(MeetingError::Twice { rank, size, address });
         }
-        let limits = Limits { slow: patience, timeout: patience };
+        let limits = Limits { slow: patience, timeout: SILENT.min(patience) };
         let watch = Watch::start(&store, spec.member, address.clone(), limits, exit_code);
-        Ok(Meeting { watch: watch.map_err(fault)?, spec, store, patience })
+        Ok(Meeting { watch: watch.map_err(fault)?, spec, store: Arc::new(store), patience })
     }
 
     /// Where this rank stands.
@@ -220,19 +231,29 @@ impl Meeting {
         self.store
             .set(&format!("card/{rank}"), text.as_bytes())
             .map_err(|source| self.lost_store(source))?;
-        if !self.is_first() {
-            return match self.first_says("verdict", None)? {
-                verdict if verdict.is_empty() => Ok(()),
-                verdict => Err(MeetingError::Refused(verdict)),
+        let verdict =
+            match self.is_first() {
+                true => {
+                    let verdict = self.judge(card, size)?;
+                    let text = serde_json::to_string(&verdict).expect("texts have a JSON form");
+                    self.first_says("verdict", Some(&text))?;
+                    verdict
+                }
+                // What rank 0 has written is JSON; anything else would be another program's.
+                false => serde_json::from_str(&self.first_says("verdict", None)?).unwrap_or_else(
+                    |error| Verdict::Differ(vec![format!("rank 0's verdict: {error}")]),
+                ),
             };
+        match verdict {
+            Verdict::Fine => Ok(()),
+            Verdict::Missing { missing, seconds } => {
+                Err(MeetingError::Missing { missing, size, seconds })
+            }
+            Verdict::Differ(lines) => Err(MeetingError::Differ(lines)),
         }
-        let judged = self.judge(card, size);
-        let verdict = judged.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        self.first_says("verdict", Some(&verdict))?;
-        judged
     }
 
-    fn judge(&self, first: &Card, size: usize) -> Result<(), MeetingError> {
+    fn judge(&self, first: &Card, size: usize) -> Result<Verdict, MeetingError> {
         let deadline = Instant::now() + self.patience;
         let (mut missing, mut lines) = (Vec::new(), Vec::new());
         for rank in 1..size {
@@ -247,20 +268,29 @@ impl Meeting {
         }
         if !missing.is_empty() {
             let seconds = self.patience.as_secs();
-            return Err(MeetingError::Missing { missing, size, seconds });
+            return Ok(Verdict::Missing { missing, seconds });
         }
-        if lines.is_empty() { Ok(()) } else { Err(MeetingError::Differ(lines)) }
+        Ok(if lines.is_empty() { Verdict::Fine } else { Verdict::Differ(lines) })
     }
 
     /// A key's text, once it is there; none after the deadline.
     fn hear(&self, key: &str, deadline: Instant) -> Result<Option<String>, MeetingError> {
+        let (mut others, mut looked) = (self.watch.others(), Instant::now());
         loop {
             if let Some(value) = self.store.get(key).map_err(|source| self.lost_store(source))? {
                 return Ok(Some(String::from_utf8_lossy(&value).into_owned()));
             }
-            if let Some(message) = self.watch.failure() {
-                let absence = Absence::Ended { message };
-                return Err(DistError::Awaited { awaited: format!("its {key}"), absence }.into());
+            let told = self.watch.failure().map(|message| Absence::Ended { message });
+            let lost = match told {
+                None if looked.elapsed() > LOOK_ROUND => {
+                    looked = Instant::now();
+                    self.watch.lost(&self.store, &mut others)
+                }
+                told => told,
+            };
+            if let Some(absence) = lost {
+                let awaited = format!("the others to start (\"{key}\")");
+                return Err(DistError::Awaited { awaited, absence }.into());
             }
             if Instant::now() > deadline {
                 return Ok(None);

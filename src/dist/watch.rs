@@ -4,7 +4,8 @@
 //! when, and how many collectives it has begun. A rank that waits for long reads the beats of the
 //! others: who has stopped beating is hung, killed or cut off, who has begun fewer collectives is
 //! slow. The thread also ends a process whose main thread cannot: one that hangs in a collective
-//! past its timeout, or whose store is gone.
+//! past its timeout, or whose store is gone. A call to a store behind a cut cable does not come back
+//! at all: a second thread, which never calls, sees to that.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -154,6 +155,8 @@ struct Shared {
     address: String,
     doing: Mutex<Doing>,
     ended: AtomicBool,
+    /// When the store last answered.
+    answered: Mutex<Instant>,
     /// What the first rank that failed has said.
     failed: Mutex<Option<String>>,
 }
@@ -163,16 +166,20 @@ impl Shared {
         self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn answered(&self) -> MutexGuard<'_, Instant> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn failed(&self) -> MutexGuard<'_, Option<String>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The thread that beats; ends when it is dropped.
+/// The threads that beat and that guard; they end when it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Watch {
@@ -195,15 +202,16 @@ impl Watch {
             address,
             doing: Mutex::new(doing),
             ended: AtomicBool::new(false),
+            answered: Mutex::new(since),
             failed: Mutex::new(None),
         });
         beat(&own, &shared, 0)?; // before anybody looks for it
-        let for_thread = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || watch(&own, &for_thread, exit_code))
-            .map_err(|error| ShimError::new(format!("cannot start a thread: {error}")))?;
-        Ok(Watch { shared, thread: Some(thread) })
+        let (for_watch, for_guard) = (Arc::clone(&shared), Arc::clone(&shared));
+        let threads = vec![
+            spawn("watch", move || watch(&own, &for_watch, exit_code))?,
+            spawn("guard", move || guard(&for_guard, exit_code))?,
+        ];
+        Ok(Watch { shared, threads })
     }
 
     /// What this rank does from now on.
@@ -270,31 +278,64 @@ impl Watch {
 
     /// After a collective has failed: who is to blame. Takes a few seconds, in which the beats of a
     /// lost rank do not come.
-    pub fn explain(&self, store: &Store) -> Absence {
+    pub fn explain(&self, store: &Arc<Store>) -> Absence {
         self.done();
-        let begun = self.shared.doing().begun;
-        let mut others = Others::new(self.shared.member);
-        let start = Instant::now();
-        loop {
-            let looked = others.look(store, &self.shared);
-            let waited = start.elapsed();
-            match looked {
-                Ok(Some(message)) => return Absence::Ended { message },
-                Err(_) => return Absence::Store { address: self.shared.address.clone() },
-                Ok(None) if waited < SILENT + BEAT => {}
-                Ok(None) => return others.absence(SILENT, begun),
-            }
-            thread::sleep(BEAT / 4);
+        let (shared, store) = (Arc::clone(&self.shared), Arc::clone(store));
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        // In a thread of its own: where the network is cut, the store's answer does not come.
+        let looking = spawn("explain", move || {
+            let _ = sender.send(look_for_absence(&store, &shared)); // nobody may wait any more
+        });
+        let nobody = || Absence::Store { address: self.shared.address.clone() };
+        match looking {
+            Ok(_) => receiver.recv_timeout(2 * SILENT).unwrap_or_else(|_| nobody()),
+            Err(_) => nobody(),
         }
+    }
+}
+
+fn look_for_absence(store: &Store, shared: &Shared) -> Absence {
+    let begun = shared.doing().begun;
+    let mut others = Others::new(shared.member);
+    let start = Instant::now();
+    loop {
+        let looked = others.look(store, shared);
+        let waited = start.elapsed();
+        match looked {
+            Ok(Some(message)) => return Absence::Ended { message },
+            Err(_) => return Absence::Store { address: shared.address.clone() },
+            Ok(None) if waited < SILENT + BEAT => {}
+            Ok(None) => return others.absence(SILENT, begun),
+        }
+        thread::sleep(BEAT / 4);
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             thread.thread().unpark();
-            let _ = thread.join(); // a panic of the watch has been printed
+            let _ = thread.join(); // a panic of it has been printed
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ShimError> {
+    let made = thread::Builder::new().name(name.into()).spawn(body);
+    made.map_err(|error| ShimError::new(format!("cannot start a thread: {error}")))
+}
+
+/// Ends the process when the store has not answered for longer than ranks wait for each other.
+fn guard(shared: &Shared, exit_code: u8) {
+    loop {
+        thread::park_timeout(BEAT);
+        if shared.ended.load(Ordering::Relaxed) {
+            return;
+        }
+        let timeout = shared.doing().limits.timeout;
+        if shared.answered().elapsed() > timeout + GRACE {
+            end(shared, &Absence::Store { address: shared.address.clone() }, exit_code);
         }
     }
 }
@@ -322,6 +363,9 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             return;
         }
         let alive = beat(store, shared, number).and_then(|()| store.get(FAILED));
+        if alive.is_ok() {
+            *shared.answered() = Instant::now();
+        }
         match &alive {
             Ok(Some(message)) => {
                 let message = String::from_utf8_lossy(message).into_owned();

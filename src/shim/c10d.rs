@@ -215,8 +215,12 @@ pub struct Store {
     port: u16,
 }
 
-// SAFETY: c10d's stores take a lock around every operation and belong to no thread.
+// SAFETY: c10d's stores belong to no thread.
 unsafe impl Send for Store {}
+
+// SAFETY: a TCPStore takes a lock around every operation, and a PrefixStore only puts a text, which
+// nobody changes, before its keys.
+unsafe impl Sync for Store {}
 
 impl Store {
     /// Serves a store at `host:port` (port 0: any free one), or joins the one there; waits for it up
