@@ -51,8 +51,8 @@ fn compiler(libtorch: &Path) -> cc::Build {
 /// The libraries that a shared object of ours needs beside what the program has.
 const NCCL_LIBRARIES: &[&str] = &["torch_cuda", "torch_cpu", "c10_cuda", "c10"];
 
-/// `libdetco_nccl.so` in the build's folder, and its path in `DETCO_NCCL`; without CUDA's headers an
-/// empty file, which the program reports when NCCL is asked for.
+/// `libdetco_nccl.so` in the build's folder, and its path in `DETCO_NCCL`; without CUDA's headers
+/// an empty file, which the program reports when NCCL is asked for.
 fn compile_nccl(libtorch: &Path) {
     println!("cargo:rerun-if-changed=src/shim/{NCCL}");
     println!("cargo:rerun-if-env-changed=DETCO_CUDA_INCLUDE");
@@ -80,8 +80,8 @@ fn compile_nccl(libtorch: &Path) {
     assert!(status.success(), "linking {}: {status}", library.display());
 }
 
-/// Folders with the headers of CUDA (with crt and cccl) and NCCL: `DETCO_CUDA_INCLUDE` (several with
-/// `:`) and the wheels beside libtorch. None when some header is in none of them.
+/// Folders with the headers of CUDA (with crt and cccl) and NCCL: `DETCO_CUDA_INCLUDE` (several
+/// with `:`) and the wheels beside libtorch. None when some header is in none of them.
 fn cuda_includes(libtorch: &Path) -> Option<Vec<PathBuf>> {
     let named = std::env::var_os("DETCO_CUDA_INCLUDE").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&named).collect();

@@ -7,8 +7,8 @@
 //! A schedule starts a run of three epochs on one to four ranks, signals a rank at a random moment
 //! (SIGKILL four times of five, else SIGTERM), from its first instants on, and starts it again on
 //! another number of ranks, up to six times; then it lets it finish. It is right if every global
-//! batch is the one of an undisturbed run, no sample comes twice in an epoch, metrics hold every step
-//! once, and every survivor ends by itself with code 69 after a SIGKILL, 75 after a SIGTERM (or 0,
+//! batch is the one of an undisturbed run, no sample comes twice in an epoch, metrics hold every
+//! step once, and every survivor ends by itself with code 69 after a SIGKILL, 75 after a SIGTERM (or 0,
 //! where the run was over first). What took how long is printed, a line a schedule. As a test it
 //! makes one schedule.
 

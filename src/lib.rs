@@ -34,7 +34,7 @@
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
 //! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
 //! | [`optim`], [`schedule`] | SGD with a state that can be saved; learning rates | |
-//! | [`dist`] | what ranks do together; today a world of one | |
+//! | [`dist`] | ranks: their world, collectives, who is lost | name what a step computes |
 //! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
 //! | [`memory`] | what a step will need, by arithmetic on shapes | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |

@@ -748,9 +748,9 @@ impl Run {
         Ok(dist::check::compare(&*self.world, self.step, &groups)?)
     }
 
-    /// Makes the running statistics of batch normalisation the means over the ranks: they are linear
-    /// in what was seen, so this is what one rank would have that saw it all. Training does not read
-    /// them, so ranks keep their own until somebody does.
+    /// Makes the running statistics of batch normalisation the means over the ranks: they are
+    /// linear in what was seen, so this is what one rank would have that saw it all. Training does
+    /// not read them, so ranks keep their own until somebody does.
     fn average_statistics(&self) -> Result<(), TrainError> {
         let running = |(name, _): &(String, Tensor)| {
             name.ends_with("running_mean") || name.ends_with("running_var")
@@ -1081,7 +1081,7 @@ fn lock(folder: &Path) -> Result<File, TrainError> {
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGUSR1 raise; a second SIGINT or SIGTERM ends the process at once.
+/// A flag that SIGINT, SIGTERM and SIGUSR1 raise; a second one of the first two ends the process.
 fn listen() -> Result<Arc<AtomicBool>, TrainError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

@@ -37,6 +37,7 @@ The way from images to a backbone:
   detco profile shards/train                    how many images a second, and what limits them
   detco train detco-r50 --data shards/train --out runs/a
   detco train --resume runs/a                   after a kill, a reboot, a preemption
+  detco train detco-r50 … --gpus 8              or by torchrun, srun, mpirun: see `detco train --help`
   detco eval knn runs/a --train shards/train --test shards/val
   detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2";
 
@@ -65,8 +66,8 @@ pub enum Command {
 pub const EXIT_ERROR: u8 = 1;
 /// Exit code of `train` when the data has more bad samples than the budget (sysexits' EX_DATAERR).
 pub const EXIT_BAD_DATA: u8 = 65;
-/// Exit code of `train` when another rank was lost (EX_UNAVAILABLE); starting again goes on from the
-/// last checkpoint.
+/// Exit code of `train` when another rank was lost (EX_UNAVAILABLE); starting again goes on from
+/// the last checkpoint.
 pub const EXIT_LOST: u8 = 69;
 /// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
 pub const EXIT_DIVERGED: u8 = 70;

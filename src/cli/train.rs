@@ -12,8 +12,8 @@ use crate::config::{Config, RECIPES};
 /// run's folder. SIGINT, SIGTERM or SIGUSR1 write a checkpoint and end with code 75; after any kill
 /// `--resume` goes on from the last checkpoint, on a CPU to the same bits.
 ///
-/// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun, mpirun
-/// or a PyTorchJob, every process finds its place in the environment.
+/// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun,
+/// mpirun or a PyTorchJob, every process finds its place in the environment.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = after_help())]
 pub struct Args {

@@ -22,8 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(20);
 /// Between two looks at whether anybody is lost.
 const LOOK_ROUND: Duration = Duration::from_secs(1);
-/// A rank that has come and is then silent for so long is lost. Opening thousands of shards does not
-/// keep a rank from beating.
+/// A rank that has come and is then silent for so long is lost. Opening thousands of shards does
+/// not keep a rank from beating.
 const SILENT: Duration = Duration::from_secs(15);
 
 /// Why ranks did not come together.
@@ -43,8 +43,8 @@ pub enum MeetingError {
     },
     /// Two processes say that they are the same rank.
     #[error(
-        "two processes are rank {rank} of {size} at {address}: was RANK set for all of them alike, or \
-         does another run use the same MASTER_PORT?"
+        "two processes are rank {rank} of {size} at {address}: was RANK set for all of them alike, \
+         or does another run use the same MASTER_PORT?"
     )]
     Twice {
         /// The rank.
@@ -148,7 +148,7 @@ fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String
     }
 }
 
-/// Version, libtorch and a checksum of the program's own file: two builds of one version may differ.
+/// Version, libtorch and a checksum of the program's own file: builds of one version may differ.
 fn program() -> String {
     let build = std::fs::read("/proc/self/exe").map_or(0, |bytes| crc32c::crc32c(&bytes));
     let libtorch = crate::shim::headers_version().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The world: ranks and what they do together.
 //!
-//! The step names only [`Collective`]; a world of one is a world like any other. [`world`] reads who
-//! takes part from the environment, [`meeting`] brings the ranks together and sees to it that they
+//! The step names only [`Collective`]; a world of one is a world like any other. [`world`] reads
+//! who takes part from the environment, [`meeting`] brings the ranks together and sees to it that they
 //! are about to do the same, [`c10d`] is the world of several, on libtorch's own engine, [`watch`]
 //! knows who keeps whom waiting, [`check`] compares what must be equal everywhere, and [`launch`]
 //! starts ranks on this machine.

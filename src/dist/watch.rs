@@ -4,8 +4,8 @@
 //! when, and how many collectives it has begun. A rank that waits for long reads the beats of the
 //! others: who has stopped beating is hung, killed or cut off, who has begun fewer collectives is
 //! slow. The thread also ends a process whose main thread cannot: one that hangs in a collective
-//! past its timeout, or whose store is gone. A call to a store behind a cut cable does not come back
-//! at all: a second thread, which never calls, sees to that.
+//! past its timeout, or whose store is gone. A call to a store behind a cut cable does not come
+//! back at all: a second thread, which never calls, sees to that.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,8 +94,8 @@ impl fmt::Display for Absence {
                     let silent = seconds(*silent_ms);
                     write!(
                         f,
-                        "{between}rank {rank} is lost: silent for {silent:.1} s, last seen at {what} \
-                         of step {step}"
+                        "{between}rank {rank} is lost: silent for {silent:.1} s, last seen at \
+                         {what} of step {step}"
                     )?;
                 }
                 Ok(())
@@ -252,8 +252,8 @@ impl Watch {
         Others::new(self.shared.member)
     }
 
-    /// While others work and this rank waits outside of a collective: whether one has failed, or has
-    /// been silent for longer than the timeout.
+    /// While others work and this rank waits outside of a collective: whether one has failed, or
+    /// has been silent for longer than the timeout.
     pub(super) fn lost(&self, store: &Store, others: &mut Others) -> Option<Absence> {
         match others.look(store, &self.shared) {
             Err(_) => Some(Absence::Store { address: self.shared.address.clone() }),

@@ -1,5 +1,5 @@
-//! Which rank of how many this process is, and where the others are: read from what torchrun, Slurm,
-//! Open MPI or a PyTorchJob put into the environment.
+//! Which rank of how many this process is, and where the others are: read from what torchrun,
+//! Slurm, Open MPI or a PyTorchJob put into the environment.
 //!
 //! Pure: takes variables through a function, touches neither network nor environment. What is wrong
 //! or missing is said with the variable's name.
@@ -50,8 +50,8 @@ pub enum WorldError {
     },
     /// The command line asks for another world than the environment describes.
     #[error(
-        "{flag} {asked} inside a world of {size} that {launcher} has started: leave {flag} away, or \
-         start without {launcher}"
+        "{flag} {asked} inside a world of {size} that {launcher} has started: leave {flag} away, \
+         or start without {launcher}"
     )]
     Asked {
         /// The argument.
@@ -223,7 +223,7 @@ fn role_of(member: Member) -> Role {
     if member.rank == 0 { Role::Serve } else { Role::Join }
 }
 
-/// A port that every rank of a job computes alike; below 32768, where Linux begins to hand ports out.
+/// A port that every rank of a job computes alike; below 32768, from where Linux hands ports out.
 fn job_port(job: u64) -> u16 {
     12_000 + (job % 20_000) as u16 // below 20,000
 }

@@ -223,8 +223,8 @@ unsafe impl Send for Store {}
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Serves a store at `host:port` (port 0: any free one), or joins the one there; waits for it up
-    /// to `timeout`. Keys are put under `prefix`.
+    /// Serves a store at `host:port` (port 0: any free one), or joins the one there; waits for it
+    /// up to `timeout`. Keys are put under `prefix`.
     ///
     /// # Errors
     /// When the port is taken, or nobody answers.
@@ -284,7 +284,7 @@ impl Store {
     /// When the store is gone.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), ShimError> {
         call(|message, message_len| {
-            // SAFETY: the handle is live; key and value live through the call and are as long as said.
+            // SAFETY: the handle is live; key and value live through the call, as long as said.
             unsafe {
                 ffi::detco_store_set(
                     self.handle.as_ptr(),

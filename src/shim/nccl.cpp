@@ -1,5 +1,5 @@
-// ProcessGroupNCCL, in a library of its own: it needs libtorch_cuda, which the program must not need
-// to start. `build.rs` compiles and embeds it, `c10d.cpp` loads it.
+// ProcessGroupNCCL, in a library of its own: it needs libtorch_cuda, which the program must not
+// need to start. `build.rs` compiles and embeds it, `c10d.cpp` loads it.
 #define USE_C10D_NCCL
 #include "c10d.h"
 
