@@ -16,6 +16,14 @@
 //! fit gets its own, and the next time round the allocation is larger. A consumer says on which
 //! stream it read a batch ([`DeviceBatch::release_on`]); the device then waits, not the host.
 //!
+//! # What a trainer does with a batch
+//!
+//! With its own stream (libtorch's current one, through [`Stream::from_raw`]):
+//! [`wait_on`](DeviceBatch::wait_on) it; make tensors over [`pointers`](DeviceBatch::pointers)
+//! (addresses on the device, [`Number`], channels last; the first `len()` of `samples`); queue what
+//! reads them; [`release_on`](DeviceBatch::release_on) the stream; drop the batch. No step waits on
+//! the host. The tensors must not outlive the batch.
+//!
 //! Not yet run on a GPU.
 
 #![expect(unsafe_code, reason = "queued decoding: nvJPEG reads and writes after its calls return")]

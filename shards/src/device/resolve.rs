@@ -10,7 +10,7 @@ use thiserror::Error;
 #[cfg(feature = "nvjpeg")]
 use super::{Cuda, GpuError};
 use crate::pipeline::Views;
-use crate::views::{ColorStep, MEAN, Recipe, STD};
+use crate::views::{MEAN, STD};
 
 /// Who is to decode and render (`data.decode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,9 +126,6 @@ impl Decode {
 
 fn nvjpeg(setup: &Setup, views: &Views) -> Result<Decoding, Unavailable> {
     match views {
-        Views::Train(recipe) if has_randaugment(recipe) => {
-            return Err(Unavailable::Views { what: "RandAugment" });
-        }
         Views::Train(_) | Views::Decode => {}
         Views::Center { .. } | Views::Query(_) => {
             return Err(Unavailable::Views { what: "single views" });
@@ -146,12 +143,6 @@ fn open(setup: &Setup) -> Result<Decoding, Unavailable> {
 #[cfg(not(feature = "nvjpeg"))]
 fn open(_: &Setup) -> Result<Decoding, Unavailable> {
     Err(Unavailable::NotBuilt)
-}
-
-fn has_randaugment(recipe: &Recipe) -> bool {
-    let local = recipe.local.as_ref().and_then(|local| local.photometric.as_ref());
-    let all = std::iter::once(&recipe.global.photometric).chain(local);
-    all.flat_map(|one| &one.order).any(|step| *step == ColorStep::RandAugment)
 }
 
 impl fmt::Display for Decoding {
@@ -181,6 +172,7 @@ impl fmt::Display for Decoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::views::Recipe;
 
     fn setup() -> Setup {
         Setup {
@@ -221,13 +213,7 @@ mod tests {
 
     #[test]
     fn views_that_the_kernels_lack_are_named_before_a_gpu_is_looked_for() {
-        let mut randaugment = Recipe::detco();
-        randaugment.global.photometric.order.insert(0, ColorStep::RandAugment);
-        for (views, what) in [
-            (Views::Train(randaugment), "RandAugment"),
-            (Views::supervised(32), "single views"),
-            (Views::Read, "bytes"),
-        ] {
+        for (views, what) in [(Views::supervised(32), "single views"), (Views::Read, "bytes")] {
             let error = Decode::Nvjpeg.resolve(&setup(), &views).unwrap_err();
             assert!(error.to_string().ends_with(what), "{error}");
         }
