@@ -97,6 +97,7 @@ fn one() -> C10d {
         master: "127.0.0.1".into(),
         port: 0,
         role: Role::Serve,
+        agent: false,
         prefix: "bench".into(),
     };
     let meeting = Meeting::join(spec, Duration::from_secs(20), 1).expect("a free port");

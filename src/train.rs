@@ -1104,3 +1104,28 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> T
     let path = path.to_path_buf();
     move |source| TrainError::Io { what, path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Micro-batches on each number of ranks, of a run that began on `begun`.
+    fn parts(sets: &[&str], begun: usize, ranks: &[usize]) -> Vec<Option<i64>> {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        let config = Config::load("detco-r50", &sets).unwrap();
+        ranks.iter().map(|ranks| micro_batches(&config, begun, *ranks).ok()).collect()
+    }
+
+    #[test]
+    fn fewer_ranks_make_more_micro_batches_of_the_same_size() {
+        // Eight BN groups: three ranks cannot share them, nor can sixteen.
+        let found = parts(&[], 8, &[8, 4, 2, 1, 3, 16]);
+        assert_eq!(found, [Some(1), Some(2), Some(4), Some(8), None, None]);
+        // Begun alone, a micro-batch may be the whole batch; asked for, it is a quarter.
+        assert_eq!(parts(&[], 1, &[1, 2, 8]), [Some(1), Some(1), Some(1)]);
+        assert_eq!(parts(&["train.accumulate=4"], 1, &[1, 2, 8]), [Some(4), Some(2), Some(1)]);
+        // Three ranks of twelve groups: at least the four parts it began with, six in all.
+        let twelve = ["model.bn_splits=12", "train.batch=48", "loss.queue=4800"];
+        assert_eq!(parts(&twelve, 4, &[1, 2, 3, 4, 5]), [Some(4), Some(2), Some(2), Some(1), None]);
+    }
+}

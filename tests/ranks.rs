@@ -163,6 +163,19 @@ fn killed_ranks_are_named_and_no_sample_is_lost_or_made_twice() {
 }
 
 #[test]
+fn a_killed_first_rank_takes_its_store_along_and_is_named() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let args = new_run(&data, &run, &["--set", "train.epochs=500"]);
+    let mut ranks = Ranks::start_without_agent(folder.path(), &[args.clone(), args]);
+    wait_for_step(&run, 2, &mut ranks.children[0]);
+    ranks.signal(0, "KILL");
+    assert_eq!(ranks.codes(), [None, Some(69)]);
+    let said = ranks.said(1);
+    assert!(said.contains("served by rank 0, does not answer"), "{said}");
+}
+
+#[test]
 fn a_hung_rank_is_reported_and_then_ends_the_run() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");

@@ -62,13 +62,14 @@ impl C10d {
     ) -> Result<C10d, DistError> {
         let Meeting { spec, store, watch, .. } = meeting;
         let (member, timeout) = (spec.member, Duration::from_secs(options.timeout_seconds));
-        let made = if device.is_cuda() {
-            Group::nccl(&store, member, timeout)
-        } else {
-            address_towards(&spec.master, spec.port)
-                .and_then(|host| Group::gloo(&store, &host, member, timeout))
+        let made = match device {
+            Device::Cuda(gpu) => Group::nccl(&store, gpu, member, timeout),
+            _ => address_towards(&spec.master, spec.port)
+                .and_then(|host| Group::gloo(&store, &host, member, timeout)),
         };
-        let group = made.map_err(|source| {
+        // A network that does not carry is found now, not in the first step.
+        let group = made.and_then(|group| group.barrier(timeout).map(|()| group));
+        let group = group.map_err(|source| {
             let (operation, absence) = (Operation::Group, watch.explain(&store));
             DistError::Collective { size: member.size, step: 0, operation, absence, source }
         })?;
@@ -89,9 +90,9 @@ impl C10d {
         })
     }
 
-    /// The first error that a rank has told the others.
+    /// Tells the others why this rank ends.
     pub fn fail(&self, message: &str) {
-        self.watch.fail(&self.store, message);
+        self.watch.fail(&self.store, self.role, message);
     }
 
     /// Adds to a number that all ranks share, and returns the sum.

@@ -182,8 +182,10 @@ impl Meeting {
         if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
             return Err(MeetingError::Twice { rank, size, address });
         }
+        let server = if spec.agent { "the launcher" } else { "rank 0" };
+        let address = format!("{address}, served by {server},");
         let limits = Limits { slow: patience, timeout: SILENT.min(patience) };
-        let watch = Watch::start(&store, spec.member, address.clone(), limits, exit_code);
+        let watch = Watch::start(&store, spec.member, address, limits, exit_code);
         Ok(Meeting { watch: watch.map_err(fault)?, spec, store: Arc::new(store), patience })
     }
 
@@ -199,7 +201,7 @@ impl Meeting {
 
     /// Tells the others why this rank ends.
     pub fn fail(&self, message: &str) {
-        self.watch.fail(&self.store, message);
+        self.watch.fail(&self.store, self.spec.role, message);
     }
 
     /// Hands rank 0's text on to everybody; the others give none.
@@ -303,5 +305,39 @@ impl Meeting {
         let (size, verb) = (self.spec.member.size, "reach");
         let address = format!("{}:{}", self.spec.master, self.spec.port);
         MeetingError::Store { size, verb, address, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_name_what_differs_and_nothing_else() {
+        let config = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+            Config::load("detco-small", &sets).unwrap()
+        };
+        let first = Card::new(&config(&[]), 10, 1);
+        // Where the data lies and how many threads read it is each machine's own.
+        let own = Card::new(&config(&["data.shards=[\"x\"]", "data.workers=3"]), 10, 1);
+        assert!(own.differences(1, &first).is_empty());
+
+        let other = Card::new(&config(&["views.local.crop.scale=[0.5, 1.0]", "seed=3"]), 10, 2);
+        let other = Card { program: "detco 9".into(), ..other };
+        let lines = other.differences(4, &first).join("\n");
+        for part in [
+            "rank 4 runs detco 9, rank 0 detco ",
+            "rank 4 reads 10 samples, fingerprint 0000000000000002; rank 0 10 samples",
+            "seed is 3 on rank 4, 0 on rank 0",
+            "views.local.crop.scale is [0.5, 1.0] on rank 4, [",
+        ] {
+            assert!(lines.contains(part), "{lines}");
+        }
+        assert_eq!(lines.lines().count(), 4);
+
+        let recipe = Card::new(&Config::load("moco-v2-small", &[]).unwrap(), 10, 1);
+        let lines = recipe.differences(1, &first).join("\n");
+        assert!(lines.contains("base is \"moco-v2-small\" on rank 1, \"detco-small\""), "{lines}");
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Move;
 use crate::shim::ShimError;
-use crate::shim::c10d::{self, Member, Store};
+use crate::shim::c10d::{self, Member, Role, Store};
 
 /// Between two beats: a lost rank is known within seconds, and a thousand ranks load the store with
 /// four thousand small requests a second.
@@ -266,13 +266,20 @@ impl Watch {
         }
     }
 
-    /// Tells the others why this rank ends; the first to fail is heard.
-    pub fn fail(&self, store: &Store, message: &str) {
+    /// Tells the others why this rank ends; the first to fail is heard. Who serves the store stays
+    /// until they may have heard it.
+    pub fn fail(&self, store: &Arc<Store>, role: Role, message: &str) {
         let Member { rank, size } = self.shared.member;
-        // If the store is gone, the others know without being told.
-        if let Ok(1) = store.add("failures", 1) {
-            let text = format!("rank {rank} of {size} has ended: {message}");
-            let _ = store.set(FAILED, text.as_bytes());
+        let text = format!("rank {rank} of {size} has ended: {message}");
+        let store = Arc::clone(store);
+        let told = within(SILENT, "tell", move || {
+            // If the store is gone, the others know without being told.
+            if let Ok(1) = store.add("failures", 1) {
+                let _ = store.set(FAILED, text.as_bytes());
+            }
+        });
+        if told.is_some() && role == Role::Serve {
+            thread::sleep(3 * BEAT);
         }
     }
 
@@ -281,17 +288,23 @@ impl Watch {
     pub fn explain(&self, store: &Arc<Store>) -> Absence {
         self.done();
         let (shared, store) = (Arc::clone(&self.shared), Arc::clone(store));
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        // In a thread of its own: where the network is cut, the store's answer does not come.
-        let looking = spawn("explain", move || {
-            let _ = sender.send(look_for_absence(&store, &shared)); // nobody may wait any more
-        });
-        let nobody = || Absence::Store { address: self.shared.address.clone() };
-        match looking {
-            Ok(_) => receiver.recv_timeout(2 * SILENT).unwrap_or_else(|_| nobody()),
-            Err(_) => nobody(),
-        }
+        let found = within(2 * SILENT, "explain", move || look_for_absence(&store, &shared));
+        found.unwrap_or_else(|| Absence::Store { address: self.shared.address.clone() })
     }
+}
+
+/// What `body` returns, if it does so in time: where the network is cut, a store's answer does not
+/// come. Its thread is then left alone.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let started = spawn(name, move || {
+        let _ = sender.send(body()); // nobody may wait any more
+    });
+    started.ok().and_then(|_| receiver.recv_timeout(limit).ok())
 }
 
 fn look_for_absence(store: &Store, shared: &Shared) -> Absence {

@@ -103,6 +103,8 @@ pub struct Spec {
     pub port: u16,
     /// Whether this process serves it.
     pub role: Role,
+    /// Whether the launcher serves it, so that it outlives the ranks; else rank 0 does.
+    pub agent: bool,
     /// Sets the keys of this start apart from those of an earlier one on the same store.
     pub prefix: String,
 }
@@ -158,7 +160,7 @@ fn torchrun(of: &Variables<'_>) -> Result<Spec, WorldError> {
     let role = if member.rank == 0 && !agent { Role::Serve } else { Role::Join };
     let prefix = format!("detco/{run}/{restart}");
     let launcher = Launcher::Torchrun;
-    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, prefix })
+    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, agent, prefix })
 }
 
 fn no_port(present: &'static str) -> WorldError {
@@ -190,7 +192,8 @@ fn open_mpi(of: &Variables<'_>) -> Result<Spec, WorldError> {
     let role = role_of(member);
     let launcher = Launcher::OpenMpi;
     let prefix = format!("detco/{job}");
-    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, prefix })
+    let agent = false;
+    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, agent, prefix })
 }
 
 fn slurm(of: &Variables<'_>) -> Result<Spec, WorldError> {
@@ -215,7 +218,8 @@ fn slurm(of: &Variables<'_>) -> Result<Spec, WorldError> {
     let role = role_of(member);
     let launcher = Launcher::Slurm;
     let prefix = format!("detco/{job}.{step}/{restart}");
-    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, prefix })
+    let agent = false;
+    Ok(Spec { launcher, member, local_rank, local_size, master, port, role, agent, prefix })
 }
 
 /// Rank 0 serves where no agent does.
@@ -410,7 +414,7 @@ mod tests {
         assert_eq!((spec.master.as_str(), spec.port), ("n0", 29_400));
         assert_eq!((spec.role, spec.prefix.as_str()), (Role::Join, "detco/a/2"));
         let first = world(&all.replace("RANK=3 ", "RANK=0 ")).unwrap().unwrap();
-        assert_eq!(first.role, Role::Join, "the agent serves");
+        assert_eq!((first.role, first.agent), (Role::Join, true), "the agent serves");
     }
 
     #[test]

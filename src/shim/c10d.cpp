@@ -45,6 +45,7 @@ struct Store : Counted<Store> {
 struct Group : Counted<Group> {
   BackendPtr backend;
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  at::Device device = at::kCPU;
 };
 
 struct Work : Counted<Work> {
@@ -78,13 +79,14 @@ std::string text(const char* bytes, int64_t length) {
   return std::string(bytes, static_cast<size_t>(length));
 }
 
-Group* grouped(const Store& store, BackendPtr backend, at::DeviceType device,
+Group* grouped(const Store& store, BackendPtr backend, at::Device device,
                c10d::ProcessGroup::BackendType type) {
   auto handle = std::make_unique<Group>();
   handle->backend = std::move(backend);
   handle->group = c10::make_intrusive<c10d::ProcessGroup>(
       store.store, handle->backend->getRank(), handle->backend->getSize());
-  handle->group->setBackend(device, type, handle->backend);
+  handle->group->setBackend(device.type(), type, handle->backend);
+  handle->device = device;
   return handle.release();
 }
 
@@ -202,9 +204,10 @@ int32_t detco_group_gloo(Store* store, const char* host, int64_t host_len, int32
   });
 }
 
-// A group of GPUs; `image` is the library compiled from `nccl.cpp`.
-int32_t detco_group_nccl(Store* store, const uint8_t* image, int64_t image_len, int32_t rank,
-                         int32_t size, int64_t timeout_ms, Group** handle, char* message,
+// A group of GPUs, of which `device` is this process's; `image` is the library compiled from
+// `nccl.cpp`.
+int32_t detco_group_nccl(Store* store, const uint8_t* image, int64_t image_len, int32_t device,
+                         int32_t rank, int32_t size, int64_t timeout_ms, Group** handle, char* message,
                          int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
     static const OpenNccl open = load(image, image_len);
@@ -212,7 +215,8 @@ int32_t detco_group_nccl(Store* store, const uint8_t* image, int64_t image_len, 
     if (open(&store->store, rank, size, timeout_ms, &backend, message, message_len) != 0) {
       throw std::runtime_error(message);
     }
-    *handle = grouped(*store, backend, at::kCUDA, c10d::ProcessGroup::BackendType::NCCL);
+    const at::Device here(at::kCUDA, static_cast<at::DeviceIndex>(device));
+    *handle = grouped(*store, backend, here, c10d::ProcessGroup::BackendType::NCCL);
   });
 }
 
@@ -270,9 +274,11 @@ int32_t detco_group_barrier(Group* group, int64_t timeout_ms, char* message,
   return guarded(message, message_len, [&] {
     c10d::BarrierOptions options;
     options.timeout = Millis(timeout_ms);
-    if (group->backend->getBackendName() == c10d::GLOO_BACKEND_NAME) {
+    if (group->device.is_cpu()) {
       group->backend->monitoredBarrier(options, /*waitAllRanks=*/true);
     } else {
+      options.device = group->device;
+      options.device_ids = {group->device.index()};
       group->backend->barrier(options)->wait();
     }
   });

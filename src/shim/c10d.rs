@@ -101,6 +101,7 @@ mod ffi {
             store: *mut Opaque,
             image: *const u8,
             image_len: i64,
+            device: i32,
             rank: i32,
             size: i32,
             timeout_ms: i64,
@@ -470,11 +471,16 @@ impl Group {
         Ok(Group { handle: made(handle), member })
     }
 
-    /// A group of GPUs (NCCL). Loads libtorch's CUDA half if it is not loaded yet.
+    /// A group of GPUs (NCCL), of which `gpu` is this process's. Loads libtorch's CUDA half if it is not loaded yet.
     ///
     /// # Errors
     /// When this build or this machine has no CUDA, or a member does not come within `timeout`.
-    pub fn nccl(store: &Store, member: Member, timeout: Duration) -> Result<Group, ShimError> {
+    pub fn nccl(
+        store: &Store,
+        gpu: usize,
+        member: Member,
+        timeout: Duration,
+    ) -> Result<Group, ShimError> {
         if NCCL.is_empty() {
             let missing = "this program was built without NCCL: CUDA's headers were missing";
             return Err(ShimError(missing.into()));
@@ -488,6 +494,7 @@ impl Group {
                     store.handle.as_ptr(),
                     NCCL.as_ptr(),
                     NCCL.len() as i64,
+                    gpu as i32,
                     member.rank as i32,
                     member.size as i32,
                     millis(timeout),
@@ -747,6 +754,7 @@ mod tests {
         store_keeps_what_it_is_given();
         collectives();
         gradients_are_averaged();
+        a_barrier_names_who_is_missing();
         errors_are_words();
         assert_eq!(live_handles(), [0; 4], "stores, groups, works, reducers");
     }
@@ -820,6 +828,17 @@ mod tests {
         }
     }
 
+    fn a_barrier_names_who_is_missing() {
+        let together = std::sync::Barrier::new(2);
+        ranks(2, |group| {
+            if group.member.rank == 0 {
+                let error = group.barrier(Duration::from_millis(200)).unwrap_err().to_string();
+                assert!(error.contains("Ranks 1 failed to pass"), "{error}");
+            }
+            together.wait(); // only then may rank 1 leave
+        });
+    }
+
     fn errors_are_words() {
         let short = Duration::from_millis(300);
         let store = serve();
@@ -832,7 +851,7 @@ mod tests {
         assert!(error.contains(&port.to_string()), "{error}");
         if !tch::Cuda::is_available() {
             let store = serve();
-            let error = Group::nccl(&store, missing, short).unwrap_err().to_string();
+            let error = Group::nccl(&store, 0, missing, short).unwrap_err().to_string();
             assert!(error.contains("no GPUs found") || error.contains("without NCCL"), "{error}");
         }
     }

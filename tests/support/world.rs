@@ -43,24 +43,40 @@ pub(crate) struct Ranks {
     pub(crate) children: Vec<Child>,
     folder: PathBuf,
     /// The store that torchrun's agent would serve.
-    _store: Store,
+    _store: Option<Store>,
 }
 
 impl Ranks {
     pub(crate) fn start(folder: &Path, args: &[Vec<&str>]) -> Ranks {
         let store = Store::open("127.0.0.1", 0, Role::Serve, "", Duration::from_secs(60)).unwrap();
+        let port = store.port();
+        let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True")];
+        let mut ranks = Ranks::start_at(port, &agent, folder, args);
+        ranks._store = Some(store);
+        ranks
+    }
+
+    /// Without an agent: rank 0 serves the store.
+    pub(crate) fn start_without_agent(folder: &Path, args: &[Vec<&str>]) -> Ranks {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        Ranks::start_at(port, &[], folder, args)
+    }
+
+    fn start_at(port: u16, more: &[(&str, &str)], folder: &Path, args: &[Vec<&str>]) -> Ranks {
         let size = args.len();
         let start = |(rank, args): (usize, &Vec<&str>)| {
             let said = File::create(folder.join(format!("said.{rank}"))).unwrap();
             let mut command = Command::new(DETCO);
             command.args(args).env("RANK", rank.to_string());
             command.env("WORLD_SIZE", size.to_string());
-            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", store.port().to_string());
-            command.env("TORCHELASTIC_USE_AGENT_STORE", "True").env("OMP_NUM_THREADS", "1");
+            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            command.envs(more.iter().copied()).env("OMP_NUM_THREADS", "1");
             command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
         };
         let children = args.iter().enumerate().map(start).collect();
-        Ranks { children, folder: folder.to_path_buf(), _store: store }
+        Ranks { children, folder: folder.to_path_buf(), _store: None }
     }
 
     pub(crate) fn said(&self, rank: usize) -> String {
