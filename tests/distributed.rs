@@ -152,17 +152,24 @@ fn error(a: &Tensor, b: &Tensor) -> f64 {
     error
 }
 
+/// Writes tensors, however they lie in memory.
+fn write(tensors: &[(String, Tensor)], path: PathBuf) {
+    let laid: Vec<(&str, Tensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.contiguous())).collect();
+    Tensor::write_safetensors(&laid, path).unwrap();
+}
+
 /// One process with the whole batch; leaves its state before each step and what the step saw.
 fn reference(folder: &Path, config: Config, kind: Kind) {
     let mut trainer = Trainer::new(config, kind);
     for step in 0..STEPS {
         let file = |name: &str| folder.join(format!("{name}.{step}.safetensors"));
-        Tensor::write_safetensors(&trainer.state(), file("before")).unwrap();
+        write(&trainer.state(), file("before"));
         let report = trainer.step(step, &Local).unwrap();
         let mut after = trainer.state();
         after.extend(trainer.gradients());
         after.extend(losses(&report));
-        Tensor::write_safetensors(&after, file("after")).unwrap();
+        write(&after, file("after"));
     }
 }
 
