@@ -536,7 +536,7 @@ impl Run {
         };
         let options = loader_options(&config, order, cursor, member, local_size);
         let loader = Loader::start(Arc::clone(&set), options)?;
-        let window = Window::new(&loader, 0);
+        let window = Window::new(&loader, world.bytes_sent());
         let run = Run {
             folder,
             config,

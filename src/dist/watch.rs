@@ -83,7 +83,7 @@ impl fmt::Display for Absence {
             Absence::Store { address } => {
                 write!(
                     f,
-                    "the store at {address} does not answer: the process that serves it is gone"
+                    "the store at {address} does not answer: it is gone, or the network is cut"
                 )
             }
             Absence::Nobody => write!(f, "all ranks are alive and at the same point"),
