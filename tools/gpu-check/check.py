@@ -111,47 +111,42 @@ class Check:
         self.results["tests"] = counts
 
     def decode(self):
-        """nvJPEG's engines, and torchvision's way to them."""
-        bench = self.bundle / "bench" / "device_decode"
-        self.figures("decode", [bench, "--json", *self.shards()])
+        """Decoding alone: nvJPEG, the CPU, and torchvision's way to nvJPEG."""
+        self.results["decode"] = self.profile("decode", [max(WORKERS)])
         here = Path(__file__).parent
         self.figures("decode-torchvision", [sys.executable, here / "pytorch_decode.py", *self.shards()])
 
     def views(self):
-        """The kernels alone."""
-        self.figures("views", [self.bundle / "bench" / "device_views", "--json"])
+        """The kernels alone; the bench prints its table."""
+        out = self.run("views", [self.bundle / "bench" / "device_views", "--bench"])
+        self.results["views"] = (out or "").strip().splitlines()
 
     def loader(self):
         """From page cache to tensors that the network reads."""
-        detco = self.bundle / "bin" / "detco"
-        rates = {}
+        self.results["loader"] = self.profile("detco", WORKERS)
+
+    def profile(self, mode, workers):
+        """Images a second of `detco profile`, by decoder and workers."""
+        detco, rates = self.bundle / "bin" / "detco", {}
         for decode in ("nvjpeg", "cpu"):
-            for workers in WORKERS:
-                name = f"loader-{decode}-{workers}"
+            for count in workers:
+                name = f"{mode}-{decode}-{count}"
                 report = self.folder / f"{name}.json"
-                command = [detco, "profile", self.bundle / "shards", "--decode", decode]
-                command += ["--workers", workers, "--seconds", 6, "--json", report]
+                command = [detco, "profile", self.bundle / "shards", "--mode", mode, "--decode", decode]
+                command += ["--workers", count, "--seconds", 6, "--json", report]
                 if self.run(name, command, 60) is not None:
-                    rates[f"{decode}-{workers}"] = json.loads(report.read_text())["runs"][0]["images_per_s"]
-        self.results["loader"] = rates
+                    rates[f"{decode}-{count}"] = json.loads(report.read_text())["runs"][0]["images_per_s"]
+        return rates
 
     def step(self):
-        """An update from batches in memory, beside PyTorch's."""
+        """PyTorch's update from batches in memory; ours, from shards, is in `train`."""
         here = Path(__file__).parent
         for recipe in RECIPES:
-            bench = self.bundle / "bench" / "step"
             for splits in (8, 1):
-                at = ["--recipe", recipe, "--batch", BATCH]
-                self.figures(
-                    f"step-{recipe}-{splits}", [bench, *at, "--set", f"model.bn_splits={splits}", "--json"]
-                )
                 for mode in ("eager", "compile"):
-                    reference = [sys.executable, here / "pytorch_step.py", self.bundle / "reference", *at]
-                    self.figures(
-                        f"pytorch-{mode}-{recipe}-{splits}",
-                        [*reference, "--bn-splits", splits, "--mode", mode],
-                        240,
-                    )
+                    reference = [sys.executable, here / "pytorch_step.py", self.bundle / "reference"]
+                    reference += ["--recipe", recipe, "--batch", BATCH, "--bn-splits", splits]
+                    self.figures(f"pytorch-{mode}-{recipe}-{splits}", [*reference, "--mode", mode], 240)
 
     def train(self):
         """Updates from shards: what share of the time waits for data."""
@@ -180,23 +175,20 @@ class Check:
         rows = [("device", results.get("device", "?")), ("torch", results.get("torch", "?"))]
         for name, count in (results.get("tests") or {}).items():
             rows.append((f"test {name}", "no result" if count is None else "{} passed, {} failed".format(*count)))
-        for name in ("decode", "decode-torchvision", "views"):
-            for key, value in (results.get(name) or {}).items():
-                if isinstance(value, (int, float)):
-                    rows.append((f"{name}: {key}", f"{value:,.4g}"))
-        for key, rate in (results.get("loader") or {}).items():
-            rows.append((f"loader {key} workers", f"{rate:,.0f} images/s"))
+        for name in ("decode", "loader"):
+            for key, rate in (results.get(name) or {}).items():
+                rows.append((f"{name} {key} workers", f"{rate:,.0f} images/s"))
+        torchvision = results.get("decode-torchvision")
+        if torchvision:
+            rows.append(("decode torchvision on the GPU", f"{torchvision['median_per_s']:,.0f} images/s"))
+        rows += [("views", line) for line in results.get("views") or [] if line]
         for recipe in RECIPES:
+            trained = results.get(f"train-{recipe}")
             for splits in (8, 1):
-                ours = results.get(f"step-{recipe}-{splits}")
-                if ours:
-                    rows.append((f"step {recipe}, {splits} BN groups", step_row(ours)))
                 for mode in ("eager", "compile"):
                     theirs = results.get(f"pytorch-{mode}-{recipe}-{splits}")
                     if theirs:
-                        times = f", {theirs['median_ms'] / ours['median_ms']:.2f} x ours" if ours else ""
-                        rows.append((f"PyTorch {mode} {recipe}, {splits} BN groups", step_row(theirs) + times))
-            trained = results.get(f"train-{recipe}")
+                        rows.append((f"PyTorch {mode} {recipe}, {splits} BN groups", step_row(theirs)))
             if trained:
                 rows.append(
                     (

@@ -13,17 +13,14 @@ use serde_json::Value;
 
 use crate::{setup, shell};
 
-/// Tests that use a GPU where there is one: package and name.
-const TESTS: &[(&str, &str)] = &[
-    ("detco-shards", "cuda"),
-    ("detco-shards", "device"),
-    ("detco-shards", "device_views"),
-    ("detco-shards", "nvjpeg"),
-    ("detco", "gpu"),
+/// Tests that use a GPU where there is one: package, `--lib` or `--test`, and the target's name.
+const TESTS: &[(&str, &str, &str)] = &[
+    ("detco-shards", "--lib", "detco_shards"),
+    ("detco-shards", "--test", "cuda"),
+    ("detco-shards", "--test", "nvjpeg"),
 ];
 /// What `check.py` measures with.
-const BENCHES: &[(&str, &str)] =
-    &[("detco-shards", "device_decode"), ("detco-shards", "device_views"), ("detco", "step")];
+const BENCHES: &[(&str, &str)] = &[("detco-shards", "device_views")];
 /// Samples that travel: three different batches of 64, in some 20 MB of ImageNet.
 const SAMPLES: usize = 200;
 
@@ -63,12 +60,15 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     for program in ["detco", "detco-train"] {
         lay(&programs, program, &bundle.join("bin"))?;
     }
-    for (package, name) in TESTS {
-        let words = format!("test --no-run --release --package {package} --test {name}");
+    for (package, kind, name) in TESTS {
+        let which = if *kind == "--lib" { String::new() } else { format!(" {name}") };
+        let features = "--features detco-shards/nvjpeg";
+        let words = format!("test --no-run --release --package {package} {features} {kind}{which}");
         lay(&built(&words)?, name, &bundle.join("tests"))?;
     }
     for (package, name) in BENCHES {
-        let words = format!("bench --no-run --package {package} --bench {name}");
+        let features = "--features detco-shards/nvjpeg";
+        let words = format!("bench --no-run --package {package} {features} --bench {name}");
         lay(&built(&words)?, name, &bundle.join("bench"))?;
     }
     let nvjpeg = find_nvjpeg(&ready.libtorch)?;
