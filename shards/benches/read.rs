@@ -91,7 +91,7 @@ fn warm(folder: &Path, samples: usize, rounds: usize) {
     let tars = tars(folder);
     let set = open(folder);
     let expected: u64 =
-        (0..set.len()).map(|id| touch(set.sample(id).expect("a sample").jpeg)).sum();
+        (0..set.len()).map(|id| touch(set.sample(id).expect("a sample").jpeg())).sum();
     println!("\nwarm: us an image, median of {rounds} (least, largest)");
     let time = |what: &str, expected: u64, run: &mut dyn FnMut() -> u64| {
         let mut times: Vec<f64> = (0..rounds)
@@ -132,7 +132,7 @@ fn warm(folder: &Path, samples: usize, rounds: usize) {
         sum
     });
     time("map, opened before, by the index", expected, &mut || {
-        (0..set.len()).map(|id| touch(set.sample(id).expect("a sample").jpeg)).sum()
+        (0..set.len()).map(|id| touch(set.sample(id).expect("a sample").jpeg())).sum()
     });
     time("read(2), opened before, by the index", expected, &mut || {
         let read = |id| touch(copy(&set, id, &tars, &mut buffer));
@@ -188,7 +188,7 @@ fn memory(folder: &Path) {
     });
     grown("slices of the map", &mut || {
         for id in 0..ahead {
-            sums.1 += touch(set.sample(id).expect("a sample").jpeg);
+            sums.1 += touch(set.sample(id).expect("a sample").jpeg());
         }
     });
     assert_eq!(sums.0, sums.1);
@@ -262,14 +262,18 @@ fn decode_all(set: &ShardSet, ahead: Option<usize>) -> u64 {
         (0..set.len()).map(|step| order.sample(Cursor { epoch: 0, step }, 0)).collect();
     let (mut decoder, mut image) = (Decoder::new(), Image::new());
     let mut sum = 0;
-    let ask = |place: usize| ids.get(place).map_or((), |id| set.will_need(*id));
+    let ask = |place: usize| {
+        ids.get(place).map_or((), |id| {
+            set.ready(*id, &|| false).expect("ready");
+        })
+    };
     (0..ahead.unwrap_or(0)).for_each(ask);
     for (place, id) in ids.iter().enumerate() {
         if let Some(ahead) = ahead {
             ask(place + ahead);
         }
         let sample = set.sample(*id).expect("a sample");
-        decoder.decode(sample.jpeg, &mut image).expect("the files of a benchmark decode");
+        decoder.decode(sample.jpeg(), &mut image).expect("the files of a benchmark decode");
         sum += touch(&image.pixels);
     }
     sum

@@ -4,6 +4,7 @@
 #[cfg(test)]
 extern crate self as detco_shards;
 
+pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;

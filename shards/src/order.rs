@@ -5,8 +5,26 @@
 //! Rogaway, 2002) brings what falls outside back in. No array, no buffer, no file: the global
 //! batch of any step of any epoch is computed from its number, so resuming costs nothing and the
 //! number of ranks, workers or restarts cannot change it (wall 5).
+//!
+//! Where the data set does not fit the disk, whole shards must come and go, and the order is a
+//! *windowed* shuffle: the shards are permuted, cut into windows of so many shards, and the samples
+//! of each window are permuted as above. It is as deterministic, and each sample comes once an epoch;
+//! it takes 12 bytes a shard. What it is not is a uniform permutation of the samples. Over n samples
+//! in windows of w, with batches of b no larger than w:
+//!
+//! - a sample is as likely in every window, since windows are drawn anew each epoch;
+//! - two samples of one shard are always in one window. They meet in a batch with probability
+//!   (b - 1)/(w - 1) at most, where a true shuffle has (b - 1)/(n - 1): n/w times as often. Two
+//!   samples of different shards meet a little less often than in a true shuffle;
+//! - within a batch nothing repeats, and a batch draws on all shards of its window alike.
+//!
+//! So it matters how shards were filled. Shards of shuffled images (`detco pack` shuffles) are each a
+//! fair sample of the data, and batches are then nearly as mixed as in a true shuffle. Shards that
+//! hold one class each make windows, and so queues of negatives, of few classes: take a window of as
+//! many shards as the disk allows, or pack anew.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -45,10 +63,13 @@ pub enum OrderError {
     /// A batch of nothing.
     #[error("a batch of 0 samples")]
     NoBatch,
+    /// A window of nothing.
+    #[error("a window of 0 shards")]
+    NoWindow,
 }
 
 /// The order of a data set: which samples make up each global batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     /// Samples that come.
     samples: u64,
@@ -56,6 +77,16 @@ pub struct Order {
     of: u64,
     batch: u64,
     seed: Option<u64>,
+    windows: Option<Arc<Windows>>,
+}
+
+/// How a windowed shuffle is cut.
+#[derive(Debug, PartialEq, Eq)]
+struct Windows {
+    /// Number of the first sample of each shard, and of the sample after the last shard.
+    first: Vec<u64>,
+    /// Shards of a window; the last may have fewer.
+    shards: usize,
 }
 
 impl Order {
@@ -66,7 +97,32 @@ impl Order {
             (_, 0) => Err(OrderError::NoBatch),
             (0, _) => Err(OrderError::Empty),
             _ if samples < batch => Err(OrderError::Short { samples, batch }),
-            _ => Ok(Order { samples, of: samples, batch, seed: Some(seed) }),
+            _ => Ok(Order { samples, of: samples, batch, seed: Some(seed), windows: None }),
+        }
+    }
+
+    /// As [`Order::shuffled`], but whole shards come and go: `shards` holds the samples of each, and
+    /// `window` is how many of them are mixed. With as many as there are it is [`Order::shuffled`].
+    pub fn windowed(
+        shards: &[u64],
+        window: usize,
+        batch: u64,
+        seed: u64,
+    ) -> Result<Order, OrderError> {
+        let order = Order::shuffled(shards.iter().sum(), batch, seed)?;
+        match window {
+            0 => Err(OrderError::NoWindow),
+            all if all >= shards.len() => Ok(order),
+            window => {
+                let mut first = Vec::with_capacity(shards.len() + 1);
+                first.push(0);
+                first.extend(shards.iter().scan(0, |sum, samples| {
+                    *sum += samples;
+                    Some(*sum)
+                }));
+                let windows = Some(Arc::new(Windows { first, shards: window }));
+                Ok(Order { windows, ..order })
+            }
         }
     }
 
@@ -75,7 +131,7 @@ impl Order {
         match (samples, batch) {
             (_, 0) => Err(OrderError::NoBatch),
             (0, _) => Err(OrderError::Empty),
-            _ => Ok(Order { samples, of: samples, batch, seed: None }),
+            _ => Ok(Order { samples, of: samples, batch, seed: None, windows: None }),
         }
     }
 
@@ -119,19 +175,21 @@ impl Order {
         edge(rank)..edge(rank.saturating_add(1).min(world as u32))
     }
 
-    /// The sample in `slot` of the global batch at `cursor`.
+    /// The sample in `slot` of the global batch at `cursor`. Of a windowed order, whoever asks for many
+    /// takes the [`Order::epoch`] once: it takes a moment for each shard.
     ///
     /// # Panics
     /// When the cursor lies outside the epoch or the slot outside the batch.
     pub fn sample(&self, cursor: Cursor, slot: u64) -> u64 {
-        assert!(!self.is_empty(cursor.step), "step {} is past the epoch", cursor.step);
-        assert!(slot < self.len(cursor.step), "slot {slot} of {}", self.len(cursor.step));
-        let position = cursor.step * self.batch + slot;
-        match self.seed {
-            Some(seed) => permute(position, self.samples, mix(seed ^ mix(u64::from(cursor.epoch)))),
-            // Below `of`, since the position is below `samples`.
-            None => (u128::from(position) * u128::from(self.of) / u128::from(self.samples)) as u64,
-        }
+        self.epoch(cursor.epoch).sample(cursor.step, slot)
+    }
+
+    /// An epoch of this order.
+    pub fn epoch(&self, epoch: u32) -> Epoch<'_> {
+        let key = self.seed.map(|seed| mix(seed ^ mix(u64::from(epoch))));
+        let windowed = key.zip(self.windows.as_deref());
+        let turn = windowed.map(|(key, windows)| Turn::new(windows, key));
+        Epoch { order: self, key, turn }
     }
 
     /// The sample that takes the place of a bad one at the `attempt`-th try: as much a function of
@@ -140,7 +198,159 @@ impl Order {
         let words = [u64::from(cursor.epoch), cursor.step, slot, u64::from(attempt)];
         let start = self.seed.unwrap_or(0) ^ 0x5355_4253_5449_5455; // its own stream: "SUBSTITU"
         let hash = words.iter().fold(start, |state, word| mix(state ^ mix(*word)));
-        hash % self.samples
+        match self.epoch(cursor.epoch).turn {
+            // Of the same window: another's shards are not here.
+            Some(turn) => {
+                let window = turn.window_at(cursor.step * self.batch + slot);
+                turn.local(window, hash % turn.samples(window))
+            }
+            None => hash % self.samples,
+        }
+    }
+}
+
+/// One epoch of an order: the same answers as the order's, faster where it is windowed.
+#[derive(Debug)]
+pub struct Epoch<'a> {
+    order: &'a Order,
+    /// Of the permutation; `None` when nothing is shuffled.
+    key: Option<u64>,
+    turn: Option<Turn<'a>>,
+}
+
+impl Epoch<'_> {
+    /// The sample in `slot` of the global batch of `step`.
+    ///
+    /// # Panics
+    /// When the step lies outside the epoch or the slot outside the batch.
+    pub fn sample(&self, step: u64, slot: u64) -> u64 {
+        let order = self.order;
+        assert!(!order.is_empty(step), "step {step} is past the epoch");
+        assert!(slot < order.len(step), "slot {slot} of {}", order.len(step));
+        self.at(step * order.batch + slot)
+    }
+
+    /// The sample at a position of the epoch, which is below the number of samples.
+    fn at(&self, position: u64) -> u64 {
+        let order = self.order;
+        match (self.key, &self.turn) {
+            (Some(key), None) => permute(position, order.samples, key),
+            (Some(_), Some(turn)) => {
+                let window = turn.window_at(position);
+                let (start, samples) = (turn.starts[window], turn.samples(window));
+                turn.local(window, permute(position - start, samples, turn.key(window)))
+            }
+            // Below `of`, since the position is below `samples`.
+            (None, _) => {
+                (u128::from(position) * u128::from(order.of) / u128::from(order.samples)) as u64
+            }
+        }
+    }
+
+    /// All shards in the order in which they are first needed from `step` on; those that are not
+    /// needed any more come last. `shard_of` says which shard holds a sample.
+    pub fn shards(&self, step: u64, shards: usize, shard_of: &dyn Fn(u64) -> usize) -> Vec<u32> {
+        match (self.key, &self.turn) {
+            (_, Some(turn)) => turn.shards.clone(),
+            (None, None) => (0..shards as u32).collect(),
+            (Some(_), None) => {
+                let (mut seen, mut found) = (vec![false; shards], Vec::with_capacity(shards));
+                let start = step.saturating_mul(self.order.batch).min(self.order.samples);
+                // By then all but a few in a hundred shards have come up, if they are alike.
+                let most = start.saturating_add(4 * shards as u64).min(self.order.samples);
+                let first = (start..most).map(|position| shard_of(self.at(position)));
+                for shard in first.chain(0..shards) {
+                    if !std::mem::replace(&mut seen[shard], true) {
+                        found.push(shard as u32);
+                    }
+                }
+                found
+            }
+        }
+    }
+
+    /// Which of [`Epoch::shards`] the global batch of `step` is drawn from: its windows, all shards
+    /// of a true shuffle, or those that an evaluation reads.
+    pub fn reading(
+        &self,
+        step: u64,
+        shards: usize,
+        shard_of: &dyn Fn(u64) -> usize,
+    ) -> Range<usize> {
+        let first = step * self.order.batch;
+        let last = first + self.order.len(step).saturating_sub(1);
+        match (self.key, &self.turn) {
+            (_, Some(turn)) => {
+                let (first, last) = (turn.window_at(first), turn.window_at(last));
+                turn.range(first).start..turn.range(last).end
+            }
+            (Some(_), None) => 0..shards,
+            (None, None) => shard_of(self.at(first))..shard_of(self.at(last)) + 1,
+        }
+    }
+}
+
+/// The windows of one epoch.
+#[derive(Debug)]
+struct Turn<'a> {
+    windows: &'a Windows,
+    key: u64,
+    /// The shards in their order, windows one after the other.
+    shards: Vec<u32>,
+    /// The position of the first sample of each window, and the number of all samples.
+    starts: Vec<u64>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(windows: &'a Windows, key: u64) -> Turn<'a> {
+        let shards = (windows.first.len() - 1) as u64;
+        let key_of_shards = mix(key ^ 0x5348_4152_4453); // its own stream: "SHARDS"
+        let shards: Vec<u32> =
+            (0..shards).map(|place| permute(place, shards, key_of_shards) as u32).collect();
+        let mut starts = vec![0];
+        for window in shards.chunks(windows.shards) {
+            let samples: u64 = window.iter().map(|shard| windows.samples(*shard)).sum();
+            starts.push(starts[starts.len() - 1] + samples);
+        }
+        Turn { windows, key, shards, starts }
+    }
+
+    /// The window that a position lies in.
+    fn window_at(&self, position: u64) -> usize {
+        // At least 1, since the first starts at 0; a window of empty shards has no position.
+        self.starts.partition_point(|start| *start <= position) - 1
+    }
+
+    /// Its places in `shards`.
+    fn range(&self, window: usize) -> Range<usize> {
+        let size = self.windows.shards;
+        window * size..((window + 1) * size).min(self.shards.len())
+    }
+
+    fn samples(&self, window: usize) -> u64 {
+        self.starts[window + 1] - self.starts[window]
+    }
+
+    fn key(&self, window: usize) -> u64 {
+        mix(self.key ^ mix(window as u64))
+    }
+
+    /// The sample with this number inside a window, below [`Turn::samples`].
+    fn local(&self, window: usize, mut number: u64) -> u64 {
+        for shard in &self.shards[self.range(window)] {
+            let samples = self.windows.samples(*shard);
+            if number < samples {
+                return self.windows.first[*shard as usize] + number;
+            }
+            number -= samples;
+        }
+        unreachable!("a number beyond the window's samples")
+    }
+}
+
+impl Windows {
+    fn samples(&self, shard: u32) -> u64 {
+        self.first[shard as usize + 1] - self.first[shard as usize]
     }
 }
 
@@ -185,7 +395,21 @@ mod tests {
 
     fn global_batch(order: &Order, cursor: Cursor, world: u32) -> Vec<u64> {
         let slots = (0..world).flat_map(|rank| order.slots(cursor.step, rank, world));
-        slots.map(|slot| order.sample(cursor, slot)).collect()
+        let epoch = order.epoch(cursor.epoch);
+        slots.map(|slot| epoch.sample(cursor.step, slot)).collect()
+    }
+
+    /// Which shard holds a sample, for shards of so many samples.
+    fn holder(shards: &[u64]) -> impl Fn(u64) -> usize {
+        let shards = shards.to_vec();
+        move |mut sample| {
+            let mut at = 0;
+            while sample >= shards[at] {
+                sample -= shards[at];
+                at += 1;
+            }
+            at
+        }
     }
 
     proptest! {
@@ -221,6 +445,44 @@ mod tests {
                 prop_assert!(alone.iter().all(|id| *id < samples && seen.insert(*id)), "repeated");
             }
             prop_assert_eq!(seen.len() as u64, samples / batch * batch);
+        }
+
+        /// Wall 5 for windows: any world, any restart; every sample once; and a batch draws on its
+        /// windows' shards alone, which is what lets the others be elsewhere.
+        #[test]
+        fn windowed_batches_keep_all_promises(
+            shards in prop::collection::vec(0u64..30, 1..20), window in 1usize..25,
+            batch in 1u64..40, seed: u64, epoch in 0u32..9, worlds in prop::collection::vec(1u32..9, 1..10),
+        ) {
+            let samples: u64 = shards.iter().sum();
+            prop_assume!(batch <= samples);
+            let order = Order::windowed(&shards, window, batch, seed).unwrap();
+            let holder = holder(&shards);
+            let of_epoch = order.epoch(epoch);
+            let sequence = of_epoch.shards(0, shards.len(), &holder);
+            prop_assert_eq!(sequence.iter().collect::<HashSet<_>>().len(), shards.len());
+            let (mut seen, mut before) = (HashSet::new(), 0..0);
+            for step in 0..order.steps_per_epoch() {
+                let cursor = Cursor { epoch, step };
+                let alone = global_batch(&order, cursor, 1);
+                prop_assert_eq!(alone.len() as u64, batch);
+                let world = worlds[step as usize % worlds.len()];
+                let again = Order::windowed(&shards, window, batch, seed).unwrap();
+                prop_assert_eq!(&alone, &global_batch(&again, cursor, world));
+                prop_assert_eq!(alone[0], order.sample(cursor, 0));
+                prop_assert!(alone.iter().all(|id| *id < samples && seen.insert(*id)), "repeated");
+                let reading = of_epoch.reading(step, shards.len(), &holder);
+                prop_assert!(reading.start >= before.start && reading.end >= before.end);
+                let here: HashSet<u32> = sequence[reading.clone()].iter().copied().collect();
+                prop_assert!(alone.iter().all(|id| here.contains(&(holder(*id) as u32))));
+                let substitute = order.substitute(cursor, 0, 3);
+                prop_assert!(here.contains(&(holder(substitute) as u32)));
+                before = reading;
+            }
+            prop_assert_eq!(seen.len() as u64, samples / batch * batch);
+            if window >= shards.len() {
+                prop_assert_eq!(order, Order::shuffled(samples, batch, seed).unwrap());
+            }
         }
 
         #[test]
@@ -283,8 +545,72 @@ mod tests {
         assert!((share - 1.0 / 3.0).abs() < 0.01, "mean distance {share} of the set");
     }
 
+    /// What the module says of windows: 60 shards of 20 samples, windows of 6 shards (120 samples),
+    /// batches of 24. Shard mates meet (b - 1)/(w - 1) = 0.1933 of the time, a true shuffle's
+    /// (b - 1)/(n - 1) = 0.0192; all pairs meet as often as in a true shuffle, on average.
+    #[test]
+    fn shard_mates_meet_as_often_as_the_module_says() {
+        let (shards, samples, batch, epochs) = (vec![20_u64; 60], 1200_u64, 24_u64, 400);
+        let rates = |order: &Order| {
+            let mut met = [0.0; 2];
+            for epoch in 0..epochs {
+                for step in 0..order.steps_per_epoch() {
+                    let ids = global_batch(order, Cursor { epoch, step }, 1);
+                    for (at, one) in ids.iter().enumerate() {
+                        met[1] += at as f64;
+                        met[0] +=
+                            ids[..at].iter().filter(|other| *other / 20 == one / 20).count() as f64;
+                    }
+                }
+            }
+            let pairs = [60.0 * 20.0 * 19.0 / 2.0, 1200.0 * 1199.0 / 2.0];
+            [met[0] / pairs[0] / f64::from(epochs), met[1] / pairs[1] / f64::from(epochs)]
+        };
+        let windowed = rates(&Order::windowed(&shards, 6, batch, 5).unwrap());
+        assert!((windowed[0] - 23.0 / 119.0).abs() < 0.004, "{windowed:?}");
+        let shuffled = rates(&Order::shuffled(samples, batch, 5).unwrap());
+        assert!((shuffled[0] - 23.0 / 1199.0).abs() < 0.002, "{shuffled:?}");
+        assert!((windowed[1] - shuffled[1]).abs() < 1e-9, "{windowed:?} {shuffled:?}");
+    }
+
+    /// Every sample is as likely in every window: 30 shards in 10 windows, 3,000 epochs; 9 degrees
+    /// of freedom for each shard, mean 9, standard deviation 4.2, of the mean over shards 0.8.
+    #[test]
+    fn every_shard_is_equally_likely_in_every_window() {
+        let (shards, epochs) = (vec![4_u64; 30], 3_000);
+        let order = Order::windowed(&shards, 3, 4, 11).unwrap();
+        let mut counts = [[0_u32; 10]; 30];
+        for epoch in 0..epochs {
+            let sequence = order.epoch(epoch).shards(0, 30, &|id| id as usize / 4);
+            for (place, shard) in sequence.iter().enumerate() {
+                counts[*shard as usize][place / 3] += 1;
+            }
+        }
+        let expected = f64::from(epochs) / 10.0;
+        let chi2 = |row: &[u32; 10]| -> f64 {
+            row.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum()
+        };
+        let mean = counts.iter().map(chi2).sum::<f64>() / 30.0;
+        assert!((5.0..13.0).contains(&mean), "chi-squared {mean}");
+    }
+
+    #[test]
+    fn a_true_shuffle_needs_all_shards_and_says_which_first() {
+        let order = Order::shuffled(1000, 10, 3).unwrap();
+        let (of, epoch) = (|id: u64| (id / 50) as usize, order.epoch(2));
+        let sequence = epoch.shards(4, 20, &of);
+        assert_eq!(sequence[0] as usize, of(epoch.sample(4, 0)));
+        let all: HashSet<u32> = sequence.iter().copied().collect();
+        assert_eq!((all.len(), epoch.reading(4, 20, &of)), (20, 0..20));
+        let order = Order::sequential(1000, 60).unwrap();
+        let reading = |step| order.epoch(0).reading(step, 20, &of);
+        assert_eq!([reading(0), reading(1), reading(16)], [0..2, 1..3, 19..20]);
+    }
+
     #[test]
     fn orders_that_cannot_be_are_refused() {
+        assert_eq!(Order::windowed(&[4, 4], 0, 2, 0), Err(OrderError::NoWindow));
+        assert_eq!(Order::windowed(&[0, 0], 1, 2, 0), Err(OrderError::Empty));
         assert_eq!(Order::shuffled(0, 4, 0), Err(OrderError::Empty));
         assert_eq!(Order::shuffled(3, 4, 0), Err(OrderError::Short { samples: 3, batch: 4 }));
         assert_eq!(Order::shuffled(3, 0, 0), Err(OrderError::NoBatch));

@@ -18,6 +18,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,12 @@ use thiserror::Error;
 
 use crate::decode::{DecodeError, Decoder, Image};
 use crate::format::ShardError;
-use crate::order::{Cursor, Order};
+use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
 use crate::slab::{Layout, Slab, Slot};
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::ShardSet;
+use crate::stream::remote::Held;
 use crate::trace::{Recorder, Trace};
 use crate::views::{Crop, GlobalRecipe, Photometric, Recipe, Rect, Renderer, SamplePlan, ViewPlan};
 
@@ -421,6 +423,8 @@ pub(crate) struct Task<S> {
     /// Which of the batch's samples.
     pub(crate) index: usize,
     pub(crate) slot: S,
+    /// Keeps a remote shard mapped until the sample has been read.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 /// A batch that is made; without memory where the rank has no part in it.
@@ -463,6 +467,8 @@ pub struct Loader {
     sequence: Sequence<Slab>,
     tasks: Receiver<Task<Slot>>,
     free: Sender<Slab>,
+    /// Tells threads that wait for a remote shard, and hear no channel meanwhile.
+    ended: Arc<AtomicBool>,
     _stop: Sender<()>,
     _pool: Pool,
 }
@@ -488,17 +494,20 @@ impl Loader {
         let (finish, finished) = bounded::<Finished<Slab>>(slabs);
         let (stop, stopped) = bounded::<()>(0);
         let stats = Arc::new(Stats::new(workers));
+        let ended = Arc::new(AtomicBool::new(false));
         for worker in 0..workers {
             let (set, tasks, finish) = (Arc::clone(&set), tasks.clone(), finish.clone());
             let (options, stats) = (options.clone(), Arc::clone(&stats));
+            let ended = Arc::clone(&ended);
             let name = format!("detco-worker-{worker}");
             let recorder = options.trace.as_ref().map(|trace| trace.recorder(name.clone()));
             let body = move || {
-                Worker::new(&set, &options, stats.worker(worker), recorder).run(&tasks, &finish);
+                let stats = stats.worker(worker);
+                Worker::new(&set, &options, stats, recorder, &ended).run(&tasks, &finish);
             };
             pool.start(name, body).map_err(PipelineError::Thread)?;
         }
-        let rooms = Rooms { free: free_slabs, stopped };
+        let rooms = Rooms { free: free_slabs, stopped, ended: Arc::clone(&ended) };
         let dispatcher = Dispatcher::new(&set, &options, rooms, task_sender, finish, &stats);
         let body = move || dispatcher.run();
         pool.start(DISPATCHER.into(), body).map_err(PipelineError::Thread)?;
@@ -510,6 +519,7 @@ impl Loader {
             slab_bytes: layout.bytes(),
             tasks,
             free,
+            ended,
             _stop: stop,
             _pool: pool,
         })
@@ -639,8 +649,10 @@ impl<R> Sequence<R> {
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
         // What is queued is for nobody: workers need not make it before they end.
         while self.tasks.try_recv().is_ok() {}
+        self.set.want(Vec::new(), 0);
     }
 }
 
@@ -669,6 +681,8 @@ pub(crate) const DISPATCHER: &str = "detco-dispatcher";
 pub(crate) struct Rooms<R> {
     pub(crate) free: Receiver<R>,
     pub(crate) stopped: Receiver<()>,
+    /// Tells the dispatcher when it waits for a remote shard, and hears no channel meanwhile.
+    pub(crate) ended: Arc<AtomicBool>,
 }
 
 /// Turns the order into tasks, as far ahead as free memory and [`TASKS_MAX`] allow. `F` is what a
@@ -681,6 +695,8 @@ pub(crate) struct Dispatcher<R: Room, F> {
     finish: Sender<Finished<F>>,
     stats: Arc<Stats>,
     recorder: Option<Recorder>,
+    /// The shards that the set was last told to have ready, and of which epoch.
+    wanted: Option<(u32, std::ops::Range<usize>)>,
 }
 
 impl<R: Room, F> Dispatcher<R, F> {
@@ -694,21 +710,25 @@ impl<R: Room, F> Dispatcher<R, F> {
     ) -> Dispatcher<R, F> {
         let recorder = options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into()));
         let (set, options, stats) = (Arc::clone(set), options.clone(), Arc::clone(stats));
-        Dispatcher { set, options, rooms, tasks, finish, stats, recorder }
+        Dispatcher { set, options, rooms, tasks, finish, stats, recorder, wanted: None }
     }
 
     pub(crate) fn run(mut self) {
-        let order = self.options.order;
+        let order = self.options.order.clone();
         let (rank, world) = self.options.rank;
         let mut cursor = self.options.start;
+        let mut epoch = order.epoch(cursor.epoch);
         let mut number = 0;
         while cursor.epoch < self.options.epochs {
             if order.is_empty(cursor.step) {
                 cursor = Cursor { epoch: cursor.epoch + 1, step: 0 };
+                epoch = order.epoch(cursor.epoch);
                 continue;
             }
+            self.want(&epoch, cursor);
             let slots = order.slots(cursor.step, rank, world);
-            let samples: Vec<u64> = slots.clone().map(|slot| order.sample(cursor, slot)).collect();
+            let samples: Vec<u64> =
+                slots.clone().map(|slot| epoch.sample(cursor.step, slot)).collect();
             let faults = Mutex::new(Vec::new());
             let work = Work { cursor, number, first_slot: slots.start, samples, faults };
             if !self.dispatch(Arc::new(work)) {
@@ -717,6 +737,30 @@ impl<R: Room, F> Dispatcher<R, F> {
             cursor.step += 1;
             number += 1;
         }
+    }
+
+    /// Tells a remote set which shards come next, when that has changed.
+    fn want(&mut self, epoch: &Epoch<'_>, cursor: Cursor) {
+        if !self.set.is_remote() {
+            return;
+        }
+        let shards = self.set.shards().len();
+        let of = |sample| self.set.shard_of(sample);
+        let reading = epoch.reading(cursor.step, shards, &of);
+        let now = Some((cursor.epoch, reading.clone()));
+        if self.wanted == now {
+            return;
+        }
+        self.wanted = now;
+        let mut all = epoch.shards(cursor.step, shards, &of);
+        all.drain(..reading.start);
+        if cursor.epoch + 1 < self.options.epochs {
+            let mut seen = vec![false; shards];
+            all.iter().for_each(|shard| seen[*shard as usize] = true);
+            let next = self.options.order.epoch(cursor.epoch + 1).shards(0, shards, &of);
+            all.extend(next.into_iter().filter(|shard| !seen[*shard as usize]));
+        }
+        self.set.want(all, reading.len() as u32);
     }
 
     /// Hands a batch out; false when the loader is gone.
@@ -735,13 +779,16 @@ impl<R: Room, F> Dispatcher<R, F> {
         let Some(room) = room else { return false };
         for (index, slot) in room.open(work.samples.len()).into_iter().enumerate() {
             let sample = work.samples[index];
-            self.set.will_need(sample);
+            // Without its shard the worker meets the same error, and tells it as the sample's.
+            let ended = &self.rooms.ended;
+            let held = self.set.ready(sample, &|| ended.load(Ordering::Relaxed)).ok().flatten();
             if let Some((Stage::Get, time)) = self.options.handicap {
                 std::thread::sleep(time);
             }
             let (start, found) = (Instant::now(), self.tasks.len());
             self.span("read ahead", end, start, sample);
-            if self.tasks.send(Task { work: Arc::clone(&work), index, slot }).is_err() {
+            let task = Task { work: Arc::clone(&work), index, slot, held };
+            if self.tasks.send(task).is_err() {
                 return false;
             }
             end = Instant::now();
@@ -770,6 +817,7 @@ struct Worker<'a> {
     renderer: Renderer,
     plan: SamplePlan,
     image: Image,
+    ended: &'a AtomicBool,
 }
 
 impl<'a> Worker<'a> {
@@ -778,21 +826,23 @@ impl<'a> Worker<'a> {
         options: &'a LoaderOptions,
         stats: &'a WorkerStats,
         recorder: Option<Recorder>,
+        ended: &'a AtomicBool,
     ) -> Worker<'a> {
         let (decoder, renderer) = (Decoder::new(), Renderer::new());
         let (since, plan, image) = (Mark::now(), SamplePlan::default(), Image::new());
-        Worker { set, options, stats, recorder, since, decoder, renderer, plan, image }
+        Worker { set, options, stats, recorder, since, decoder, renderer, plan, image, ended }
     }
 
     fn run(&mut self, tasks: &Receiver<Task<Slot>>, finish: &Sender<Finished<Slab>>) {
         self.since = Mark::now();
         loop {
             let (start, found) = (self.since.wall, tasks.len());
-            let Ok(Task { work, index, mut slot }) = tasks.recv() else { return };
+            let Ok(Task { work, index, mut slot, held }) = tasks.recv() else { return };
             self.lap(Stage::Get, work.samples[index]);
             self.stats.get().waited(self.since.wall - start, found);
             let (set, options) = (self.set, self.options);
             work.settle(index, set, options, |id| self.sample(id, work.cursor, &mut slot));
+            drop(held); // its shard may go
             let Some(slab) = slot.done() else { continue };
             let (start, found, number) = (self.since.wall, finish.len(), work.number);
             self.hold(Stage::Put);
@@ -838,12 +888,12 @@ impl<'a> Worker<'a> {
     }
 
     fn render(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
-        let sample = self.set.sample(id)?;
-        touch(sample.jpeg, &self.options.views);
+        let sample = self.set.sample_until(id, &|| self.ended.load(Ordering::Relaxed))?;
+        touch(sample.jpeg(), &self.options.views);
         self.hold(Stage::Read);
         self.lap(Stage::Read, id);
         if !matches!(self.options.views, Views::Read) {
-            let decoded = self.decoder.decode(sample.jpeg, &mut self.image);
+            let decoded = self.decoder.decode(sample.jpeg(), &mut self.image);
             self.hold(Stage::Decode);
             self.lap(Stage::Decode, id);
             if let Err(error) = decoded {
@@ -858,7 +908,7 @@ impl<'a> Worker<'a> {
             self.hold(Stage::Views);
             self.lap(Stage::Views, id);
         }
-        self.stats.sample(sample.jpeg.len());
+        self.stats.sample(sample.jpeg().len());
         Ok(())
     }
 

@@ -131,7 +131,7 @@ impl WaitCounter {
         self.found.fetch_add(found as u64, Ordering::Relaxed);
     }
 
-    fn add_to(&self, sum: &mut Waits) {
+    pub(crate) fn add_to(&self, sum: &mut Waits) {
         for (total, part) in sum.buckets.iter_mut().zip(&self.buckets) {
             *total += part.load(Ordering::Relaxed);
         }
@@ -182,7 +182,7 @@ impl Waits {
         all.filter(|(_, count)| **count > 0).map(|(at, count)| (least(at), least(at + 1), *count))
     }
 
-    fn since(&self, earlier: &Waits) -> Waits {
+    pub(crate) fn since(&self, earlier: &Waits) -> Waits {
         let buckets = self.buckets.iter().zip(&earlier.buckets).map(|(a, b)| a - b).collect();
         Waits { buckets, nanos: self.nanos - earlier.nanos, found: self.found - earlier.found }
     }

@@ -130,7 +130,8 @@ fn parts(set: &ShardSet) -> Parts {
             let id = order.sample(cursor, position % BATCH);
             let mut sample = None;
             let find = calls(|| sample = Some(set.sample(id).unwrap()));
-            let jpeg = sample.unwrap().jpeg;
+            let sample = sample.unwrap();
+            let jpeg = sample.jpeg();
             let decode = calls(|| decoder.decode(jpeg, &mut image).unwrap());
             let size = [image.width, image.height];
             let draw = calls(|| recipe.draw_into(size, (7, epoch, id), &mut plan));

@@ -55,7 +55,7 @@ fn open(path: &Path) -> Result<ShardSet, ShardError> {
 /// Reads a sample as the loader does.
 fn read(set: &ShardSet, id: u64, image: &mut Image) -> Result<(), SampleError> {
     let sample = set.sample(id)?;
-    if let Err(error) = Decoder::new().decode(sample.jpeg, image) {
+    if let Err(error) = Decoder::new().decode(sample.jpeg(), image) {
         set.check_file(&sample)?;
         return Err(error.into());
     }
@@ -191,7 +191,7 @@ fn a_removed_or_replaced_shard_is_read_to_its_end() {
         let mut image = Image::new();
         for id in 0..set.len() {
             read(&set, id, &mut image).unwrap();
-            assert_eq!(set.sample(id).unwrap().jpeg, jpeg(id as u32));
+            assert_eq!(set.sample(id).unwrap().jpeg(), jpeg(id as u32));
         }
         let options = options(&set);
         let loader = Loader::start(Arc::new(set), options).unwrap();
@@ -224,7 +224,7 @@ fn what_is_rewritten_in_place_is_noticed_as_documented() {
     std::fs::write(&path, &whole).unwrap();
     let set = open(&path).unwrap();
     let sample = set.sample(3).unwrap();
-    let (at, size) = (sample.offset, sample.jpeg.len());
+    let (at, size) = (sample.offset, sample.jpeg().len());
     drop(set);
     rewrite("header", at - 512, &[0xaa; 512]);
     rewrite("start", at, &[0; 64]);

@@ -121,7 +121,7 @@ fn compare(set: &Arc<ShardSet>, cuda: Cuda, views: Views, share: f64) -> (Differ
         assert_eq!((batch.cursor, &batch.samples), (host.cursor, &host.samples));
         assert_eq!(batch.bad.len(), host.bad.len());
         for (slot, id) in batch.samples.iter().enumerate() {
-            decoder.decode(set.sample(*id).unwrap().jpeg, &mut expected).unwrap();
+            decoder.decode(set.sample(*id).unwrap().jpeg(), &mut expected).unwrap();
             difference.add(&batch.frame(slot).unwrap().expect("decoded"), &expected);
         }
     }

@@ -70,7 +70,7 @@ fn samples(out: &Path) -> BTreeMap<String, (Option<u32>, Vec<u8>)> {
     let set = ShardSet::open(&[out.display().to_string()]).expect("opens");
     let all = (0..set.len()).map(|id| {
         let sample = set.sample(id).expect("a sample");
-        (sample.key.to_owned(), (sample.class, sample.jpeg.to_vec()))
+        (sample.key.to_owned(), (sample.class, sample.jpeg().to_vec()))
     });
     all.collect()
 }
@@ -454,7 +454,7 @@ fn shards_can_be_cut_by_bytes() {
     let set = ShardSet::open(&[out.path().display().to_string()]).expect("opens");
     for (number, shard) in set.shards().iter().enumerate() {
         let ids = shard.first()..shard.first() + shard.samples();
-        let bytes: u64 = ids.map(|id| set.sample(id).expect("a sample").jpeg.len() as u64).sum();
+        let bytes: u64 = ids.map(|id| set.sample(id).expect("a sample").jpeg().len() as u64).sum();
         assert!(bytes < most + largest, "{bytes}");
         assert!(bytes >= most || number + 1 == set.shards().len(), "{bytes}");
     }

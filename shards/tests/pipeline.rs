@@ -122,7 +122,7 @@ fn slots_hold_what_the_renderer_draws_for_their_sample() {
     for filled in loader {
         let filled = filled.unwrap();
         for (slot, id) in filled.samples.iter().enumerate() {
-            decoder.decode(set.sample(*id).unwrap().jpeg, &mut image).unwrap();
+            decoder.decode(set.sample(*id).unwrap().jpeg(), &mut image).unwrap();
             let plan = recipe().draw(image.width, image.height, 7, filled.cursor.epoch, *id);
             let mut crop = vec![0; recipe().global_bytes()];
             renderer.global(&image, &plan.global[1], &mut crop);
@@ -308,7 +308,7 @@ fn a_set_with_1_percent_damaged_in_10_ways_runs_to_its_end_under_2_percent_and_s
     println!("{cases} resumes, 3 of them on two ranks, gave the same samples and bytes");
 
     let default = LoaderOptions { bad_share_max: 0.001, ..skip(2) };
-    assert_eq!(LoaderOptions::train(recipe(), default.order, 7, 2).bad_share_max, 0.001);
+    assert_eq!(LoaderOptions::train(recipe(), default.order.clone(), 7, 2).bad_share_max, 0.001);
     let mut loader = Loader::start(Arc::clone(&set), default).unwrap();
     let error = loader.find_map(Result::err).expect("ten of a thousand are above 0.1 %");
     let stops = matches!(error, PipelineError::TooManyBad { bad: 2, budget: 1, samples: 1000, .. });
@@ -337,8 +337,8 @@ fn jpeg_bytes_are_slices_of_the_map() {
     let set = shards(folder.path(), 25, &[]);
     for id in 0..set.len() {
         let sample = set.sample(id).unwrap();
-        let map = set.shards()[sample.shard].map_range();
-        let bytes = sample.jpeg.as_ptr_range();
+        let map = sample.map_range();
+        let bytes = sample.jpeg().as_ptr_range();
         assert!(map.contains(&bytes.start) && bytes.end <= map.end, "sample {id} was copied");
     }
 }
@@ -352,7 +352,7 @@ fn counters_tell_every_sample_and_byte() {
         filled.unwrap();
     }
     let stats = loader.stats();
-    let bytes: u64 = (0..40).map(|id| set.sample(id).unwrap().jpeg.len() as u64).sum();
+    let bytes: u64 = (0..40).map(|id| set.sample(id).unwrap().jpeg().len() as u64).sum();
     assert_eq!((stats.samples, stats.bytes), (80, 2 * bytes));
     assert!(stats.nanos.iter().sum::<u64>() > 0);
     const { assert!(TASKS_MAX >= 8) };

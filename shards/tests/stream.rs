@@ -40,18 +40,18 @@ fn check_twelve(set: &ShardSet) {
         assert_eq!(sample.key, format!("c/{id}"));
         assert_eq!(sample.class, Some(id as u32 % 3));
         assert_eq!(set.class(id).expect("a class"), sample.class);
-        assert_eq!(sample.jpeg, jpeg(id as u32, 24, 16));
-        assert_eq!(set.image_size(id), Some(sample.jpeg.len() as u64));
+        assert_eq!(sample.jpeg(), jpeg(id as u32, 24, 16));
+        assert_eq!(set.image_size(id), Some(sample.jpeg().len() as u64));
         let shard = &set.shards()[sample.shard];
         assert_eq!(set.shard_of(id), sample.shard);
         assert_eq!(shard.first() + sample.index as u64, id);
         // Nothing was copied: the slice lies in the map, at its offset.
-        let (map, jpeg) = (shard.map_range(), sample.jpeg.as_ptr_range());
+        let (map, jpeg) = (sample.map_range(), sample.jpeg().as_ptr_range());
         assert!(map.start <= jpeg.start && jpeg.end <= map.end);
         assert_eq!(jpeg.start.addr() - map.start.addr(), sample.offset as usize);
-        set.will_need(id);
+        assert!(set.ready(id, &|| false).expect("ready").is_none(), "nothing to hold");
     }
-    set.will_need(u64::MAX);
+    assert!(set.ready(u64::MAX, &|| false).is_err());
     assert!(matches!(set.sample(12), Err(ShardError::NoSuchSample { id: 12, samples: 12 })));
 }
 
@@ -146,7 +146,7 @@ fn other_peoples_shards_are_read() {
     assert_eq!(set.len(), 3);
     let sample = set.sample(2).expect("a sample");
     assert_eq!((sample.key, sample.class), ("deep/folder.v1/0002", Some(2)));
-    assert_eq!(sample.jpeg, image);
+    assert_eq!(sample.jpeg(), image);
     assert!(set.classes().is_empty());
 
     let set = open("upper.tar").expect("opens");
@@ -207,7 +207,7 @@ fn a_stale_index_is_named() {
     let error = set.sample(1).expect_err("no header");
     let stale = matches!(&error, ShardError::StaleIndex { fault: StaleFault::Header { .. }, .. });
     assert!(stale, "{error}");
-    set.will_need(1);
+    assert!(set.ready(1, &|| false).is_ok(), "reading ahead judges nothing");
 }
 
 /// At every block, a byte before it and a byte after it: no set opens, so no loader starts.

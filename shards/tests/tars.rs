@@ -555,8 +555,8 @@ fn two_members_of_one_name_in_a_sample_are_refused_and_in_two_samples_are_two() 
     // As in Python's webdataset, whose samples end where the next key begins.
     let set = open(&path, &[a, b, again]).unwrap();
     assert_eq!(set.len(), 3);
-    assert_eq!(set.sample(0).unwrap().jpeg, image(1));
-    assert_eq!(set.sample(2).unwrap().jpeg, image(3));
+    assert_eq!(set.sample(0).unwrap().jpeg(), image(1));
+    assert_eq!(set.sample(2).unwrap().jpeg(), image(3));
     assert_eq!(set.sample(2).unwrap().key, "a");
 }
 
@@ -576,7 +576,7 @@ fn a_sample_with_1000_extensions_is_read_and_one_with_100_000_refused() {
     let check = |set: ShardSet| {
         assert_eq!(set.len(), 2);
         let sample = set.sample(0).unwrap();
-        assert_eq!((sample.key, sample.class, sample.jpeg), ("k/0", Some(41), &image[..]));
+        assert_eq!((sample.key, sample.class, sample.jpeg()), ("k/0", Some(41), &image[..]));
     };
     check(open(&path, &members(998)).unwrap());
     let bytes = std::fs::read(&path).unwrap();

@@ -113,7 +113,7 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
     for number in 0..headers {
         // Spread evenly; at most `len - 1`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(headers)) as u64;
-        let (format, short) = describe(set.sample(id)?.jpeg);
+        let (format, short) = describe(set.sample(id)?.jpeg());
         *formats.entry(format).or_default() += 1;
         if let Some(short) = short {
             *short_side.entry(bucket(short)).or_default() += 1;

@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let id = order.sample(Cursor { epoch: args.epoch, step: row }, 0);
         let sample = set.sample(id)?;
         let shard = set.shards()[sample.shard].path();
-        decoder.decode(sample.jpeg, &mut image).with_context(|| {
+        decoder.decode(sample.jpeg(), &mut image).with_context(|| {
             format!("{}: sample {} at byte {}", shard.display(), sample.key, sample.offset)
         })?;
         let (width, height) = (image.width, image.height);

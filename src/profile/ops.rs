@@ -37,7 +37,7 @@ pub fn measure(set: &ShardSet, recipe: &Recipe, views: usize, seed: u64) -> BTre
         // Spread evenly; below `len`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(count)) as u64;
         let Ok(sample) = set.sample(id) else { continue };
-        if decoder.decode(sample.jpeg, &mut bench.image).is_err() {
+        if decoder.decode(sample.jpeg(), &mut bench.image).is_err() {
             continue;
         }
         bench.sample(recipe, views, seed, id);

@@ -32,7 +32,7 @@ mod share;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ use crate::pipeline::{
     SampleError, Sequence, TASKS_MAX, Task, Views, Work, touch,
 };
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
-use crate::stream::ShardSet;
+use crate::stream::{Sample, ShardSet};
 use crate::trace::Recorder;
 use crate::views::SamplePlan;
 
@@ -394,6 +394,8 @@ struct Common<E: Engine> {
     engine: Arc<E>,
     counters: Counters,
     meter: Meter,
+    /// Tells threads that wait for a remote shard, and hear no channel meanwhile.
+    ended: Arc<AtomicBool>,
 }
 
 impl<E: Engine> DeviceLoader<E> {
@@ -421,6 +423,7 @@ impl<E: Engine> DeviceLoader<E> {
             engine: Arc::clone(&engine),
             counters: Counters::default(),
             meter: Meter::new(share, workers),
+            ended: Arc::new(AtomicBool::new(false)),
         });
         // Before the channels, so that an error below closes them before it joins the threads.
         let mut pool = Pool::new();
@@ -437,6 +440,7 @@ impl<E: Engine> DeviceLoader<E> {
         let (filled_sender, filled) = bounded(trays);
         let (finish, finished) = bounded(trays);
         let (stop, stopped) = bounded::<()>(0);
+        let ended = Arc::clone(&common.ended);
         let stats = Arc::new(Stats::new(workers));
         for worker in 0..workers {
             let name = format!("detco-worker-{worker}");
@@ -450,7 +454,7 @@ impl<E: Engine> DeviceLoader<E> {
         let send = finish.clone();
         let body = move || hand.submit(&filled, &send);
         pool.start(SUBMIT.into(), body).map_err(PipelineError::Thread)?;
-        let rooms = Rooms { free: free_trays, stopped };
+        let rooms = Rooms { free: free_trays, stopped, ended: Arc::clone(&ended) };
         let dispatcher = Dispatcher::new(&set, &options, rooms, task_sender, finish, &stats);
         pool.start(DISPATCHER.into(), move || dispatcher.run()).map_err(PipelineError::Thread)?;
         let sequence = Sequence::new(options, finished, Arc::clone(&stats));
@@ -516,6 +520,8 @@ fn tray<E: Engine>(
 
 impl<E: Engine> Drop for DeviceLoader<E> {
     fn drop(&mut self) {
+        self.common.ended.store(true, Ordering::Relaxed);
+        self.set.want(Vec::new(), 0);
         // What is queued is for nobody: workers need not make it before they end.
         while self.tasks.try_recv().is_ok() {}
     }
@@ -577,7 +583,7 @@ impl<E: Engine> Hand<E> {
         let mut laps = Laps { stats, since: Mark::now() };
         loop {
             let (start, found) = (laps.since.wall, tasks.len());
-            let Ok(Task { work, index, slot: Place(tray) }) = tasks.recv() else { return };
+            let Ok(Task { work, index, slot: Place(tray), held }) = tasks.recv() else { return };
             self.lap(&mut laps, Stage::Get, work.samples[index]);
             stats.get().waited(laps.since.wall - start, found);
             work.settle(index, &common.set, &common.options, |id| {
@@ -585,6 +591,7 @@ impl<E: Engine> Hand<E> {
                     hand.sample(id, index, work.cursor, &tray, Some(&mut laps))
                 })
             });
+            drop(held); // its shard may go
             let Some(tray) = Arc::into_inner(tray) else { continue };
             let (start, found, number) = (laps.since.wall, filled.len(), work.number);
             if filled.send((work, tray)).is_err() {
@@ -633,22 +640,22 @@ impl<E: Engine> Hand<E> {
     ) -> Result<(), SampleError> {
         let common = Arc::clone(&self.common);
         let (set, options) = (&common.set, &common.options);
-        let sample = set.sample(id)?;
-        touch(sample.jpeg, &options.views);
+        let sample = set.sample_until(id, &|| common.ended.load(Ordering::Relaxed))?;
+        touch(sample.jpeg(), &options.views);
         if let Some(laps) = laps.as_deref_mut() {
             self.lap(laps, Stage::Read, id);
         }
         let mut defer = false;
         if !matches!(options.views, Views::Read) {
-            let header = probe(sample.jpeg).or_else(|error| {
+            let header = probe(sample.jpeg()).or_else(|error| {
                 set.check_file(&sample)?;
                 Err(SampleError::from(error))
             })?;
             let (share, at) = (common.meter.current(), (cursor.epoch, id));
-            let way = Way::of(&header, sample.jpeg);
+            let way = Way::of(&header, sample.jpeg());
             defer = laps.is_some() && way == Way::Batch && share.takes(at);
             if !defer {
-                self.decode(tray, Job { slot, jpeg: sample.jpeg, header }).or_else(|error| {
+                self.decode(tray, Job { slot, jpeg: sample.jpeg(), header }).or_else(|error| {
                     set.check_file(&sample)?;
                     Err(SampleError::from(error))
                 })?;
@@ -670,7 +677,7 @@ impl<E: Engine> Hand<E> {
         }
         if let Some(laps) = laps {
             self.lap(laps, Stage::Views, id);
-            laps.stats.sample(sample.jpeg.len());
+            laps.stats.sample(sample.jpeg().len());
         }
         Ok(())
     }
@@ -734,13 +741,16 @@ impl<E: Engine> Hand<E> {
         deferred: &[(usize, u64)],
     ) -> Result<(), E::Error> {
         let common = Arc::clone(&self.common);
-        let mut jobs = Vec::with_capacity(deferred.len());
-        for (slot, id) in deferred {
-            // A worker found both before; a shard that changed since is found below.
-            if let Ok(sample) = common.set.sample(*id)
-                && let Ok(header) = probe(sample.jpeg)
-            {
-                jobs.push(Job { slot: *slot, jpeg: sample.jpeg, header });
+        let ended = || common.ended.load(Ordering::Relaxed);
+        // A worker found all of them before; a shard that changed since is found below.
+        let samples: Vec<(usize, Sample<'_>)> = deferred
+            .iter()
+            .filter_map(|(slot, id)| Some((*slot, common.set.sample_until(*id, &ended).ok()?)))
+            .collect();
+        let mut jobs = Vec::with_capacity(samples.len());
+        for (slot, sample) in &samples {
+            if let Ok(header) = probe(sample.jpeg()) {
+                jobs.push(Job { slot: *slot, jpeg: sample.jpeg(), header });
             }
         }
         let wait = common.meter.share().is_none();
@@ -749,11 +759,9 @@ impl<E: Engine> Hand<E> {
         if jobs.len() == deferred.len() {
             outcome = common.engine.decode_batch(&mut self.worker, &tray.buffers, &jobs, wait)?;
         }
-        let intact = |(_, id): &(usize, u64)| {
-            common.set.sample(*id).is_ok_and(|sample| common.set.check(&sample).is_ok())
-        };
+        let intact = |(_, sample): &(usize, Sample<'_>)| common.set.check(sample).is_ok();
         let again: Vec<usize> = match outcome {
-            Batched::Done { left } if deferred.iter().all(intact) => {
+            Batched::Done { left } if samples.iter().all(intact) => {
                 let batched = jobs.len() - left.len();
                 Counters::add(&common.counters.batched, batched);
                 if wait {

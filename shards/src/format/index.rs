@@ -9,6 +9,7 @@
 //! `__meta__` names, belong to no sample.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use thiserror::Error;
 
@@ -170,7 +171,24 @@ impl Table {
     ///
     /// [`ShardError::Index`] for a text that is no index, [`ShardError::StaleIndex`] for one that
     /// describes another shard.
-    pub fn read(text: &[u8], index: &std::path::Path, map: &Map) -> Result<Table, ShardError> {
+    pub fn read(text: &[u8], index: &Path, map: &Map) -> Result<Table, ShardError> {
+        let (table, ends) = Table::parse(text, index, map.path(), map.bytes().len() as u64)?;
+        ends.check(map.bytes(), index, map.path())?;
+        Ok(table)
+    }
+
+    /// Reads the text of an index whose shard of `bytes` bytes is not at hand yet: what
+    /// [`Table::read`] checks, but for what only the shard tells, which is left to [`Ends::check`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::read`].
+    pub fn parse(
+        text: &[u8],
+        index: &Path,
+        shard: &Path,
+        bytes: u64,
+    ) -> Result<(Table, Ends), ShardError> {
         let wrong = |line: u64, fault: IndexFault| ShardError::Index {
             index: index.to_path_buf(),
             line,
@@ -178,7 +196,7 @@ impl Table {
         };
         let stale = |fault: StaleFault| ShardError::StaleIndex {
             index: index.to_path_buf(),
-            shard: map.path().to_path_buf(),
+            shard: shard.to_path_buf(),
             fault,
         };
         let text = std::str::from_utf8(text).map_err(|error| {
@@ -195,7 +213,6 @@ impl Table {
             .and_then(|count| tar::decimal(count.as_bytes()))
             .ok_or_else(|| wrong(1, version()))?;
 
-        let bytes = map.bytes().len() as u64;
         let mut builder = Builder::default();
         // A line has at least 20 bytes, so a lie in the first line reserves no more than the text.
         let lines_max = (text.len() / 20).min(usize::try_from(promised).unwrap_or(usize::MAX));
@@ -239,15 +256,39 @@ impl Table {
         if found != promised {
             return Err(wrong(1, IndexFault::Count { promised, found }));
         }
-        check_ends(map.bytes(), &builder).map_err(stale)?;
+        let ends = Ends { first: builder.first, end: builder.end };
         let mut table = builder.table;
         table.keys.shrink_to_fit();
-        Ok(table)
+        Ok((table, ends))
     }
 }
 
-/// The shard's first member is the index's first, and after the index's last only the end follows.
-fn check_ends(bytes: &[u8], builder: &Builder) -> Result<(), StaleFault> {
+/// Where an index says that the members of its shard begin and end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The first member of all.
+    first: Span,
+    /// End of the last one, padding included.
+    end: u64,
+}
+
+impl Ends {
+    /// The shard's first member is the index's first, and after the index's last only the end
+    /// follows.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError::StaleIndex`] otherwise.
+    pub fn check(&self, bytes: &[u8], index: &Path, shard: &Path) -> Result<(), ShardError> {
+        check_ends(bytes, self).map_err(|fault| ShardError::StaleIndex {
+            index: index.to_path_buf(),
+            shard: shard.to_path_buf(),
+            fault,
+        })
+    }
+}
+
+fn check_ends(bytes: &[u8], ends: &Ends) -> Result<(), StaleFault> {
     let unindexed = |member: &tar::Member<'_>| {
         let name = String::from_utf8_lossy(&member.name).into_owned();
         StaleFault::Unindexed { name, offset: member.data }
@@ -256,8 +297,8 @@ fn check_ends(bytes: &[u8], builder: &Builder) -> Result<(), StaleFault> {
         |offset: u64| move |error: tar::TarError| StaleFault::Header { offset, fault: error.fault };
     for member in Walker::new(bytes) {
         let member = member.map_err(header(BLOCK))?;
-        if member.data == builder.first.offset {
-            let (indexed, actual) = (builder.first.size, member.payload.len() as u64);
+        if member.data == ends.first.offset {
+            let (indexed, actual) = (ends.first.size, member.payload.len() as u64);
             if indexed != actual {
                 let offset = member.data;
                 return Err(StaleFault::Size { offset, indexed, actual });
@@ -268,8 +309,8 @@ fn check_ends(bytes: &[u8], builder: &Builder) -> Result<(), StaleFault> {
             return Err(unindexed(&member));
         }
     }
-    for member in Walker::at(bytes, builder.end) {
-        let member = member.map_err(header(builder.end))?;
+    for member in Walker::at(bytes, ends.end) {
+        let member = member.map_err(header(ends.end))?;
         if belongs(&member) {
             return Err(unindexed(&member));
         }

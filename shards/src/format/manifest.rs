@@ -304,13 +304,18 @@ impl Manifest {
             let entry = entry.map_err(ShardError::io(folder, "list"))?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            let rest = name.strip_prefix("manifest").and_then(|rest| rest.strip_suffix(".json"));
-            if rest.is_some_and(|rest| rest.is_empty() || is_part(rest)) {
+            if Manifest::is_name(name) {
                 found.push(entry.path());
             }
         }
         found.sort();
         found.into_iter().map(|path| Ok((path.clone(), Manifest::read(&path)?))).collect()
+    }
+
+    /// Whether a file of this name is a manifest: `manifest.json`, `manifest-00001-of-00004.json`.
+    pub fn is_name(name: &str) -> bool {
+        let rest = name.strip_prefix("manifest").and_then(|rest| rest.strip_suffix(".json"));
+        rest.is_some_and(|rest| rest.is_empty() || is_part(rest))
     }
 
     /// The CRC-32C of a shard's member, by position in the shard. `None` beyond its members.

@@ -9,17 +9,20 @@
 pub mod index;
 pub mod manifest;
 pub mod map;
+mod remote;
 mod sigbus;
 pub mod tar;
 pub mod verify;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 pub use self::index::IndexFault;
 pub use self::manifest::ManifestFault;
+pub use self::remote::{Cause, RemoteFault};
 pub use self::tar::{TarError, TarFault};
 
 /// What can be wrong with shards, their indexes and manifests.
@@ -100,6 +103,17 @@ pub enum ShardError {
         /// What is wrong.
         fault: SpecFault,
     },
+    /// A shard that lies elsewhere cannot be had.
+    #[error("{url}: {fault}")]
+    Remote {
+        /// Where it lies.
+        url: String,
+        /// What is wrong.
+        fault: Box<RemoteFault>,
+    },
+    /// An error that several readers of one shard meet.
+    #[error("{0}")]
+    Shared(#[source] Arc<ShardError>),
     /// A sample id outside the set.
     #[error("sample {id} does not exist: the shards hold {samples}")]
     NoSuchSample {
@@ -140,6 +154,10 @@ impl ShardError {
     ) -> impl FnOnce(std::io::Error) -> ShardError + use<> {
         let path = path.to_path_buf();
         move |source| ShardError::Io { path, action, source }
+    }
+
+    pub(crate) fn remote(url: &str, fault: RemoteFault) -> ShardError {
+        ShardError::Remote { url: url.to_owned(), fault: Box::new(fault) }
     }
 
     pub(crate) fn tar(shard: &Path, error: TarError) -> ShardError {
@@ -314,4 +332,7 @@ pub enum SpecFault {
     /// No samples at all.
     #[error("the shards hold no samples")]
     NoSamples,
+    /// URLs and files.
+    #[error("URLs and files cannot be mixed in one data set")]
+    Mixed,
 }

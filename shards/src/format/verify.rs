@@ -47,6 +47,17 @@ pub struct Report {
     pub faults: Vec<Fault>,
 }
 
+impl Report {
+    /// Adds another's shards to this one's.
+    pub(crate) fn add(&mut self, one: Report) {
+        self.shards += one.shards;
+        self.samples += one.samples;
+        self.bytes += one.bytes;
+        self.checked += one.checked;
+        self.faults.extend(one.faults);
+    }
+}
+
 /// Verifies all shards of a folder on `workers` threads; `read` counts bytes as they are read.
 ///
 /// # Errors
@@ -81,11 +92,7 @@ pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report,
                     let one = shard(path, record.as_ref(), read);
                     // A poisoned lock means that a sibling panicked; its report still counts.
                     let mut total = total.lock().unwrap_or_else(|poison| poison.into_inner());
-                    total.shards += one.shards;
-                    total.samples += one.samples;
-                    total.bytes += one.bytes;
-                    total.checked += one.checked;
-                    total.faults.extend(one.faults);
+                    total.add(one);
                 }
             });
         }
@@ -134,7 +141,7 @@ fn join(
     }
 }
 
-fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64) -> Report {
+pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64) -> Report {
     let mut report = Report { shards: 1, ..Report::default() };
     let map = match Map::open(path) {
         Ok(map) => map,
@@ -252,7 +259,7 @@ fn plain(file: &Path, fault: &str) -> Fault {
     Fault { file: file.to_path_buf(), member: None, offset: None, fault: fault.to_owned() }
 }
 
-fn fault_of(file: &Path, error: &ShardError) -> Fault {
+pub(crate) fn fault_of(file: &Path, error: &ShardError) -> Fault {
     let (file, member, offset, fault) = match error {
         ShardError::Tar { shard, error } => {
             (shard, None, Some(error.offset), error.fault.to_string())

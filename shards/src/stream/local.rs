@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::Shard;
+use super::{Opened, Shard, Source};
 use crate::format::index::{IndexText, Table};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
@@ -14,13 +14,6 @@ use crate::format::{ShardError, SpecFault, StaleFault};
 
 /// Shards are opened by this many threads at most: beyond it a disk only seeks more.
 const OPENERS_MAX: usize = 8;
-
-/// What [`open`] returns; `digests` has an entry for each shard.
-pub(super) struct Opened {
-    pub(super) shards: Vec<Shard>,
-    pub(super) classes: Vec<String>,
-    pub(super) digests: Vec<Option<String>>,
-}
 
 pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
     let mut paths = Vec::new();
@@ -39,7 +32,7 @@ pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
         paths.iter().map(|path| (path.as_path(), records.remove(path))).collect();
     let shards = open_all(&jobs)?;
     let digests = jobs.into_iter().map(|(_, record)| record.map(|record| record.sha256)).collect();
-    Ok(Opened { shards, classes, digests })
+    Ok(Opened { shards, classes, digests, remote: None })
 }
 
 /// One word of the user's to paths of shards.
@@ -194,7 +187,7 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
     // Where a shard shrank meanwhile there are zeros, and zeros end an archive.
     map.check()?;
     let (table, indexed) = found?;
-    Ok(Shard { map, table, first: 0, indexed })
+    Ok(Shard { source: Source::Local(map), table, first: 0, indexed })
 }
 
 /// Where a shard's samples lie, and whether an index says so.

@@ -1,19 +1,24 @@
 //! Opened shards: sample ids to slices of the map.
 //!
 //! A [`ShardSet`] numbers the samples of many shards from 0, in the order of the shards, and lends
-//! each as slices of mapped memory. It copies no image, keeps about fifty bytes a sample, and never
-//! writes.
+//! each as slices of mapped memory. It copies no image, keeps about fifty bytes a sample, and writes
+//! nothing but the cache of shards that lie elsewhere.
 
 mod local;
+pub mod remote;
 
-use std::path::Path;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::format::index::{Entry, Span, Table};
+use crate::format::manifest::Manifest;
 use crate::format::map::Map;
 use crate::format::verify::member_in_place;
-use crate::format::{SampleFault, ShardError};
+use crate::format::{RemoteFault, SampleFault, ShardError, SpecFault};
+use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
 
 /// Shards, opened. Share it in an `Arc`; reading needs no lock.
 #[derive(Debug)]
@@ -22,20 +27,64 @@ pub struct ShardSet {
     samples: u64,
     classes: Vec<String>,
     fingerprint: u64,
+    remote: Option<Remote>,
+}
+
+/// What opening finds; `digests` has an entry for each shard.
+struct Opened {
+    shards: Vec<Shard>,
+    classes: Vec<String>,
+    digests: Vec<Option<String>>,
+    remote: Option<Remote>,
 }
 
 /// One shard of a set.
 #[derive(Debug)]
 pub struct Shard {
-    map: Map,
+    source: Source,
     table: Table,
     first: u64,
     /// Whether the table came from an index, whose claims are checked when a sample is read.
     indexed: bool,
 }
 
+/// Where a shard's bytes come from.
+#[derive(Debug)]
+enum Source {
+    /// Mapped for as long as the set lives.
+    Local(Map),
+    /// Fetched, and mapped while it is read.
+    Remote {
+        url: PathBuf,
+        bytes: u64,
+        shelf: Arc<Shelf>,
+        /// Its number on the shelf.
+        number: u32,
+    },
+}
+
+/// A shard's map, kept while it is read.
+#[derive(Debug, Clone)]
+enum Lease<'a> {
+    /// Of a shard that stays mapped.
+    Lent(&'a Map),
+    /// Of a cached shard; no process evicts it meanwhile.
+    Held(Arc<Held>),
+}
+
+impl Deref for Lease<'_> {
+    type Target = Map;
+
+    fn deref(&self) -> &Map {
+        match self {
+            Lease::Lent(map) => map,
+            Lease::Held(held) => held,
+        }
+    }
+}
+
 /// A sample, borrowed from its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Sample<'a> {
     /// Its number in the set.
     pub id: u64,
@@ -47,16 +96,31 @@ pub struct Sample<'a> {
     pub key: &'a str,
     /// Its class number, if it has a `.cls` member.
     pub class: Option<u32>,
-    /// The image file: a slice of the map. JPEG, or PNG in foreign shards.
-    pub jpeg: &'a [u8],
-    /// Byte offset of `jpeg` in the shard.
+    /// Byte offset of the image in the shard.
     pub offset: u64,
+    map: Lease<'a>,
+    /// The image in the map.
+    image: Range<usize>,
+}
+
+impl Sample<'_> {
+    /// The image file: a slice of the map. JPEG, or PNG in foreign shards.
+    pub fn jpeg(&self) -> &[u8] {
+        &self.map.bytes()[self.image.clone()]
+    }
+
+    /// The address range of the map, for tests that nothing was copied.
+    pub fn map_range(&self) -> Range<*const u8> {
+        self.map.bytes().as_ptr_range()
+    }
 }
 
 impl ShardSet {
     /// Opens shards named by folders (all `.tar` in them), `.tar` files, globs (`train-*.tar`) and
     /// brace lists (`train-{000000..000012}.tar`). Folders and globs are sorted by name; the order
     /// of `spec` is kept.
+    ///
+    /// As [`ShardSet::open_with`], which takes URLs too.
     ///
     /// A shard with a `.idx` beside it is not walked. Shards with a `manifest.json` beside them are
     /// held against it.
@@ -66,7 +130,32 @@ impl ShardSet {
     /// Nothing there, a broken shard, a stale index, a manifest that does not fit, a sample without
     /// an image: each names the file and the place.
     pub fn open(spec: &[String]) -> Result<ShardSet, ShardError> {
-        let local::Opened { mut shards, classes, digests } = local::open(spec)?;
+        ShardSet::open_with(spec, None)
+    }
+
+    /// Opens shards on a local file system, as [`ShardSet::open`] does, or behind URLs
+    /// (`s3://`, `gs://`, `az://`, `http://`, `https://`): of a folder with a manifest, of a folder
+    /// that the store lists, or of single tars and brace lists of them. `remote` says how those are
+    /// reached and where they are kept; no shard with an index is fetched before it is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`ShardSet::open`]; a store that cannot be reached, refuses, or has something else than
+    /// its manifest says; URLs without `remote`, or beside files.
+    pub fn open_with(
+        spec: &[String],
+        remote: Option<&RemoteOptions>,
+    ) -> Result<ShardSet, ShardError> {
+        let urls = spec.iter().filter(|word| remote::is_url(word)).count();
+        let Opened { mut shards, classes, digests, remote } = match (urls, remote) {
+            (0, _) => local::open(spec)?,
+            (_, None) => return Err(ShardError::remote(&spec.join(" "), RemoteFault::NoCache)),
+            (_, Some(options)) if urls == spec.len() => remote::open(spec, options)?,
+            _ => {
+                let fault = SpecFault::Mixed;
+                return Err(ShardError::Spec { spec: spec.join(" "), fault });
+            }
+        };
         let mut samples = 0;
         let mut digest = Sha256::new();
         for (shard, recorded) in shards.iter_mut().zip(digests) {
@@ -80,13 +169,13 @@ impl ShardSet {
             digest.update(recorded.as_deref().unwrap_or(""));
         }
         if samples == 0 {
-            let fault = crate::format::SpecFault::NoSamples;
+            let fault = SpecFault::NoSamples;
             return Err(ShardError::Spec { spec: spec.join(" "), fault });
         }
         let mut fingerprint = [0; 8];
         fingerprint.copy_from_slice(&digest.finalize()[..8]);
         let fingerprint = u64::from_le_bytes(fingerprint);
-        Ok(ShardSet { shards, samples, classes, fingerprint })
+        Ok(ShardSet { shards, samples, classes, fingerprint, remote })
     }
 
     /// Number of samples, at least 1.
@@ -105,16 +194,45 @@ impl ShardSet {
     /// No such sample, a stale index, a class that is no number, or a shard that changed since it
     /// was opened.
     pub fn sample(&self, id: u64) -> Result<Sample<'_>, ShardError> {
-        let (position, shard, index, entry) =
-            self.find(id).ok_or(ShardError::NoSuchSample { id, samples: self.samples })?;
-        let class = entry.class.map(|span| shard.class(&entry, span)).transpose();
-        let jpeg = shard.slice(entry.image);
+        self.sample_until(id, &|| false)
+    }
+
+    /// As [`ShardSet::sample`], which waits for a shard that is being fetched; here only until `stop`
+    /// says that nobody needs it any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`ShardSet::sample`], and when `stop` said so.
+    pub fn sample_until(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Sample<'_>, ShardError> {
+        let (position, shard, index, entry) = self.seek(id)?;
+        let map = shard.lease(stop)?;
+        let class = entry.class.map(|span| shard.class(&map, &entry, span)).transpose();
+        let image = shard.span(&map, entry.image);
         // First of all errors: it is what the others came from.
-        shard.map.check()?;
-        let fault = |error| shard.map.check_file().err().unwrap_or(error);
-        let (class, jpeg) = (class.map_err(fault)?, jpeg.map_err(fault)?);
+        map.check()?;
+        let fault = |error| map.check_file().err().unwrap_or(error);
+        let (class, image) = (class.map_err(fault)?, image.map_err(fault)?);
         let offset = entry.image.offset;
-        Ok(Sample { id, shard: position, index, key: entry.key, class, jpeg, offset })
+        Ok(Sample { id, shard: position, index, key: entry.key, class, offset, map, image })
+    }
+
+    /// Makes a sample's shard ready to be read, and asks the system to read its bytes ahead: a remote
+    /// shard is waited for, until `stop` says that nobody needs it any more, and stays mapped as long
+    /// as what is returned lives.
+    ///
+    /// # Errors
+    ///
+    /// No such sample, or a shard that cannot be had.
+    pub fn ready(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Option<Arc<Held>>, ShardError> {
+        let (_, shard, _, entry) = self.seek(id)?;
+        let map = shard.lease(stop)?;
+        // From the header on: `sample` reads it.
+        let start = entry.image.offset.saturating_sub(crate::format::tar::BLOCK);
+        map.will_need(start, entry.image.offset + entry.image.size - start);
+        Ok(match map {
+            Lease::Lent(_) => None,
+            Lease::Held(held) => Some(held),
+        })
     }
 
     /// Whether what was read of a sample were the bytes of its shard. One atomic load.
@@ -123,7 +241,7 @@ impl ShardSet {
     ///
     /// [`ShardError::Changed`]: the shard was shortened, and zeros were read instead.
     pub fn check(&self, sample: &Sample<'_>) -> Result<(), ShardError> {
-        self.shards[sample.shard].map.check()
+        sample.map.check()
     }
 
     /// As [`ShardSet::check`], for a sample whose bytes turned out to be no image: the file system
@@ -133,16 +251,7 @@ impl ShardSet {
     ///
     /// [`ShardError::Changed`]: the shard was shortened or written to since it was opened.
     pub fn check_file(&self, sample: &Sample<'_>) -> Result<(), ShardError> {
-        self.shards[sample.shard].map.check_file()
-    }
-
-    /// Asks the system to read a sample's bytes ahead. Never fails: an unknown id is ignored.
-    pub fn will_need(&self, id: u64) {
-        if let Some((_, shard, _, entry)) = self.find(id) {
-            // From the header on: `sample` reads it.
-            let start = entry.image.offset.saturating_sub(crate::format::tar::BLOCK);
-            shard.map.will_need(start, entry.image.offset + entry.image.size - start);
-        }
+        sample.map.check_file()
     }
 
     /// The class number of a sample, without touching its image. `None` for one without a class.
@@ -151,15 +260,16 @@ impl ShardSet {
     ///
     /// As [`ShardSet::sample`].
     pub fn class(&self, id: u64) -> Result<Option<u32>, ShardError> {
-        let missing = ShardError::NoSuchSample { id, samples: self.samples };
-        let (_, shard, _, entry) = self.find(id).ok_or(missing)?;
-        let class = entry.class.map(|span| shard.class(&entry, span)).transpose();
+        let (_, shard, _, entry) = self.seek(id)?;
+        let Some(span) = entry.class else { return Ok(None) };
+        let map = shard.lease(&|| false)?;
+        let class = shard.class(&map, &entry, span);
         if class.is_err() {
-            shard.map.check_file()?
+            map.check_file()?
         } else {
-            shard.map.check()?
+            map.check()?
         }
-        class
+        class.map(Some)
     }
 
     /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
@@ -196,6 +306,39 @@ impl ShardSet {
         &self.shards
     }
 
+    /// Manifests of a set behind URLs, with theirs; those of local shards lie beside them.
+    pub fn manifests(&self) -> &[(PathBuf, Manifest)] {
+        self.remote.as_ref().map_or(&[], |remote| &remote.manifests)
+    }
+
+    /// Whether the shards lie behind URLs.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// What was fetched so far; `None` for local shards.
+    pub fn fetched(&self) -> Option<RemoteSnapshot> {
+        self.remote.as_ref().map(|remote| remote.shelf.snapshot())
+    }
+
+    /// The bound of the cache in bytes; `None` for local shards.
+    pub fn room(&self) -> Option<u64> {
+        self.remote.as_ref().map(|remote| remote.shelf.room())
+    }
+
+    /// Says which shards will be read, in that order, by their positions in [`ShardSet::shards`]; the
+    /// first `now` of them are being read from now on. Remote ones are fetched ahead; local ones are
+    /// there anyway.
+    pub fn want(&self, shards: Vec<u32>, now: u32) {
+        if let Some(remote) = &self.remote {
+            remote.shelf.want(shards, now);
+        }
+    }
+
+    fn seek(&self, id: u64) -> Result<(usize, &Shard, usize, Entry<'_>), ShardError> {
+        self.find(id).ok_or(ShardError::NoSuchSample { id, samples: self.samples })
+    }
+
     fn find(&self, id: u64) -> Option<(usize, &Shard, usize, Entry<'_>)> {
         let position = self.shard_of(id);
         let shard = &self.shards[position];
@@ -205,14 +348,20 @@ impl ShardSet {
 }
 
 impl Shard {
-    /// Where it lies.
+    /// Where it lies: a file, or a URL.
     pub fn path(&self) -> &Path {
-        self.map.path()
+        match &self.source {
+            Source::Local(map) => map.path(),
+            Source::Remote { url, .. } => url,
+        }
     }
 
     /// Its size in bytes.
     pub fn bytes(&self) -> u64 {
-        self.map.bytes().len() as u64
+        match &self.source {
+            Source::Local(map) => map.bytes().len() as u64,
+            Source::Remote { bytes, .. } => *bytes,
+        }
     }
 
     /// Number of samples in it.
@@ -225,29 +374,30 @@ impl Shard {
         self.first
     }
 
-    /// The address range of the map, for tests that nothing was copied.
-    pub fn map_range(&self) -> std::ops::Range<*const u8> {
-        self.map.bytes().as_ptr_range()
+    fn lease(&self, stop: &dyn Fn() -> bool) -> Result<Lease<'_>, ShardError> {
+        match &self.source {
+            Source::Local(map) => Ok(Lease::Lent(map)),
+            Source::Remote { shelf, number, .. } => shelf.hold(*number, stop).map(Lease::Held),
+        }
     }
 
-    fn slice(&self, span: Span) -> Result<&[u8], ShardError> {
+    fn span(&self, map: &Map, span: Span) -> Result<Range<usize>, ShardError> {
         if self.indexed {
-            member_in_place(&self.map, span)?;
+            member_in_place(map, span)?;
         }
-        let bytes = self.map.bytes();
         let range = usize::try_from(span.offset)
             .ok()
             .zip(span.offset.checked_add(span.size).and_then(|end| usize::try_from(end).ok()));
-        let slice = range.and_then(|(start, end)| bytes.get(start..end));
-        slice.ok_or_else(|| {
-            let have = (bytes.len() as u64).saturating_sub(span.offset);
+        let have = map.bytes().len();
+        range.filter(|(_, end)| *end <= have).map(|(start, end)| start..end).ok_or_else(|| {
+            let have = (have as u64).saturating_sub(span.offset);
             let fault = crate::format::TarFault::Truncated { need: span.size, have };
             ShardError::tar(self.path(), crate::format::TarError { offset: span.offset, fault })
         })
     }
 
-    fn class(&self, entry: &Entry<'_>, span: Span) -> Result<u32, ShardError> {
-        let text = self.slice(span)?;
+    fn class(&self, map: &Map, entry: &Entry<'_>, span: Span) -> Result<u32, ShardError> {
+        let text = &map.bytes()[self.span(map, span)?];
         let number = crate::format::tar::decimal(text.trim_ascii());
         number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| ShardError::Sample {
             shard: self.path().to_path_buf(),

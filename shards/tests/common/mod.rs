@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The interpreter that `cargo xtask setup` makes.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let python = std::env::var_os("DETCO_PYTHON").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python"),
         PathBuf::from,

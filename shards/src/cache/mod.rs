@@ -1,0 +1,520 @@
+//! A folder of bounded size that keeps what was fetched, for all processes of a machine.
+//!
+//! A file appears under its name when it is whole: it grows as `.NAME.BYTES.part`, is flushed, then
+//! renamed. Whoever lets a part grow holds a lock on it (`flock`), which the kernel takes back
+//! however the process ends; a part that nobody holds is gone on with, or removed for its room. Who
+//! reads a file holds its byte of `locks` (see [`Hold`]) and keeps it from being evicted by anybody;
+//! so what is mapped is always counted. Beyond that, files leave in the order of their last use, kept
+//! as their access time.
+//!
+//! The bound holds over all processes that state it: whole files count by their size, parts by the
+//! size that they will have, and room is made by one process at a time. Only names that this module
+//! makes are ever counted or removed: 64 hex digits, a word, an ending.
+//!
+//! Never fetches anything, and knows nothing of shards but the order in which they are dear.
+
+mod locks;
+
+use std::cmp::Reverse;
+use std::fs::{self, File, FileTimes, TryLockError};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest as _, Sha256};
+
+pub use self::locks::Hold;
+use self::locks::Locks;
+use crate::format::ShardError;
+use crate::format::manifest::sync_folder;
+use crate::format::writer::hex;
+
+/// A cache, opened.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    bound: u64,
+    locks: Arc<Locks>,
+}
+
+/// How dear a file is to this process when room is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dear {
+    /// Not needed: goes first, the least recently used before others.
+    No,
+    /// Needed after so many others: the later, the sooner it goes.
+    After(u32),
+}
+
+/// What came of asking for room.
+#[derive(Debug)]
+pub enum Admitted {
+    /// The file is there, whole.
+    Present,
+    /// Another process, or another thread, is fetching it.
+    Elsewhere,
+    /// There is room for it; it begins, or goes on where it was left.
+    Part(Part),
+    /// Too much is in use.
+    NoRoom {
+        /// Bytes in the cache that nothing could be done about.
+        kept: u64,
+    },
+}
+
+/// A file that is growing. Dropping it leaves what is there to be gone on with.
+#[derive(Debug)]
+pub struct Part {
+    file: File,
+    /// `.NAME.BYTES.part`.
+    path: PathBuf,
+    whole: PathBuf,
+    have: u64,
+    digest: Sha256,
+}
+
+/// What lies in a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that count against the bound.
+    pub bytes: u64,
+    /// Whole files.
+    pub files: u64,
+    /// Files that are growing, or were left half.
+    pub parts: u64,
+}
+
+/// One of our files.
+#[derive(Debug)]
+struct Found {
+    name: String,
+    path: PathBuf,
+    bytes: u64,
+    part: bool,
+    used: SystemTime,
+}
+
+impl Cache {
+    /// Opens the cache in `folder`, which is made if need be; at most `bound` bytes lie in it.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be made or written.
+    pub fn open(folder: &Path, bound: u64) -> Result<Cache, ShardError> {
+        fs::create_dir_all(folder).map_err(ShardError::io(folder, "make the cache"))?;
+        let locks = Arc::new(Locks::open(&folder.join("locks"))?);
+        Ok(Cache { folder: folder.to_path_buf(), bound, locks })
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The bound in bytes.
+    pub fn bound(&self) -> u64 {
+        self.bound
+    }
+
+    /// Where the file of this name lies, if it is there.
+    pub fn path(&self, name: &str) -> PathBuf {
+        debug_assert!(is_ours(name), "{name} is no name of the cache's");
+        self.folder.join(name)
+    }
+
+    /// The file of this name, if it is there with so many bytes: held against eviction, and noted as
+    /// used now.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses; another size under this name is an error as well.
+    pub fn take(&self, name: &str, bytes: u64) -> Result<Option<Hold>, ShardError> {
+        let path = self.path(name);
+        let hold = self.locks.hold(name, &path)?;
+        let found = match path.metadata() {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ShardError::io(&path, "read the size of")(error)),
+        };
+        if found != bytes {
+            let text = format!("it has {found} bytes, {bytes} were put there: remove it");
+            return Err(ShardError::io(&path, "use")(std::io::Error::other(text)));
+        }
+        self.used(&path);
+        Ok(Some(hold))
+    }
+
+    /// A small file's bytes, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ShardError> {
+        let path = self.path(name);
+        let _hold = self.locks.hold(name, &path)?;
+        match fs::read(&path) {
+            Ok(bytes) => {
+                self.used(&path);
+                Ok(Some(bytes))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ShardError::io(&path, "read")(error)),
+        }
+    }
+
+    /// Notes that a file was used now, as its access time: nobody compares it, and it is set even
+    /// where reading does not.
+    fn used(&self, path: &Path) {
+        let times = FileTimes::new().set_accessed(SystemTime::now());
+        // A file that is not ours to touch keeps its place in the order.
+        let _ = File::open(path).and_then(|file| file.set_times(times));
+    }
+
+    /// Puts a small file there, unless there is no room or another process is putting it.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn store(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        dear: &dyn Fn(&str) -> Dear,
+    ) -> Result<(), ShardError> {
+        if let Admitted::Part(mut part) = self.admit(name, bytes.len() as u64, dear)? {
+            part.restart()?;
+            part.append(bytes)?;
+            part.flush()?;
+            part.finish()?;
+        }
+        Ok(())
+    }
+
+    /// Removes a file, if nobody uses it.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn remove(&self, name: &str) -> Result<(), ShardError> {
+        let path = self.path(name);
+        let found = Found {
+            name: name.to_owned(),
+            path,
+            bytes: 0,
+            part: false,
+            used: SystemTime::UNIX_EPOCH,
+        };
+        self.locks.alone(&self.folder, || self.evict(&found).map(|_| ()))
+    }
+
+    /// Asks for room for a file of `bytes` bytes, evicting what is less dear than it.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn admit(
+        &self,
+        name: &str,
+        bytes: u64,
+        dear: &dyn Fn(&str) -> Dear,
+    ) -> Result<Admitted, ShardError> {
+        let (whole, path) = (self.path(name), self.folder.join(format!(".{name}.{bytes}.part")));
+        let opened = self.locks.alone(&self.folder, || {
+            if whole.exists() {
+                return Ok(Err(Admitted::Present));
+            }
+            if !path.exists()
+                && let Some(kept) = self.make_room(name, bytes, dear)?
+            {
+                return Ok(Err(Admitted::NoRoom { kept }));
+            }
+            let mut options = File::options();
+            let file = options.create(true).truncate(false).read(true).write(true).open(&path);
+            Ok(Ok(file.map_err(ShardError::io(&path, "create"))?))
+        })?;
+        let file = match opened {
+            Ok(file) => file,
+            Err(otherwise) => return Ok(otherwise),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Admitted::Elsewhere),
+            Err(TryLockError::Error(error)) => return Err(ShardError::io(&path, "lock")(error)),
+        }
+        // Whoever held the lock before may have renamed or removed the part after it was opened.
+        let number = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let mine = file.metadata().map(number).map_err(ShardError::io(&path, "look at"))?;
+        if path.metadata().map(number).ok() != Some(mine) {
+            return Ok(Admitted::Elsewhere);
+        }
+        let part = Part::take_up(file, path, whole, bytes)?;
+        if part.whole.exists() {
+            part.discard()?;
+            return Ok(Admitted::Present);
+        }
+        Ok(Admitted::Part(part))
+    }
+
+    /// What lies in the cache.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be listed.
+    pub fn usage(&self) -> Result<Usage, ShardError> {
+        let mut usage = Usage::default();
+        for found in self.list()? {
+            usage.bytes += found.bytes;
+            *(if found.part { &mut usage.parts } else { &mut usage.files }) += 1;
+        }
+        Ok(usage)
+    }
+
+    /// Removes the file that is least dear, to give the disk room below the bound; false when none
+    /// can go.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn evict_one(&self, name: &str, dear: &dyn Fn(&str) -> Dear) -> Result<bool, ShardError> {
+        self.locks.alone(&self.folder, || {
+            for found in self.candidates(name, dear)? {
+                if self.evict(&found)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    /// Evicts until `bytes` more fit; the bytes that stay if they cannot.
+    fn make_room(
+        &self,
+        name: &str,
+        bytes: u64,
+        dear: &dyn Fn(&str) -> Dear,
+    ) -> Result<Option<u64>, ShardError> {
+        let mut used = self.usage()?.bytes;
+        let fits = |used: u64| used.saturating_add(bytes) <= self.bound;
+        if fits(used) {
+            return Ok(None);
+        }
+        for found in self.candidates(name, dear)? {
+            if self.evict(&found)? {
+                used -= found.bytes;
+            }
+            if fits(used) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(used))
+    }
+
+    /// What may go for the sake of `name`, the first to go first: what is not needed by its last use,
+    /// indexes after all others; then what is needed, the latest first.
+    fn candidates(
+        &self,
+        name: &str,
+        dear: &dyn Fn(&str) -> Dear,
+    ) -> Result<Vec<Found>, ShardError> {
+        let mine = dear(name);
+        let less_dear = |other: Dear| match (other, mine) {
+            (Dear::No, _) => true,
+            (Dear::After(_), Dear::No) => false,
+            (Dear::After(theirs), Dear::After(mine)) => theirs > mine,
+        };
+        let now = SystemTime::now();
+        let rested = |found: &Found| {
+            !is_index(&found.name)
+                || is_index(name)
+                || now.duration_since(found.used).is_ok_and(|unused| unused >= INDEX_REST)
+        };
+        let mut all = self.list()?;
+        all.retain(|found| found.name != name && rested(found) && less_dear(dear(&found.name)));
+        all.sort_by_cached_key(|found| {
+            let later = match dear(&found.name) {
+                Dear::No => None,
+                Dear::After(others) => Some(Reverse(others)),
+            };
+            (later, is_index(&found.name), found.used)
+        });
+        Ok(all)
+    }
+
+    fn evict(&self, found: &Found) -> Result<bool, ShardError> {
+        let remove = || match fs::remove_file(&found.path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(ShardError::io(&found.path, "evict")(error)),
+        };
+        if !found.part {
+            let done = self.locks.if_unused(&found.name, &found.path, remove)?;
+            return done.unwrap_or(Ok(false));
+        }
+        // A part is in use while somebody holds its lock.
+        match File::open(&found.path) {
+            Ok(file) if file.try_lock().is_ok() => remove(),
+            _ => Ok(false),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<Found>, ShardError> {
+        let mut all = Vec::new();
+        let list = fs::read_dir(&self.folder).map_err(ShardError::io(&self.folder, "list"))?;
+        for entry in list {
+            let entry = entry.map_err(ShardError::io(&self.folder, "list"))?;
+            let name = entry.file_name();
+            let Some((name, promised)) = name.to_str().and_then(parse) else { continue };
+            // Another process may have removed or renamed it since.
+            let Ok(meta) = entry.metadata() else { continue };
+            let used = meta.accessed().unwrap_or(SystemTime::UNIX_EPOCH);
+            let bytes = promised.unwrap_or(meta.len());
+            let (name, part) = (name.to_owned(), promised.is_some());
+            all.push(Found { name, path: entry.path(), bytes, part, used });
+        }
+        Ok(all)
+    }
+}
+
+/// An index is a thousandth of its shard, and may have taken the whole shard to make: for a shard it
+/// goes only when it was not read for so long.
+const INDEX_REST: Duration = Duration::from_secs(24 * 3600);
+
+fn is_index(name: &str) -> bool {
+    name.ends_with(".idx")
+}
+
+/// `NAME`, or `.NAME.BYTES.part` with its bytes.
+fn parse(file: &str) -> Option<(&str, Option<u64>)> {
+    if is_ours(file) {
+        return Some((file, None));
+    }
+    let (name, bytes) = file.strip_prefix('.')?.strip_suffix(".part")?.rsplit_once('.')?;
+    let bytes = bytes.parse().ok()?;
+    is_ours(name).then_some((name, Some(bytes)))
+}
+
+/// 64 hex digits, a dot, letters, digits and dots.
+fn is_ours(name: &str) -> bool {
+    let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.len() <= 128
+        && name.as_bytes().split_at_checked(64).is_some_and(|(digest, rest)| {
+            let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'.';
+            digest.iter().all(digit) && rest.starts_with(b".") && rest.iter().all(plain)
+        })
+        && (name.ends_with(".tar") || name.ends_with(".idx"))
+}
+
+impl Part {
+    /// Goes on with what an earlier process left, if it can be what the file begins with.
+    fn take_up(
+        mut file: File,
+        path: PathBuf,
+        whole: PathBuf,
+        bytes: u64,
+    ) -> Result<Part, ShardError> {
+        let (mut digest, mut have) = (Sha256::new(), 0);
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = file.read(&mut buffer).map_err(ShardError::io(&path, "read"))?;
+            if read == 0 {
+                break;
+            }
+            digest.update(&buffer[..read]);
+            have += read as u64;
+        }
+        let mut part = Part { file, path, whole, have, digest };
+        if part.have > bytes {
+            part.restart()?;
+        }
+        Ok(part)
+    }
+
+    /// Bytes so far.
+    pub fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Appends.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses; what was written before stays as it was.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
+        if let Err(error) = self.file.write_all(bytes) {
+            // Some of it may be there: back to where the digest stands. If that fails too, the next
+            // to take the part up reads what there is.
+            let _ = self.file.set_len(self.have);
+            let _ = self.file.seek(SeekFrom::Start(self.have));
+            return Err(ShardError::io(&self.path, "write")(error));
+        }
+        self.digest.update(bytes);
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Begins anew.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn restart(&mut self) -> Result<(), ShardError> {
+        let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        cut.map_err(ShardError::io(&self.path, "truncate"))?;
+        (self.have, self.digest) = (0, Sha256::new());
+        Ok(())
+    }
+
+    /// SHA-256 of what is there, 64 hex digits.
+    pub fn sha256(&self) -> String {
+        hex(&self.digest.clone().finalize())
+    }
+
+    /// Makes it last: a file system may say only now that there was no room.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn flush(&mut self) -> Result<(), ShardError> {
+        self.file.sync_all().map_err(ShardError::io(&self.path, "flush"))
+    }
+
+    /// Gives a flushed part its name.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn finish(self) -> Result<(), ShardError> {
+        let renamed = fs::rename(&self.path, &self.whole);
+        renamed.map_err(ShardError::io(&self.whole, "rename the part to"))?;
+        sync_folder(self.whole.parent().unwrap_or(Path::new(".")))
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn discard(self) -> Result<(), ShardError> {
+        fs::remove_file(&self.path).map_err(ShardError::io(&self.path, "remove"))
+    }
+}
+
+/// Whether a file system or quota has no room for a write.
+pub fn is_full(error: &ShardError) -> bool {
+    let ShardError::Io { source, .. } = error else { return false };
+    matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Whether a file may not become so large, whatever is removed elsewhere.
+pub fn is_limited(error: &ShardError) -> bool {
+    let ShardError::Io { source, .. } = error else { return false };
+    source.kind() == ErrorKind::FileTooLarge
+}
+
+/// Bytes that the disk under a folder still has for us, if it says.
+pub fn free(folder: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    stat.blocks_available().checked_mul(stat.fragment_size())
+}

@@ -1,0 +1,183 @@
+//! Trying again: one object, as many attempts as patience allows, on from where the last one ended.
+
+use std::time::{Duration, Instant};
+
+use super::store::{About, Failure, Object, Web};
+use crate::cache::{self, Part};
+use crate::format::{Cause, RemoteFault, ShardError};
+
+/// How long a store is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Attempts without progress before a fetch fails.
+    pub attempts: u32,
+    /// Pause after the first of them; it doubles, up to [`PAUSE_MAX`], and up to half of it is left
+    /// out by chance.
+    pub pause: Duration,
+    /// How long a server may be silent before an attempt counts as failed.
+    pub stall: Duration,
+    /// How long a shard that is needed at once waits for room in the cache.
+    pub room: Duration,
+}
+
+impl Default for Patience {
+    /// Some three minutes with a server that answers nothing but errors.
+    fn default() -> Patience {
+        Patience {
+            attempts: 10,
+            pause: Duration::from_millis(250),
+            stall: Duration::from_secs(30),
+            room: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The longest pause between two attempts.
+pub const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// An attempt that brought less counts as one without progress: a server that drops the line every
+/// few bytes would take forever.
+const PROGRESS: u64 = 1 << 20;
+
+/// A shard whose bytes are not the manifest's is fetched so many times: the fault may be the line's.
+const DIGEST_TRIES: u32 = 2;
+
+/// What is told while a shard is fetched.
+pub(super) trait Watch {
+    /// So many bytes came.
+    fn came(&self, bytes: u64);
+    /// An attempt failed.
+    fn failed(&self);
+    /// Pauses; false when everything ends.
+    fn pause(&self, pause: Duration) -> bool;
+    /// The disk is full: something was evicted, and it is worth another try.
+    fn evicted(&self) -> Result<bool, ShardError>;
+}
+
+/// Runs `attempt` until it succeeds, is final, or patience ends.
+pub(super) fn again<T>(
+    patience: &Patience,
+    object: &Object,
+    action: &'static str,
+    mut attempt: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, ShardError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let source = match attempt() {
+            Ok(done) => return Ok(done),
+            Err(Failure::Here(error)) => return Err(error),
+            Err(Failure::Final(fault)) => return Err(ShardError::remote(&object.url, fault)),
+            Err(Failure::NoRanges) => Cause::from("the server sends no ranges"),
+            Err(Failure::Passing(source)) => source,
+        };
+        if attempts >= patience.attempts {
+            let fault = RemoteFault::Failed { action, offset: 0, attempts, source };
+            return Err(ShardError::remote(&object.url, fault));
+        }
+        std::thread::sleep(pause(patience, attempts));
+    }
+}
+
+/// Fills a part with a shard's bytes and holds them against the manifest's digest, if there is one.
+pub(super) fn shard(
+    web: &Web,
+    patience: &Patience,
+    object: &Object,
+    about: &About,
+    sha256: Option<&str>,
+    part: &mut Part,
+    watch: &dyn Watch,
+) -> Result<(), ShardError> {
+    let fail = |fault| ShardError::remote(&object.url, fault);
+    let (mut attempts, mut tries) = (0, 0);
+    loop {
+        if part.have() < about.bytes {
+            let before = part.have();
+            let ended = one(web, object, about, part, watch);
+            if part.have() - before >= PROGRESS {
+                attempts = 0;
+            }
+            let source = match ended {
+                Ok(()) if part.have() == about.bytes => continue,
+                Ok(()) => Cause::from("the connection ended early"),
+                Err(Failure::Final(fault)) => return Err(fail(fault)),
+                Err(Failure::Passing(source)) => source,
+                Err(Failure::NoRanges) => {
+                    part.restart()?;
+                    Cause::from("the server sends objects from their beginning only")
+                }
+                Err(Failure::Here(error)) if cache::is_full(&error) && watch.evicted()? => continue,
+                Err(Failure::Here(error)) => return Err(error),
+            };
+            attempts += 1;
+            watch.failed();
+            if attempts >= patience.attempts {
+                let (action, offset) = ("fetch it", part.have());
+                return Err(fail(RemoteFault::Failed { action, offset, attempts, source }));
+            }
+            if !watch.pause(pause(patience, attempts)) {
+                return Err(fail(RemoteFault::Closed));
+            }
+            continue;
+        }
+        let Some(recorded) = sha256 else { return Ok(()) };
+        let found = part.sha256();
+        if found == recorded {
+            return Ok(());
+        }
+        // What was fetched is not what was packed: nothing of it is kept.
+        part.restart()?;
+        tries += 1;
+        if tries >= DIGEST_TRIES {
+            let recorded = recorded.to_owned();
+            return Err(fail(RemoteFault::Digest { found, recorded, tries }));
+        }
+    }
+}
+
+fn one(
+    web: &Web,
+    object: &Object,
+    about: &About,
+    part: &mut Part,
+    watch: &dyn Watch,
+) -> Result<(), Failure> {
+    let (offset, bytes) = (part.have(), about.bytes);
+    web.stream(object, offset, bytes, about.etag.as_deref(), &mut |piece| {
+        // A server that sends more than it says is as wrong as one that sends less.
+        let piece = &piece[..piece.len().min((bytes - part.have()) as usize)];
+        part.append(piece)?;
+        watch.came(piece.len() as u64);
+        Ok(())
+    })
+}
+
+/// The pause after so many failed attempts: doubling, and a random half of it left out, so that
+/// ranks that failed together do not come back together.
+fn pause(patience: &Patience, attempts: u32) -> Duration {
+    let whole = patience.pause.saturating_mul(1 << (attempts - 1).min(16)).min(PAUSE_MAX);
+    // Chance for servers' sake only: nothing of the data depends on it.
+    let chance = std::hash::BuildHasher::hash_one(
+        &std::collections::hash_map::RandomState::new(),
+        Instant::now().elapsed(),
+    );
+    whole / 2 + (whole / 2).mul_f64((chance >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_within_a_half_and_end() {
+        let patience = Patience { pause: Duration::from_millis(100), ..Patience::default() };
+        for attempts in 1..40 {
+            let whole = Duration::from_millis(100 << (attempts - 1).min(16)).min(PAUSE_MAX);
+            for _ in 0..20 {
+                let found = pause(&patience, attempts);
+                assert!(found >= whole / 2 && found <= whole, "{attempts}: {found:?} of {whole:?}");
+            }
+        }
+    }
+}
