@@ -4,6 +4,7 @@
 //! Never touches tensors, shards or the network: reading a config costs nothing and can be tested
 //! without data. It is also the only place that reads the environment.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use detco_shards::device::{Number, Setup};
@@ -146,10 +147,21 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Shards: folders, globs, brace lists or single tars.
+    /// Shards: folders, globs, brace lists or single tars; or URLs (`s3://`, `gs://`, `az://`,
+    /// `http://`, `https://`) of folders, tars or brace lists.
     pub shards: Vec<String>,
     /// Who decodes: `auto`, `cpu` or `nvjpeg`.
     pub decode: Decode,
+    /// Folder that keeps what is fetched from URLs; processes of one machine share it. Without one,
+    /// [`cache_folder`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Its bound.
+    pub cache_size: Bytes,
+    /// How much of the data is mixed: all of it, or windows of so many shards.
+    pub window: Window,
+    /// Shards that are fetched from URLs at a time.
+    pub fetches: usize,
     /// Decode and view threads; 0 means one a core.
     pub workers: usize,
     /// Batches that may be finished or in work ahead of the trainer (bounds host memory).
@@ -167,6 +179,10 @@ impl Default for Data {
         Data {
             shards: Vec::new(),
             decode: Decode::Auto,
+            cache: None,
+            cache_size: Bytes(200_000_000_000), // ImageNet, and then some
+            window: Window::Auto,
+            fetches: 4,
             workers: 0,
             batches_ahead: 3,
             on_bad_sample: OnBadSample::Fail,
@@ -186,6 +202,143 @@ pub fn gpu(number: Number) -> Setup {
     let home = || folder("HOME").map(|home| home.join(".cache"));
     let cache = folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir);
     Setup::new(folder("LIBTORCH").as_deref(), cache.join("detco/kernels"), number)
+}
+
+/// A number of bytes; written as a number, or as text with a unit: `"200GB"`, `"64 GiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "BytesForm", into = "BytesForm")]
+pub struct Bytes(pub u64);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum BytesForm {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<BytesForm> for Bytes {
+    type Error = String;
+
+    fn try_from(form: BytesForm) -> Result<Bytes, String> {
+        match form {
+            BytesForm::Number(number) => Ok(Bytes(number)),
+            BytesForm::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<Bytes> for BytesForm {
+    fn from(bytes: Bytes) -> BytesForm {
+        BytesForm::Number(bytes.0)
+    }
+}
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    /// `1000`, `256MiB`, `1 GB`.
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| "a number, or a number with a unit")?;
+        let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kb" => 1_000,
+            "kib" | "k" => 1 << 10,
+            "mb" => 1_000_000,
+            "mib" | "m" => 1 << 20,
+            "gb" => 1_000_000_000,
+            "gib" | "g" => 1 << 30,
+            "tb" => 1_000_000_000_000,
+            "tib" | "t" => 1 << 40,
+            unit => {
+                return Err(format!("`{unit}` is no unit: B, KB, KiB, MB, MiB, GB, GiB, TB, TiB"));
+            }
+        };
+        Ok(Bytes(number.checked_mul(factor).ok_or("too many bytes for 64 bits")?))
+    }
+}
+
+/// How much of the data a shuffle mixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "WindowForm", into = "WindowForm")]
+pub enum Window {
+    /// All of it, if it is local or fits the cache; otherwise as many shards as do, twice over. A run
+    /// writes down what that came to, and keeps to it.
+    Auto,
+    /// All of it: the true shuffle.
+    All,
+    /// Windows of so many shards, at least 1.
+    Shards(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WindowForm {
+    Number(u32),
+    Text(String),
+}
+
+impl TryFrom<WindowForm> for Window {
+    type Error = &'static str;
+
+    fn try_from(form: WindowForm) -> Result<Window, &'static str> {
+        match form {
+            WindowForm::Number(number) => number.to_string().parse(),
+            WindowForm::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<Window> for WindowForm {
+    fn from(window: Window) -> WindowForm {
+        match window {
+            Window::Shards(shards) => WindowForm::Number(shards),
+            window => WindowForm::Text(window.to_string()),
+        }
+    }
+}
+
+impl std::str::FromStr for Window {
+    type Err = &'static str;
+
+    /// `auto`, `all`, or a number.
+    fn from_str(text: &str) -> Result<Window, &'static str> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Window::Auto),
+            ("all", _) => Ok(Window::All),
+            (_, Ok(0)) => Err("a window of 0 shards"),
+            (_, Ok(shards)) => Ok(Window::Shards(shards)),
+            _ => Err("expected \"auto\", \"all\" or a number of shards"),
+        }
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Window::Auto => f.write_str("auto"),
+            Window::All => f.write_str("all"),
+            Window::Shards(shards) => shards.fmt(f),
+        }
+    }
+}
+
+/// Where fetched shards are kept when nobody says: `detco` in `$XDG_CACHE_HOME`, in `~/.cache`, or
+/// else in the folder for temporary files.
+pub fn cache_folder() -> PathBuf {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || folder("HOME").map(|home| home.join(".cache"));
+    folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir).join("detco")
+}
+
+/// The variables that object stores are configured by: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
+pub fn store_environment() -> Vec<(String, String)> {
+    let ours = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| name.starts_with(p));
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).filter(|(name, _)| ours(name)).collect()
 }
 
 /// Which ResNet (He et al., 2016; torchvision's v1.5: the stride sits in the 3×3 convolution).
@@ -644,6 +797,7 @@ impl Config {
             self.data.batches_ahead >= 1,
             "at least 1",
         )?;
+        check("data.fetches", self.data.fetches, self.data.fetches >= 1, "at least 1")?;
         let share = self.data.bad_share_max;
         check("data.bad_share_max", share, (0.0..=1.0).contains(&share), "0 to 1")?;
         let d = &self.dist;
@@ -840,6 +994,24 @@ mod tests {
         assert_eq!((config.train.batch, config.model.levels), (64, vec![5]));
         assert_eq!((config.loss.temperature, config.model.stem), (0.07, Stem::Cifar));
         assert_eq!(config.data.shards, ["a", "b"]);
+    }
+
+    #[test]
+    fn sizes_and_windows_are_numbers_or_words() {
+        let load = |set: &str| Config::load("detco-r50", &[set.to_owned()]).map(|c| c.data);
+        for (text, bytes) in [("64GiB", 64 << 30), ("1 TB", 1_000_000_000_000), ("77", 77)] {
+            assert_eq!(load(&format!("data.cache_size={text}")).unwrap().cache_size, Bytes(bytes));
+        }
+        for (text, window) in
+            [("auto", Window::Auto), ("all", Window::All), ("12", Window::Shards(12))]
+        {
+            assert_eq!(load(&format!("data.window={text}")).unwrap().window, window);
+        }
+        for wrong in ["cache_size=many", "cache_size=7 apples", "window=0", "window=most"] {
+            assert!(load(&format!("data.{wrong}")).is_err(), "{wrong}");
+        }
+        assert_eq!("-1".parse::<Bytes>(), Err("a number, or a number with a unit".into()));
+        assert!("99999999999999GiB".parse::<Bytes>().is_err());
     }
 
     #[test]

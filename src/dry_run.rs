@@ -7,6 +7,7 @@ use detco_shards::stream::ShardSet;
 use tch::Device;
 
 use crate::config::{Config, Schedule};
+use crate::data;
 use crate::device;
 use crate::memory::{self, Needs};
 use crate::model::Model;
@@ -28,13 +29,13 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     if config.data.shards.is_empty() {
         return Err(TrainError::NoData);
     }
-    let set = ShardSet::open(&config.data.shards)?;
-    let order = Order::shuffled(set.len(), config.train.batch as u64, config.seed)
-        .map_err(|source| TrainError::Order { source })?;
+    let set = data::open(&config.data.shards, &config.data)?;
+    let window = data::window(config.data.window, &set)?;
+    let order = data::order(window, &set, config.train.batch as u64, config.seed)?;
     let found = device::find(config.train.device)?;
     let mut text = String::new();
     let out = &mut text;
-    data(out, config, &set, &order);
+    amounts(out, config, &set, &order);
     let rates = rates(config, &order);
     let _ = writeln!(out, "learning rate  {rates}"); // a String takes everything
     let precision = if device::in_bf16(&config.train, found.device) { "bf16" } else { "f32" };
@@ -50,7 +51,7 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     Ok(text)
 }
 
-fn data(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
+fn amounts(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
     let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
     let most = config.train.steps_max;
     let steps = if most == 0 { steps } else { steps.min(most) };

@@ -19,10 +19,12 @@
 //! |---|---|---|
 //! | [`cli`] | one file a subcommand; exit codes | compute |
 //! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
+//! | [`data`] | the table `data` to open shards and an order | read a sample |
 //! | `detco_shards::format` | tar, index, map, writer, manifest: the format, byte by byte | end quietly on foreign bytes |
 //! | `detco_shards::pack` | images, class folders, ImageNet's tar of tars to shards | hold more than one image a worker |
-//! | `detco_shards::order` | `(seed, epoch, step, slot)` to a sample id | keep an array |
-//! | `detco_shards::stream` | a sample id to slices of the map | copy an image |
+//! | `detco_shards::order` | `(seed, epoch, step, slot)` to a sample id | keep an array of samples |
+//! | `detco_shards::cache` | a folder of bounded size, shared by processes | fetch |
+//! | `detco_shards::stream` | a sample id to slices of the map; shards behind URLs, fetched ahead | copy an image |
 //! | `detco_shards::decode` | JPEG to RGB, Pillow's pixels | return half a picture |
 //! | `detco_shards::views` | draw a plan from identity, then render it | share random numbers |
 //! | `detco_shards::cuda`, `views::cuda` | the driver and NVRTC, found when asked for; the same plans rendered on a GPU | wait for the device |
@@ -39,6 +41,7 @@
 //! | [`memory`] | what a step will need, by arithmetic on shapes | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
 //! | [`metrics`] | JSON lines, TensorBoard events, progress | |
+//! | [`plan`] | what a cluster would give, by arithmetic | measure |
 //! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
@@ -66,6 +69,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod data;
 
 #[cfg(feature = "train")]
 pub mod batch;
@@ -90,6 +94,7 @@ pub mod metrics;
 pub mod model;
 #[cfg(feature = "train")]
 pub mod optim;
+pub mod plan;
 pub mod profile;
 #[cfg(feature = "train")]
 pub mod schedule;

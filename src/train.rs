@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use detco_shards::format::ShardError;
-use detco_shards::order::{Cursor, Order, OrderError};
+use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions, PipelineError, Views};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
@@ -22,6 +22,7 @@ use thiserror::Error;
 use crate::batch::{Batch, BatchError, Feeder, Form, Sections};
 use crate::checkpoint::{self, CheckpointError, Saved, State};
 use crate::config::{self, Config, ConfigError};
+use crate::data::{self, DataError};
 use crate::device::{self, DeviceError, Found};
 use crate::dist::c10d::C10d;
 use crate::dist::local::Local;
@@ -81,8 +82,8 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Shards(#[from] ShardError),
-    #[error("{source} (train.batch)")]
-    Order { source: OrderError },
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error("{0}")]
     Pipeline(#[source] Box<PipelineError>),
     #[error(transparent)]
@@ -116,9 +117,10 @@ pub enum TrainError {
     )]
     DataChanged { found: u64, found_samples: u64, expected: u64, expected_samples: u64 },
     #[error(
-        "--set with --resume would change the mathematics of the run: only data.*, checkpoint.*, \
-         monitor.*, dist.* (but dist.compress), train.device, train.deterministic, train.threads \
-         and train.steps_max may change. Start a new run with --init to go another way"
+        "--set with --resume would change the mathematics of the run: only data.* (but not \
+         data.window), checkpoint.*, monitor.*, dist.* (but dist.compress), train.device, \
+         train.deterministic, train.threads and train.steps_max may change. Start a new run with \
+         --init to go another way"
     )]
     ResumeChanges,
     #[error(
@@ -301,7 +303,7 @@ impl Plan {
                 (!text.is_empty()).then(|| State::from_text(&text)).transpose()?
             }
         };
-        let (folder, config) = match (start, &state) {
+        let (folder, mut config) = match (start, &state) {
             (Start::New { run, config, .. }, None) => (run, *config),
             (Start::New { run, config, .. }, Some(state)) => {
                 (run, harmless(&state.config, *config)?)
@@ -316,15 +318,38 @@ impl Plan {
         if config.data.shards.is_empty() {
             return Err(TrainError::NoData);
         }
-        let set = Arc::new(ShardSet::open(&config.data.shards)?);
+        let set = Arc::new(data::open(&config.data.shards, &config.data)?);
         if let Some(state) = &state {
             check_data(&set, state)?;
         }
+        config.data.window = window(&config, &set, meeting)?;
         if let Some(meeting) = meeting {
             meeting.compare(&Card::new(&config, set.len(), set.fingerprint()))?;
         }
         Ok(Plan { folder, config, set, state, saved })
     }
+}
+
+/// What the window comes to. It is written down with the run, since the order must not change when
+/// the run goes on elsewhere, and it is rank 0's on every rank, however large their caches are.
+fn window(
+    config: &Config,
+    set: &ShardSet,
+    meeting: Option<&Meeting>,
+) -> Result<config::Window, TrainError> {
+    let Some(meeting) = meeting else { return Ok(data::window(config.data.window, set)?) };
+    let mut window = config.data.window;
+    if meeting.is_first() {
+        window = data::window(window, set)?;
+        meeting.first_says("window", Some(&window.to_string()))?;
+    } else {
+        let text = meeting.first_says("window", None)?;
+        window = text.parse().map_err(|reason: &str| {
+            let (key, value, reason) = ("data.window", text, reason.to_string());
+            ConfigError::Value { key, value, reason }
+        })?;
+    }
+    Ok(data::window(window, set)?)
 }
 
 /// The checkpoint that a run goes on from, if it is to go on.
@@ -498,8 +523,7 @@ impl Run {
         if config.train.threads > 0 {
             tch::set_num_threads(config.train.threads);
         }
-        let order = Order::shuffled(set.len(), config.train.batch as u64, config.seed)
-            .map_err(|source| TrainError::Order { source })?;
+        let order = data::order(config.data.window, &set, config.train.batch as u64, config.seed)?;
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.as_ref().map_or(Cursor::default(), |state| state.cursor);
@@ -534,7 +558,7 @@ impl Run {
                 World::Several(Box::new(world))
             }
         };
-        let options = loader_options(&config, order, cursor, member, local_size);
+        let options = loader_options(&config, order.clone(), cursor, member, local_size);
         let loader = Loader::start(Arc::clone(&set), options)?;
         let window = Window::new(&loader, world.bytes_sent());
         let run = Run {
@@ -969,8 +993,8 @@ impl Monitor {
             [] => &config.data.shards,
             shards => shards,
         };
-        let train = Arc::new(ShardSet::open(train)?);
-        let test = Arc::new(ShardSet::open(&monitor.knn_test)?);
+        let train = Arc::new(data::open(train, &config.data)?);
+        let test = Arc::new(data::open(&monitor.knn_test, &config.data)?);
         Ok(Some(Monitor { train, test }))
     }
 }
@@ -989,9 +1013,13 @@ fn resumed_config(
 }
 
 /// The wanted config, if it leaves the saved one's mathematics alone.
-fn harmless(saved: &Config, config: Config) -> Result<Config, TrainError> {
+fn harmless(saved: &Config, mut config: Config) -> Result<Config, TrainError> {
+    if config.data.window == config::Window::Auto {
+        config.data.window = saved.data.window; // what it came to when the run began
+    }
     let mut allowed = saved.clone();
     allowed.data = config.data.clone();
+    allowed.data.window = saved.data.window; // the order is mathematics
     allowed.checkpoint = config.checkpoint.clone();
     allowed.monitor = config.monitor.clone();
     allowed.dist = config.dist.clone();

@@ -37,7 +37,9 @@ fn it_teaches() {
     };
     let (code, help) = detco(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["pack", "inspect", "verify", "views", "profile", "train", "eval", "export"] {
+    let commands =
+        ["pack", "inspect", "verify", "views", "profile", "plan", "train", "eval", "export"];
+    for command in commands {
         assert!(help.contains(command), "{help}");
         let (code, page) = detco(&[command, "--help"]);
         assert_eq!(code, Some(0));

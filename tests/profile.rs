@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use detco::config::gpu;
+use detco::config::{Window, gpu};
 use detco::profile::Run;
 use detco::profile::allocations::Counting;
 use detco::profile::measure::{Mode, Plan, measure};
@@ -44,6 +44,7 @@ fn plan() -> Plan {
     Plan {
         mode: Mode::Detco,
         recipe: Recipe::detco().with_size(32),
+        window: Window::All,
         seed: 7,
         batch: 16,
         decode: Decode::Cpu,
@@ -318,7 +319,7 @@ fn mistakes_are_named_before_anything_is_measured() {
         (&[][..], 2, "required"),
         (&["/nowhere/at/all"], 1, "/nowhere/at/all"),
         (&[empty], 1, empty),
-        (&["http://host/train.tar"], 1, "http://host/train.tar"),
+        (&["ftp://host/train.tar"], 1, "ftp://host/train.tar"),
         (&[data, "--workers", "1,x"], 2, "\"x\" is no number"),
         (&[data, "--workers", "0"], 2, "from 1 to"),
         (&[data, "--workers", "2,2"], 2, "twice"),

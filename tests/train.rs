@@ -2,6 +2,9 @@
 
 #![cfg(feature = "train")]
 
+#[expect(dead_code, reason = "most of what can go wrong is tested in the data plane")]
+#[path = "../shards/tests/remote_server/mod.rs"]
+mod remote_server;
 mod support;
 
 use std::collections::BTreeMap;
@@ -10,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use detco::checkpoint;
+use remote_server::{Answer, Server};
 use support::{DETCO, detco_fails, detco_ok, path, shards};
 
 /// A network so small that an update takes milliseconds; every part of DetCo is in it.
@@ -296,4 +300,36 @@ fn a_dry_run_says_what_a_run_will_take_and_writes_nothing() {
     assert!(!run.exists());
     let error = detco_fails(&["train", "detco-small", "--dry-run"], 1);
     assert!(error.contains("no shards"), "{error}");
+}
+
+/// From a URL with room for all it is the run that it is from the folder; in windows it is another,
+/// which goes on after a stop as if there had been none, also with more room than before.
+#[test]
+fn training_from_a_url_is_training_from_its_folder() {
+    let (folder, data) = shards(14); // three shards; 7 steps an epoch
+    let server = Server::start(folder.path(), |request| match request.before {
+        0 if request.name.ends_with(".tar") => Answer::DropAfter(5000),
+        _ => Answer::Well,
+    });
+    let (url, cache) = (server.url("shards"), folder.path().join("cache"));
+    let cache = format!("data.cache={}", path(&cache));
+    let run = |name: &str| folder.path().join(name);
+    let sets = ["train.epochs=2", cache.as_str()];
+    detco_ok(&new_run(&data, &run("local"), &sets));
+    detco_ok(&new_run(Path::new(&url), &run("url"), &sets));
+    assert_same_model(&run("local"), &run("url"));
+
+    let windowed = [&sets[..], &["data.window=1"]].concat();
+    detco_ok(&new_run(Path::new(&url), &run("whole"), &windowed));
+    assert_ne!(losses(&run("whole")), losses(&run("local")));
+    let stopped = [&windowed[..], &["train.steps_max=5"]].concat();
+    detco_ok(&new_run(Path::new(&url), &run("parts"), &stopped));
+    let parts = run("parts");
+    detco_ok(&["train", "--resume", path(&parts), "--set", "train.steps_max=0"]);
+    assert_same_model(&run("whole"), &parts);
+    let error = detco_fails(
+        &["train", "--resume", path(&parts), "--set", "data.window=2", "--set", "train.epochs=2"],
+        1,
+    );
+    assert!(error.contains("not data.window"), "{error}");
 }

@@ -782,6 +782,9 @@ impl<R: Room, F> Dispatcher<R, F> {
             // Without its shard the worker meets the same error, and tells it as the sample's.
             let ended = &self.rooms.ended;
             let held = self.set.ready(sample, &|| ended.load(Ordering::Relaxed)).ok().flatten();
+            if self.set.is_remote() {
+                self.stats.shard_waited(end.elapsed());
+            }
             if let Some((Stage::Get, time)) = self.options.handicap {
                 std::thread::sleep(time);
             }

@@ -246,6 +246,8 @@ pub struct Stats {
     workers: Box<[WorkerStats]>,
     dispatcher: EndStats,
     consumer: EndStats,
+    /// Nanoseconds that the dispatcher waited for remote shards.
+    shard_nanos: AtomicU64,
 }
 
 /// Both ends of a channel.
@@ -277,6 +279,8 @@ pub struct Snapshot {
     pub bytes: u64,
     /// Waits at each channel, in the order of [`CHANNELS`].
     pub channels: [ChannelWaits; CHANNELS.len()],
+    /// Nanoseconds that the dispatcher waited for remote shards.
+    pub shard_nanos: u64,
 }
 
 impl Snapshot {
@@ -288,6 +292,7 @@ impl Snapshot {
             cpu_nanos: less(&self.cpu_nanos, &earlier.cpu_nanos),
             samples: self.samples - earlier.samples,
             bytes: self.bytes - earlier.bytes,
+            shard_nanos: self.shard_nanos - earlier.shard_nanos,
             channels: std::array::from_fn(|i| {
                 let (now, then) = (&self.channels[i], &earlier.channels[i]);
                 ChannelWaits { put: now.put.since(&then.put), get: now.get.since(&then.get) }
@@ -305,9 +310,12 @@ impl Snapshot {
         self.channel(Channel::Batches).get.nanos
     }
 
-    /// Nanoseconds that the dispatcher waited: for a free slab, or for room among the tasks.
+    /// Nanoseconds that the dispatcher waited: for a free slab, for room among the tasks, or for a
+    /// remote shard.
     pub fn dispatcher_nanos(&self) -> u64 {
-        self.channel(Channel::Slabs).get.nanos + self.channel(Channel::Tasks).put.nanos
+        let channels =
+            self.channel(Channel::Slabs).get.nanos + self.channel(Channel::Tasks).put.nanos;
+        channels + self.shard_nanos
     }
 }
 
@@ -315,7 +323,8 @@ impl Stats {
     /// Counters for this many workers.
     pub fn new(workers: usize) -> Stats {
         let workers = (0..workers).map(|_| WorkerStats::default()).collect();
-        Stats { workers, dispatcher: EndStats::default(), consumer: EndStats::default() }
+        let (dispatcher, consumer) = (EndStats::default(), EndStats::default());
+        Stats { workers, dispatcher, consumer, shard_nanos: AtomicU64::new(0) }
     }
 
     /// The number of workers.
@@ -343,6 +352,11 @@ impl Stats {
         self.workers.iter().map(|worker| worker.samples.load(Ordering::Relaxed)).sum()
     }
 
+    /// Counts a wait of the dispatcher for a shard that is being fetched.
+    pub fn shard_waited(&self, spent: Duration) {
+        self.shard_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Adds the workers up.
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::default();
@@ -364,6 +378,7 @@ impl Stats {
         self.dispatcher.put.add_to(&mut tasks.put);
         self.consumer.get.add_to(&mut batches.get);
         self.consumer.put.add_to(&mut slabs.put);
+        sum.shard_nanos = self.shard_nanos.load(Ordering::Relaxed);
         sum
     }
 }

@@ -28,7 +28,7 @@ pub struct KnnArgs {
     /// The run's folder, or a weights file: .safetensors or .pth, ours, torchvision's or MoCo's.
     pub run: PathBuf,
 
-    /// Labelled shards to compare with: folders, globs, brace lists or tars.
+    /// Labelled shards to compare with: folders, globs, brace lists, tars, or URLs of those.
     #[arg(long, value_name = "SHARDS", num_args = 1.., required = true)]
     pub train: Vec<String>,
 
@@ -72,6 +72,10 @@ pub struct KnnArgs {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+
+    /// Where shards from URLs are kept.
+    #[command(flatten)]
+    pub cache: super::CacheArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -123,7 +127,8 @@ mod knn {
     pub(super) fn run(args: &KnnArgs) -> anyhow::Result<()> {
         let (model, size, what) = model(args)?;
         let open = |what: &str, spec: &[String]| {
-            ShardSet::open(spec).map(Arc::new).with_context(|| format!("--{what}"))
+            let set = ShardSet::open_with(spec, Some(&args.cache.remote()));
+            set.map(Arc::new).with_context(|| format!("--{what}"))
         };
         let (train, test) = (open("train", &args.train)?, open("test", &args.test)?);
         let options = KnnOptions {

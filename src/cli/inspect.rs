@@ -20,9 +20,10 @@ use serde::Serialize;
 Examples:
   detco inspect shards/train
   detco inspect 'other/train-{000000..000012}.tar'        # WebDataset shards of another program
+  detco inspect s3://bucket/train --headers 100           # fetches the shards of 100 samples
   detco inspect shards/train --json | jq .classes")]
 pub struct Args {
-    /// Folder of shards, .tar file, glob or brace list
+    /// Folder of shards, .tar file, glob or brace list; or URLs: a folder, .tar or brace list
     #[arg(required = true)]
     data: Vec<String>,
 
@@ -33,6 +34,9 @@ pub struct Args {
     /// Image headers to read
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     headers: u64,
+
+    #[command(flatten)]
+    cache: super::CacheArgs,
 }
 
 #[derive(Serialize)]
@@ -93,7 +97,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Found> {
-    let set = ShardSet::open(&args.data).context("opening the shards")?;
+    let set = ShardSet::open_with(&args.data, Some(&args.cache.remote()))
+        .context("opening the shards")?;
     let mut sizes: Vec<u64> = (0..set.len()).filter_map(|id| set.image_size(id)).collect();
     sizes.sort_unstable();
     let mut up_to = BTreeMap::new();
@@ -159,25 +164,36 @@ fn count_classes(set: &ShardSet) -> anyhow::Result<Counts> {
 /// What the manifests beside the shards say; their counts by class, if they speak of exactly these
 /// shards.
 fn manifests(set: &ShardSet) -> anyhow::Result<(Vec<About>, Option<Counts>)> {
+    if set.is_remote() {
+        let all = set.manifests().iter();
+        return Ok(add_up(set, all.map(|(path, manifest)| (path.clone(), manifest.clone()))));
+    }
     let mut folders: Vec<&Path> =
         set.shards().iter().filter_map(|shard| shard.path().parent()).collect();
     folders.sort_unstable();
     folders.dedup();
     let mut all = Vec::new();
-    let mut counts = Counts::new();
-    let mut samples = 0;
     for folder in folders {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        for (path, manifest) in Manifest::all_in(folder)? {
-            samples += manifest.samples;
-            for (number, count) in (0..).zip(&manifest.class_samples) {
-                *counts.entry(number).or_default() += count;
-            }
-            let Manifest { options, oddities, skipped, .. } = manifest;
-            all.push(About { path, options, oddities, skipped });
-        }
+        all.extend(Manifest::all_in(folder)?);
     }
-    Ok((all, (samples == set.len()).then_some(counts)))
+    Ok(add_up(set, all.into_iter()))
+}
+
+fn add_up(
+    set: &ShardSet,
+    manifests: impl Iterator<Item = (PathBuf, Manifest)>,
+) -> (Vec<About>, Option<Counts>) {
+    let (mut all, mut counts, mut samples) = (Vec::new(), Counts::new(), 0);
+    for (path, manifest) in manifests {
+        samples += manifest.samples;
+        for (number, count) in (0..).zip(&manifest.class_samples) {
+            *counts.entry(number).or_default() += count;
+        }
+        let Manifest { options, oddities, skipped, .. } = manifest;
+        all.push(About { path, options, oddities, skipped });
+    }
+    (all, (samples == set.len()).then_some(counts))
 }
 
 /// A word for the format, and the shorter side in pixels where the header says it.

@@ -9,12 +9,19 @@ pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod pack;
+pub mod plan;
 pub mod profile;
 pub mod train;
 pub mod verify;
 pub mod views;
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
+use detco_shards::stream::remote::RemoteOptions;
+
+use crate::config::{Bytes, Data, cache_folder};
+use crate::data;
 
 /// From a folder of images to a DetCo backbone.
 ///
@@ -35,6 +42,7 @@ The way from images to a backbone:
   detco verify shards/train                     every byte against the manifest
   detco views shards/train -o views.png         what the model is shown
   detco profile shards/train                    how many images a second, and what limits them
+  detco plan --gpus 8 --step-ms 190             what a cluster would give, and what limits it first
   detco train detco-r50 --data shards/train --out runs/a
   detco train --resume runs/a                   after a kill, a reboot, a preemption
   detco train detco-r50 … --gpus 8              or by torchrun, srun, mpirun: see `detco train --help`
@@ -54,12 +62,34 @@ pub enum Command {
     Views(views::Args),
     /// Measure the data path, and say what limits it.
     Profile(profile::Args),
+    /// Predict what a cluster would give, and what limits it first.
+    Plan(plan::Args),
     /// Train a backbone, or go on with a run.
     Train(train::Args),
     /// Measure how good a backbone is.
     Eval(eval::Args),
     /// Write a run's backbone for other programs.
     Export(export::Args),
+}
+
+/// Where shards from URLs are kept, for commands without a configuration.
+#[derive(clap::Args, Debug, Clone)]
+pub struct CacheArgs {
+    /// Folder that keeps shards fetched from URLs [default: detco in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+
+    /// Its bound: bytes, or with a unit [default: 200GB]
+    #[arg(long, value_name = "BYTES")]
+    pub cache_size: Option<Bytes>,
+}
+
+impl CacheArgs {
+    /// How URLs are reached.
+    pub fn remote(&self) -> RemoteOptions {
+        let folder = self.cache.clone().unwrap_or_else(cache_folder);
+        data::remote_in(&folder, self.cache_size.unwrap_or(Data::default().cache_size))
+    }
 }
 
 /// Exit code of any error without a code of its own.

@@ -11,6 +11,8 @@ use detco_shards::format::manifest::Part;
 use detco_shards::pack::{self, Job, OnError, Options, Progress, Resize, ShardSize, Summary};
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
+use crate::config::Bytes;
+
 /// Pack a folder of images into shards
 ///
 /// SOURCE is a folder of class folders, a flat folder, a tar of images, or ImageNet's tar of tars,
@@ -210,22 +212,10 @@ fn report(
 
 /// `1000`, `256MiB`, `1GB`.
 fn shard_size(text: &str) -> Result<ShardSize, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| "a number, or a number with a unit".to_owned())?;
-    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
-        "" => return Ok(ShardSize::Samples(number)),
-        "b" => 1,
-        "kb" => 1_000,
-        "kib" | "k" => 1 << 10,
-        "mb" => 1_000_000,
-        "mib" | "m" => 1 << 20,
-        "gb" => 1_000_000_000,
-        "gib" | "g" => 1 << 30,
-        _ => return Err(format!("`{unit}` is no unit: B, KB, KiB, MB, MiB, GB or GiB")),
-    };
-    let bytes = number.checked_mul(factor).ok_or("too many bytes for 64 bits")?;
-    Ok(ShardSize::Bytes(bytes))
+    if let Ok(samples) = text.parse() {
+        return Ok(ShardSize::Samples(samples));
+    }
+    Ok(ShardSize::Bytes(text.parse::<Bytes>()?.0))
 }
 
 /// `2/4`.

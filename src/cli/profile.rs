@@ -18,6 +18,7 @@ use detco_shards::views::Recipe;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
 use crate::config::{Config, Decode, gpu};
+use crate::data;
 use crate::profile::cache;
 use crate::profile::machine::Machine;
 use crate::profile::measure::{Mode, Plan, Progress, Watch, measure};
@@ -38,6 +39,7 @@ Examples:
   detco profile shards/train --workers 1,2,4,8 --html profile.html
   detco profile shards/train --consumer-rate 1500        # would it feed a trainer that fast?
   detco profile shards/train --mode read --cold          # what the disk gives
+  detco profile s3://bucket/train --set data.cache=new   # what the object store gives
   detco profile shards/train --json - | jq .verdict
   detco profile shards/train --trace trace.json          # for ui.perfetto.dev or chrome://tracing
   detco profile --run runs/a                             # why that run's GPU was idle
@@ -48,7 +50,7 @@ them is slow. Warm runs read the data once before; of data larger than memory or
 shards. With --cold each run lasts one pass over the data at most, since the second comes from
 memory.")]
 pub struct Args {
-    /// Folder of shards, .tar file, glob or brace list
+    /// Folder of shards, .tar file, glob or brace list, or URLs of those (see data.cache)
     #[arg(required_unless_present = "run", conflicts_with = "run")]
     data: Vec<String>,
 
@@ -211,7 +213,14 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     if !config.model.local {
         recipe.local = None;
     }
-    let (spec, mut set, size) = cache::choose(&args.data, args.cold)?;
+    let (spec, mut set, size) = cache::choose(&args.data, args.cold, &config.data)?;
+    if args.cold && set.is_remote() {
+        bail!(
+            "--cold empties the page cache, which says little of shards from URLs: name an \
+               empty folder with --set data.cache=DIR to measure fetching"
+        );
+    }
+    let window = data::window(config.data.window, &set)?;
     let paths: Vec<PathBuf> = set.shards().iter().map(|shard| shard.path().to_path_buf()).collect();
     let machine = Machine::of(paths.first().map_or(Path::new("."), PathBuf::as_path));
     let mode = Mode::from(args.mode);
@@ -219,7 +228,9 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     let all = args.workers.clone().unwrap_or(Workers(vec![machine.cores])).0;
     let live = Live::new();
     let mut ops = Default::default();
-    if !args.cold {
+    if set.is_remote() {
+        // Nothing is read beforehand: fetching is part of what is measured.
+    } else if !args.cold {
         live.fill(&set)?;
         live.say("timing the views' operations".to_owned());
         ops = operations(&set, &recipe, mode, config.seed);
@@ -230,7 +241,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
             drop(set); // pages that are mapped stay
             live.say("emptying the page cache".to_owned());
             cache::empty(&paths)?;
-            set = ShardSet::open(&spec)?;
+            set = data::open(&spec, &config.data)?;
         }
         // A share for each thread: the workers, the dispatcher, the consumer.
         let spans = SPANS_MAX / all.len() / (workers + 2);
@@ -238,6 +249,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
         let plan = Plan {
             mode,
             recipe: recipe.clone(),
+            window,
             seed: config.seed,
             batch: args.batch,
             decode: args.decode.unwrap_or(config.data.decode),
@@ -584,7 +596,26 @@ fn table(run: &Run, out: &mut String) {
     remarks(run, out);
 }
 
+/// What came from URLs.
+fn fetched(run: &Run, out: &mut String) {
+    let Some(fetched) = &run.fetched else { return };
+    let waits = &fetched.waits;
+    *out += &format!(
+        "  fetched {} MB/s: {}, {:.1} at a time, {} made again; a shard was waited for {} of the \
+         time ({} waits, p50 {}, p99 {})\n",
+        count(fetched.megabytes_per_s),
+        plural(fetched.shards as usize, "shard"),
+        fetched.at_a_time,
+        plural(fetched.failures as usize, "attempt"),
+        percent(fetched.wait_share),
+        waits.count,
+        micros(waits.p50),
+        micros(waits.p99),
+    );
+}
+
 fn remarks(run: &Run, out: &mut String) {
+    fetched(run, out);
     let mut parts = vec![format!("consumer waited {}", percent(run.consumer.wait_share))];
     parts.push(format!("dispatcher busy {}", percent(run.dispatcher_busy)));
     if run.slabs.bytes > 0 {

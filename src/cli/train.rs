@@ -21,7 +21,9 @@ pub struct Args {
     #[arg(required_unless_present = "resume", conflicts_with = "resume")]
     pub recipe: Option<String>,
 
-    /// Shards: folders, globs, brace lists or tars (in place of the config's data.shards).
+    /// Shards: folders, globs, brace lists or tars, or URLs of those (in place of the config's
+    /// data.shards). Shards behind URLs (s3://, gs://, az://, http://, https://) go through the cache:
+    /// data.cache, data.cache_size, data.window.
     #[arg(long, value_name = "SHARDS", num_args = 1..)]
     pub data: Vec<String>,
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use detco_shards::format::verify::{self, Report};
+use detco_shards::stream::remote;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
 /// Read every byte of a folder of shards and name every fault
@@ -21,7 +22,7 @@ Examples:
   detco verify shards/train
   detco verify shards/train --json | jq '.faults[]'")]
 pub struct Args {
-    /// Folder of shards
+    /// Folder of shards, or its URL: then the shards are fetched into the cache
     folder: PathBuf,
 
     /// Print one JSON object instead of text
@@ -31,6 +32,9 @@ pub struct Args {
     /// Threads [default: one a core]
     #[arg(long)]
     workers: Option<usize>,
+
+    #[command(flatten)]
+    cache: super::CacheArgs,
 }
 
 /// Runs the command.
@@ -58,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
     let read = AtomicU64::new(0);
     if !std::io::stderr().is_terminal() {
-        return Ok(verify::folder(&args.folder, workers, &read)?);
+        return look(args, workers, &read);
     }
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -74,10 +78,18 @@ fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
             }
             bar.finish_and_clear();
         });
-        let report = verify::folder(&args.folder, workers, &read);
+        let report = look(args, workers, &read);
         over.store(true, Ordering::Relaxed);
         painter.thread().unpark();
-        Ok(report?)
+        report
+    })
+}
+
+fn look(args: &Args, workers: usize, read: &AtomicU64) -> anyhow::Result<Report> {
+    let url = args.folder.to_str().filter(|folder| folder.contains("://"));
+    Ok(match url {
+        Some(url) => remote::verify(&[url.to_owned()], &args.cache.remote(), workers, read)?,
+        None => verify::folder(&args.folder, workers, read)?,
     })
 }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::order::{Cursor, Order};
-use detco_shards::stream::ShardSet;
 use detco_shards::views::{Recipe, Rect, Renderer, SamplePlan};
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, Rgb, RgbImage};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::data;
 
 /// Draw a contact sheet of what the model is shown
 ///
@@ -28,7 +28,7 @@ Examples:
   detco views shards/train -o own.png --recipe own.toml --set views.global.size=160
   detco views shards/train --plans | jq .plan.global[0].ops       # the drawn numbers")]
 pub struct Args {
-    /// Folder of shards, .tar file, glob or brace list
+    /// Folder of shards, .tar file, glob or brace list, or URLs of those
     #[arg(required = true)]
     data: Vec<String>,
 
@@ -92,7 +92,7 @@ struct Drawn<'a> {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.recipe, &args.overrides)?;
     let (recipe, seed) = (&config.views, args.seed.unwrap_or(config.seed));
-    let set = ShardSet::open(&args.data)?;
+    let set = data::open(&args.data, &config.data)?;
     let order = Order::shuffled(set.len(), 1, seed)?;
     let rows = args.samples.min(set.len());
 

@@ -189,8 +189,8 @@ pub fn evaluate_watched(
         Order::spaced(set.len(), most, options.batch)
             .map_err(|source| KnnError::Order { which, source })
     };
-    let orders = [order("train", train)?, order("test", test)?];
-    let total = orders[0].samples() + orders[1].samples();
+    let (train_order, test_order) = (order("train", train)?, order("test", test)?);
+    let total = train_order.samples() + test_order.samples();
     let mut done = 0;
     let mut features = |which, set: &Arc<ShardSet>, order| {
         extract(encoder, which, set, order, options, &mut |n| {
@@ -201,8 +201,8 @@ pub fn evaluate_watched(
             }
         })
     };
-    let memory = features("train", train, orders[0])?;
-    let queries = features("test", test, orders[1])?;
+    let memory = features("train", train, train_order)?;
+    let queries = features("test", test, test_order)?;
     classify(&memory, &queries, options.k, options.temperature)
 }
 

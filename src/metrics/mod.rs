@@ -46,6 +46,8 @@ pub mod names {
     pub const LOADER_CORES: &str = "loader/cores";
     /// Share of its time that the dispatcher worked, 0 to 1.
     pub const LOADER_DISPATCHER_BUSY: &str = "loader/dispatcher_busy";
+    /// Share of its time that the dispatcher waited for shards from URLs, 0 to 1.
+    pub const LOADER_SHARD_WAIT: &str = "loader/shard_wait";
     /// kNN top-1 in percent.
     pub const KNN_TOP1: &str = "knn/top1";
     /// kNN top-5 in percent.

@@ -12,6 +12,7 @@ use rustix::fs::{Advice, fadvise};
 use thiserror::Error;
 
 use super::{Size, machine};
+use crate::{config, data};
 
 /// A warm measurement reads at most this much: what a fast machine gets through in half a minute,
 /// and what a slow disk brings in in a minute.
@@ -52,8 +53,12 @@ pub enum CacheError {
 ///
 /// # Errors
 /// A shard cannot be opened, or not be named.
-pub fn choose(spec: &[String], cold: bool) -> Result<(Vec<String>, ShardSet, Size), CacheError> {
-    let all = ShardSet::open(spec)?;
+pub fn choose(
+    spec: &[String],
+    cold: bool,
+    data: &config::Data,
+) -> Result<(Vec<String>, ShardSet, Size), CacheError> {
+    let all = data::open(spec, data)?;
     let shards_of = all.shards().len() as u64;
     let size = |set: &ShardSet| Size {
         shards: set.shards().len() as u64,
@@ -63,7 +68,8 @@ pub fn choose(spec: &[String], cold: bool) -> Result<(Vec<String>, ShardSet, Siz
     };
     let whole = size(&all);
     let room = machine::memory("MemAvailable").unwrap_or(u64::MAX) / 2;
-    if cold || whole.bytes <= room.min(WARM_BYTES_MAX) {
+    // From URLs shards come and go, and that is what is measured.
+    if cold || all.is_remote() || whole.bytes <= room.min(WARM_BYTES_MAX) {
         return Ok((spec.to_vec(), all, whole));
     }
     let (mut names, mut bytes) = (Vec::new(), 0);
@@ -81,12 +87,12 @@ pub fn choose(spec: &[String], cold: bool) -> Result<(Vec<String>, ShardSet, Siz
     Ok((names, part, size))
 }
 
-/// Reads every shard once; `read` counts the bytes meanwhile.
+/// Reads every shard once, unless they lie behind URLs; `read` counts the bytes meanwhile.
 ///
 /// # Errors
 /// A shard cannot be read.
 pub fn fill(set: &ShardSet, read: &AtomicU64) -> Result<(), CacheError> {
-    let shards = set.shards();
+    let shards = if set.is_remote() { &[] } else { set.shards() };
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..READERS_MAX.min(shards.len()) {

@@ -6,18 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use detco_shards::device::{Counts, Decode, Setup, Unavailable};
-use detco_shards::order::{Order, OrderError};
 use detco_shards::pipeline::{LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, Views};
 use detco_shards::stats::{Channel, Snapshot, Stage, Stats};
 use detco_shards::stream::ShardSet;
+use detco_shards::stream::remote::RemoteSnapshot;
 use detco_shards::trace::{Recorder, Trace};
 use detco_shards::views::Recipe;
 use thiserror::Error;
 
+use crate::config::Window;
+use crate::data::{self, DataError};
+
 use super::machine::Paging;
 use super::source::Source;
 use super::verdict::{CONTENT, Consumer, Evidence};
-use super::{ConsumerTime, PageFaults, Run, Slabs, allocations, channels, per_image};
+use super::{ConsumerTime, Fetched, PageFaults, Run, Slabs, allocations, channels, per_image};
 
 /// Equal parts of the measured time that images a second are given for.
 const WINDOWS: usize = 5;
@@ -71,6 +74,8 @@ pub struct Plan {
     pub mode: Mode,
     /// The recipe of the views.
     pub recipe: Recipe,
+    /// How much of the data is mixed, as [`crate::data::window`] returned it.
+    pub window: Window,
     /// Seed of the order and the views.
     pub seed: u64,
     /// Samples of a batch; at most as many as there are.
@@ -116,7 +121,7 @@ pub enum MeasureError {
     Device(Box<detco_shards::device::DeviceError<detco_shards::device::GpuError>>),
     /// The data cannot be put in order.
     #[error(transparent)]
-    Order(#[from] OrderError),
+    Data(#[from] DataError),
     /// The data was read once before there was anything to measure.
     #[error(
         "{samples} samples are too few: a cold cache is cold once, and {COLD_BATCHES} batches must \
@@ -169,7 +174,7 @@ pub fn measure(
     watch: Option<&Watch<'_>>,
 ) -> Result<Run, MeasureError> {
     let plan = &Plan { batch: plan.batch.min(set.len()), ..plan.clone() };
-    let order = Order::shuffled(set.len(), plan.batch, plan.seed)?;
+    let order = data::order(plan.window, set, plan.batch, plan.seed)?;
     let options = LoaderOptions {
         views: plan.mode.views(&plan.recipe),
         workers: plan.workers,
@@ -180,7 +185,7 @@ pub fn measure(
         bad_run_max: u32::MAX,
         trace: plan.trace.clone(),
         handicap: plan.handicap,
-        ..LoaderOptions::train(plan.recipe.clone(), order, plan.seed, 1)
+        ..LoaderOptions::train(plan.recipe.clone(), order.clone(), plan.seed, 1)
     };
     let decoding = plan.decode.resolve(&plan.gpu, &options.views)?;
     let decoder = decoding.to_string();
@@ -255,12 +260,14 @@ struct Moment {
     counters: Snapshot,
     paging: Paging,
     allocations: Option<u64>,
+    fetched: Option<RemoteSnapshot>,
 }
 
 impl Moment {
     fn now(loader: &Source) -> Moment {
         let (paging, allocations) = (Paging::now(), allocations::count());
-        Moment { at: Instant::now(), counters: loader.stats(), paging, allocations }
+        let fetched = loader.set().fetched();
+        Moment { at: Instant::now(), counters: loader.stats(), paging, allocations, fetched }
     }
 }
 
@@ -429,6 +436,7 @@ impl Taken {
             wall_ms,
             cpu_ms,
             dispatcher_busy: 1.0 - (counted.dispatcher_nanos() as f64 / 1e9 / seconds).min(1.0),
+            shard_wait: (counted.shard_nanos as f64 / 1e9 / seconds).min(1.0),
             from_disk: Some(paging.major > 0 || paging.disk_bytes > 0),
             consumer: match plan.consumer {
                 Some(images_per_s) => Consumer::Simulated { images_per_s },
@@ -436,6 +444,18 @@ impl Taken {
             },
             consumer_wait: waited,
         };
+        let fetched = self.end.fetched.as_ref().zip(self.start.fetched.as_ref());
+        let fetched = fetched.map(|(end, start)| {
+            let fetched = end.since(start);
+            Fetched {
+                megabytes_per_s: fetched.bytes as f64 / 1e6 / seconds,
+                shards: fetched.shards,
+                failures: fetched.failures,
+                at_a_time: fetched.fetch_nanos as f64 / 1e9 / seconds,
+                wait_share: evidence.shard_wait,
+                waits: (&fetched.waits).into(),
+            }
+        });
         let (slabs, slab_bytes) = self.slabs;
         let allocations = self.end.allocations.zip(self.start.allocations);
         let images = counted.samples.max(1) as f64;
@@ -451,6 +471,7 @@ impl Taken {
             allocations_per_image: allocations.map(|(end, start)| (end - start) as f64 / images),
             slabs: Slabs { count: slabs, bytes: slab_bytes, reuses },
             consumer: ConsumerTime { batches: self.batches, wait_share: waited },
+            fetched,
             bad_samples: self.bad,
             decoded: self.decoded,
             ..Run::of(plan.mode.name(), seconds, counted.samples, &evidence)

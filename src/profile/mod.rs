@@ -133,6 +133,8 @@ pub struct Run {
     pub consumer: ConsumerTime,
     /// Share of its time that the dispatcher worked, 0 to 1.
     pub dispatcher_busy: f64,
+    /// What was fetched from URLs meanwhile; `None` for local shards.
+    pub fetched: Option<Fetched>,
     /// Samples that could not be used and were replaced.
     pub bad_samples: u64,
     /// Who decoded, and what `auto` missed; empty for a training run.
@@ -209,6 +211,23 @@ pub struct Slabs {
     pub bytes: usize,
     /// Batches in the measured time that went into a slab used before.
     pub reuses: u64,
+}
+
+/// What was fetched from URLs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Fetched {
+    /// Megabytes a second that came.
+    pub megabytes_per_s: f64,
+    /// Shards that came whole.
+    pub shards: u64,
+    /// Attempts that failed and were made again.
+    pub failures: u64,
+    /// Fetches at a time, on average.
+    pub at_a_time: f64,
+    /// Share of its time that the dispatcher waited for a shard, 0 to 1.
+    pub wait_share: f64,
+    /// Waits for a shard that was not there.
+    pub waits: Percentiles,
 }
 
 /// The consumer's side.
@@ -296,6 +315,7 @@ impl Run {
             slabs: Slabs::default(),
             consumer: ConsumerTime { batches: 0, wait_share: evidence.consumer_wait },
             dispatcher_busy: evidence.dispatcher_busy,
+            fetched: None,
             bad_samples: 0,
             decoding: String::new(),
             decoded: None,

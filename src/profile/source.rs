@@ -80,6 +80,15 @@ impl Source {
         }
     }
 
+    /// The shards that are read.
+    pub(super) fn set(&self) -> &Arc<ShardSet> {
+        match self {
+            Source::Host(loader) => loader.set(),
+            #[cfg(feature = "nvjpeg")]
+            Source::Gpu(loader, _) => loader.set(),
+        }
+    }
+
     /// The counters at this moment.
     pub(super) fn stats(&self) -> Snapshot {
         self.counters().snapshot()

@@ -59,6 +59,8 @@ pub fn push(record: &mut Record, counted: &Snapshot, workers: usize, seconds: f6
     record.push(names::LOADER_WORKERS, workers as f64);
     record.push(names::LOADER_CORES, cores as f64);
     record.push(names::LOADER_DISPATCHER_BUSY, busy);
+    let shards = (counted.shard_nanos as f64 / 1e9 / seconds.max(1e-9)).min(1.0);
+    record.push(names::LOADER_SHARD_WAIT, shards);
     for (at, stage) in STAGES.into_iter().enumerate() {
         record.push(names::loader_wall_ms(stage.name()), wall[at]);
         record.push(names::loader_cpu_ms(stage.name()), cpu[at]);
@@ -77,6 +79,7 @@ struct Line {
     workers: usize,
     cores: usize,
     dispatcher_busy: f64,
+    shard_wait: f64,
     wall_ms: [f64; STAGES.len()],
     cpu_ms: [f64; STAGES.len()],
 }
@@ -103,6 +106,8 @@ impl Line {
             workers: get(names::LOADER_WORKERS)? as usize,
             cores: get(names::LOADER_CORES)? as usize,
             dispatcher_busy: get(names::LOADER_DISPATCHER_BUSY)?,
+            // Runs of older versions read nothing from URLs.
+            shard_wait: get(names::LOADER_SHARD_WAIT).unwrap_or(0.0),
             wall_ms: each(&names::loader_wall_ms)?,
             cpu_ms: each(&names::loader_cpu_ms)?,
         })
@@ -160,6 +165,7 @@ fn summary(lines: &[Line], config: &Config) -> Option<Run> {
         wall_ms: std::array::from_fn(|stage| by_image(&|line| line.wall_ms[stage])),
         cpu_ms: std::array::from_fn(|stage| by_image(&|line| line.cpu_ms[stage])),
         dispatcher_busy: by_time(&|line| line.dispatcher_busy),
+        shard_wait: by_time(&|line| line.shard_wait),
         from_disk: None,
         consumer: Consumer::Training,
         consumer_wait: by_time(&|line| line.wait_share),

@@ -47,6 +47,8 @@ pub struct Evidence {
     pub cpu_ms: [f64; STAGES.len()],
     /// Share of its time that the dispatcher worked, 0 to 1.
     pub dispatcher_busy: f64,
+    /// Share of its time that the dispatcher waited for a shard from a URL, 0 to 1.
+    pub shard_wait: f64,
     /// Whether anything was read from a disk or a network; `None` where that was not counted.
     pub from_disk: Option<bool>,
     /// Who takes the batches.
@@ -59,7 +61,7 @@ pub struct Evidence {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// `read`, `decode`, `views` or `put`; `consumer`; `dispatch` (the one thread that hands out
-    /// samples and reads ahead); `slabs` (too few batches may be ahead).
+    /// samples and reads ahead); `fetch` (shards from URLs); `slabs` (too few batches may be ahead).
     pub bottleneck: &'static str,
     /// One or two sentences with a number to act on.
     pub text: String,
@@ -130,6 +132,10 @@ impl Evidence {
     pub fn verdict(&self) -> Verdict {
         let satisfied = self.consumer_wait < CONTENT || self.idle() > self.consumer_wait;
         let with_consumer = !matches!(self.consumer, Consumer::Eager);
+        let starved = self.shard_wait > IDLE && self.shard_wait > self.dispatcher_busy;
+        if starved && (!with_consumer || self.consumer_wait >= CONTENT) {
+            return self.fetch_verdict();
+        }
         if with_consumer && satisfied {
             return self.consumer_verdict();
         }
@@ -175,6 +181,21 @@ impl Evidence {
             cores_needed: Some(self.cores_for(self.images_per_s)),
             ..self.with("consumer", text)
         }
+    }
+
+    /// The next shard was not there.
+    fn fetch_verdict(&self) -> Verdict {
+        let faster = self.potential() / self.images_per_s.max(f64::MIN_POSITIVE);
+        let text = format!(
+            "Fetching shards is the bottleneck: workers waited {} of their time, and the next shard \
+             was not there {} of it. {} MB/s came; the workers would take {}. A larger data.fetches \
+             helps where the line is not full.",
+            percent(self.idle()),
+            percent(self.shard_wait),
+            count(self.megabytes_per_s),
+            count(self.megabytes_per_s * faster),
+        );
+        self.with("fetch", text)
     }
 
     /// Workers and consumer both wait.
@@ -296,6 +317,7 @@ mod tests {
             wall_ms: [0.0, 0.1, 1.5, 2.3, 0.0],
             cpu_ms: [0.0, 0.1, 1.5, 2.3, 0.0],
             dispatcher_busy: 0.01,
+            shard_wait: 0.0,
             from_disk: Some(true),
             consumer: Consumer::Eager,
             consumer_wait: 1.0,
@@ -385,6 +407,13 @@ mod tests {
         assert_eq!(busy.verdict().bottleneck, "dispatch");
         assert_eq!(starved.verdict().bottleneck, "slabs");
         assert!(starved.verdict().text.contains("batches_ahead"));
+        // The one in between waits itself, for shards from elsewhere.
+        let fetching = Evidence { shard_wait: 0.9, ..starved };
+        assert_eq!(fetching.verdict().bottleneck, "fetch");
+        assert!(fetching.verdict().text.contains("was not there 90 % of it. 56 MB/s came"));
+        assert_eq!(Evidence { consumer_wait: 0.0, ..fetching }.verdict().bottleneck, "consumer");
+        let eager = Evidence { consumer: Consumer::Eager, ..fetching };
+        assert_eq!(eager.verdict().bottleneck, "fetch");
     }
 
     #[test]

@@ -109,6 +109,7 @@ pub enum ShardError {
         /// Where it lies.
         url: String,
         /// What is wrong.
+        #[source]
         fault: Box<RemoteFault>,
     },
     /// An error that several readers of one shard meet.

@@ -54,6 +54,10 @@ pub(super) trait Watch {
     fn evicted(&self) -> Result<bool, ShardError>;
 }
 
+/// While opening, a store that does not answer is more often misspelt than down, and somebody waits:
+/// so many attempts are enough.
+const OPENING: u32 = 5;
+
 /// Runs `attempt` until it succeeds, is final, or patience ends.
 pub(super) fn again<T>(
     patience: &Patience,
@@ -71,7 +75,7 @@ pub(super) fn again<T>(
             Err(Failure::NoRanges) => Cause::from("the server sends no ranges"),
             Err(Failure::Passing(source)) => source,
         };
-        if attempts >= patience.attempts {
+        if attempts >= patience.attempts.min(OPENING) {
             let fault = RemoteFault::Failed { action, offset: 0, attempts, source };
             return Err(ShardError::remote(&object.url, fault));
         }

@@ -121,12 +121,13 @@ fn open_with_records(
     spec: &[String],
     options: &RemoteOptions,
 ) -> Result<(Opened, Vec<Option<ShardRecord>>), ShardError> {
+    let web = Web::new(&options.environment, options.patience.stall)?;
+    for word in spec {
+        // A word that cannot be meant makes no folder.
+        web.object(word)?;
+    }
     let cache = Cache::open(&options.cache, options.cache_bytes)?;
-    let opener = Opener {
-        web: Web::new(&options.environment, options.patience.stall)?,
-        cache,
-        patience: options.patience,
-    };
+    let opener = Opener { web, cache, patience: options.patience };
     let named = opener.names(spec)?;
     let (classes, mut records) = records(spec, &named)?;
     let mut jobs = Vec::with_capacity(named.shards.len());

@@ -1,0 +1,103 @@
+//! The table `data` of a configuration to shards that are open, and to the order they are read in.
+
+use std::path::Path;
+
+use detco_shards::format::ShardError;
+use detco_shards::order::{Order, OrderError};
+use detco_shards::stream::ShardSet;
+use detco_shards::stream::remote::RemoteOptions;
+use indicatif::HumanBytes;
+use thiserror::Error;
+
+use crate::config::{Bytes, Data, Window, cache_folder, store_environment};
+
+/// Why data cannot be read as it is configured.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// The window does not fit the cache.
+    #[error(
+        "data.window = {window} needs {} in the cache at once, data.cache_size is {}",
+        HumanBytes(*needed), HumanBytes(*room)
+    )]
+    Window {
+        /// As configured.
+        window: String,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that there may be.
+        room: u64,
+    },
+    /// No order.
+    #[error("{0} (train.batch)")]
+    Order(#[from] OrderError),
+}
+
+/// How URLs are reached by this configuration.
+pub fn remote(data: &Data) -> RemoteOptions {
+    let folder = data.cache.clone().unwrap_or_else(cache_folder);
+    RemoteOptions { fetches: data.fetches, ..remote_in(&folder, data.cache_size) }
+}
+
+/// How URLs are reached with a cache in this folder.
+pub fn remote_in(folder: &Path, size: Bytes) -> RemoteOptions {
+    RemoteOptions {
+        environment: store_environment(),
+        notice: Some(|text| eprintln!("{text}")),
+        ..RemoteOptions::new(folder, size.0)
+    }
+}
+
+/// Opens shards by this configuration.
+///
+/// # Errors
+/// As [`ShardSet::open_with`].
+pub fn open(spec: &[String], data: &Data) -> Result<ShardSet, ShardError> {
+    ShardSet::open_with(spec, Some(&remote(data)))
+}
+
+/// Indexes lie in the cache too: a thousandth of their shards, a fiftieth of very small ones.
+const INDEXES: u64 = 50;
+
+/// What a window comes to for these shards: never [`Window::Auto`]. Local shards are all here. Of
+/// others, a true shuffle reads all at once, so all must fit the cache; a windowed one reads two
+/// windows at once where a batch spans them, and one shard more is on its way.
+///
+/// # Errors
+/// The cache has no room for it.
+pub fn window(window: Window, set: &ShardSet) -> Result<Window, DataError> {
+    let Some(bound) = set.room() else {
+        return Ok(if window == Window::Auto { Window::All } else { window });
+    };
+    let mut sizes: Vec<u64> = set.shards().iter().map(|shard| shard.bytes()).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let room = bound - bound / INDEXES;
+    let largest = |shards: usize| sizes.iter().take(shards).sum::<u64>();
+    let fits = |shards: usize| largest(2 * shards + 1) <= room || largest(sizes.len()) <= room;
+    let fail = |window: String, needed| DataError::Window { window, needed, room: bound };
+    match window {
+        Window::All if largest(sizes.len()) > room => Err(fail("all".into(), largest(sizes.len()))),
+        Window::Shards(shards) if !fits(shards as usize) => {
+            Err(fail(shards.to_string(), largest(2 * shards as usize + 1)))
+        }
+        Window::Auto if largest(sizes.len()) <= room => Ok(Window::All),
+        Window::Auto => {
+            // The largest that fits: `fits` holds up to some number and not beyond.
+            let most = (1..=sizes.len()).take_while(|shards| fits(*shards)).last();
+            let most = most.ok_or_else(|| fail("auto".into(), largest(3)))?;
+            Ok(Window::Shards(most as u32))
+        }
+        window => Ok(window),
+    }
+}
+
+/// The order that training reads in, with a window as [`window`] returned it.
+///
+/// # Errors
+/// Too few samples for a batch.
+pub fn order(window: Window, set: &ShardSet, batch: u64, seed: u64) -> Result<Order, DataError> {
+    let shards: Vec<u64> = set.shards().iter().map(|shard| shard.samples()).collect();
+    Ok(match window {
+        Window::Shards(window) => Order::windowed(&shards, window as usize, batch, seed)?,
+        Window::Auto | Window::All => Order::shuffled(set.len(), batch, seed)?,
+    })
+}

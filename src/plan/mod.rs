@@ -1,0 +1,496 @@
+//! What a cluster would give, before there is one: images a second, what travels, what is needed,
+//! and what limits it first. Arithmetic on numbers that were measured elsewhere; nothing runs here.
+//!
+//! # The formulas
+//!
+//! N nodes of G GPUs each are W = N G ranks. A rank makes a step over n samples in `step` seconds of
+//! computing (`--step-ms`), so the global batch is B = W n.
+//!
+//! **What a rank sends a step** (zero where W = 1):
+//!
+//! - images of the keys, each to one rank, for shuffled batch normalisation:
+//!   `n (1 - 1/W) x image`, where an image is `4 x 3 x (size^2 + 9 patch^2)` bytes of floats;
+//! - embeddings of the keys, to all: `(W - 1) n x 4 x dim x levels x 2` bytes (x 1 without patches).
+//!   Every rank's queues take them from there, so nothing travels for the queues;
+//! - gradients, by a ring: `2 (1 - 1/W) x bytes x parameters`, 4 bytes each, or 2 as bf16.
+//!
+//! **Time on the network.** Rings and gathers go at the slower of `link` (between GPUs of a node) and,
+//! where N > 1, `net` (of a node). The images of a node's GPUs that leave it, `G n (1 - 1/N) x image`
+//! in all, go at `net`, those of a rank at `link`, and the slower counts. Each bucket of gradients
+//! (25 MiB) costs 2 (W - 1) latencies, the gather W - 1, the exchange one.
+//!
+//! ```text
+//! exposed  = images + embeddings + max(0, gradients - overlap x step)
+//! in step  = B / (step + exposed)                     images/s, if data is always there
+//! cores    = N x cores x 1000 / cpu_ms                images/s that all cores prepare
+//! storage  = N x storage / image_bytes                images/s that nodes read, each for itself
+//! store    = store / image_bytes                      images/s that one store gives them all
+//! images/s = the least of these four
+//! days     = epochs x samples / images/s / 86,400
+//! cores a GPU = in step / W x cpu_ms / 1000
+//! ```
+//!
+//! Of the step's arithmetic, backward is a half (the query's forward pass 1, its backward pass 2, the
+//! key's forward pass 1): that is the default of `overlap`, since gradients are averaged while
+//! backward goes on.
+//!
+//! **The first bottleneck** is what gives the least: the cores, the storage, the store; or, where
+//! the step does, the network if it takes longer than the computing, else the GPU.
+//!
+//! # What it leaves out
+//!
+//! Stragglers, other traffic, checkpoints, evaluation, the first epoch's cold cache, and that cores
+//! which feed GPUs have other work too. Defaults that were measured say where; those that were not
+//! (`link`, `latency`) are usual values of PCIe 4 and of Ethernet.
+
+use serde::Serialize;
+
+use crate::config::{Backbone, Config, Head, LocalHead, Stem};
+
+/// CPU milliseconds an image from JPEG to the four views of DetCo, where no profile says: 307 images/s
+/// a core (`benches/record/2026-11-23-views.md`, an AMD EPYC with AVX2).
+pub const CPU_MS: f64 = 1e3 / 307.0;
+/// Bytes of a compressed image of ImageNet: 138 GB of 1,281,167.
+pub const IMAGE_BYTES: f64 = 138e9 / 1_281_167.0;
+/// Samples of ImageNet's training set.
+pub const IMAGENET: u64 = 1_281_167;
+/// Bytes of gradients that travel together.
+const BUCKET: f64 = (25 << 20) as f64;
+/// Bytes of a float.
+const FLOAT: f64 = 4.0;
+
+/// A cluster and a job. All numbers are above 0 and finite; bandwidths are bytes a second.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cluster {
+    /// Nodes, N.
+    pub nodes: u64,
+    /// GPUs of a node, G.
+    pub gpus: u64,
+    /// Samples of a step on each GPU, n.
+    pub batch: u64,
+    /// Seconds of computing of a step.
+    pub step: f64,
+    /// Share of the step that gradients can hide behind, 0 to 1.
+    pub overlap: f64,
+    /// Between the GPUs of a node.
+    pub link: f64,
+    /// Of a node; `None` in a cluster of one.
+    pub net: Option<f64>,
+    /// Seconds from rank to rank.
+    pub latency: f64,
+    /// Bytes of a gradient's number: 4, or 2.
+    pub gradient_bytes: f64,
+    /// That each node reads from its storage; `None`: enough.
+    pub storage: Option<f64>,
+    /// That all nodes together read from one store; `None`: enough.
+    pub store: Option<f64>,
+    /// CPU cores of a node; `None`: enough.
+    pub cores: Option<f64>,
+    /// CPU milliseconds an image.
+    pub cpu_ms: f64,
+    /// Compressed bytes of an image.
+    pub image_bytes: f64,
+    /// Samples of the data set.
+    pub samples: u64,
+    /// Passes over it.
+    pub epochs: u64,
+}
+
+/// What of the model travels.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Load {
+    /// Parameters with a gradient.
+    pub parameters: u64,
+    /// Values of a key's images: its crop and its nine patches.
+    pub image_values: u64,
+    /// Values of a key's embeddings, all levels and scopes.
+    pub embedding_values: u64,
+}
+
+/// What a rank sends in a step, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Sent {
+    /// Images of keys.
+    pub images: f64,
+    /// Embeddings of keys.
+    pub embeddings: f64,
+    /// Gradients.
+    pub gradients: f64,
+}
+
+/// What there is too little of first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bottleneck {
+    /// Computing a step.
+    Gpu,
+    /// What ranks send each other.
+    Network,
+    /// Cores that decode and render.
+    Cores,
+    /// What a node reads.
+    Storage,
+    /// What one store gives to all nodes.
+    Store,
+}
+
+/// What would come of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Ranks, W.
+    pub ranks: u64,
+    /// Images a second of all.
+    pub images_per_s: f64,
+    /// Days for all epochs.
+    pub days: f64,
+    /// Seconds of a step that wait for the network.
+    pub exposed: f64,
+    /// Seconds that the network is busy in a step.
+    pub network: f64,
+    /// What a rank sends in a step.
+    pub sent: Sent,
+    /// Bytes a second that a node sends to others.
+    pub node_sends: f64,
+    /// Bytes a second that all nodes read.
+    pub reads: f64,
+    /// CPU cores that keep one GPU busy.
+    pub cores_per_gpu: f64,
+    /// Images a second that each would allow if all others were plenty.
+    pub limits: Limits,
+    /// What gives the least.
+    pub bottleneck: Bottleneck,
+}
+
+/// Images a second that each part would allow by itself; `None` where it was not stated, or is not
+/// needed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Limits {
+    /// Computing.
+    pub gpu: f64,
+    /// The network.
+    pub network: Option<f64>,
+    /// Cores.
+    pub cores: Option<f64>,
+    /// Each node's storage.
+    pub storage: Option<f64>,
+    /// The one store.
+    pub store: Option<f64>,
+}
+
+impl Load {
+    /// What of a configuration's model travels.
+    pub fn of(config: &Config) -> Load {
+        let (model, views) = (&config.model, &config.views);
+        let patch =
+            views.local.as_ref().filter(|_| model.local).map(|local| u64::from(local.patch));
+        let edge = u64::from(views.global.size);
+        let image_values = 3 * (edge * edge + patch.map_or(0, |patch| 9 * patch * patch));
+        let scopes = if model.local { 2 } else { 1 };
+        let embedding_values = model.dim as u64 * model.levels.len() as u64 * scopes;
+        Load { parameters: parameters(config), image_values, embedding_values }
+    }
+}
+
+/// Numbers that training changes: convolutions, the scales and offsets of batch normalisation, heads
+/// with their biases.
+pub fn parameters(config: &Config) -> u64 {
+    let [global, local] = heads(config);
+    backbone(config) + global + if config.model.local { local } else { 0 }
+}
+
+/// Of the backbone, without heads.
+fn backbone(config: &Config) -> u64 {
+    let model = &config.model;
+    let width = model.width as u64;
+    // A convolution has no bias, and is normalised.
+    let conv = |kernel: u64, input: u64, output: u64| kernel * kernel * input * output + 2 * output;
+    let (blocks, expansion) = match model.backbone {
+        Backbone::Resnet18 => ([2, 2, 2, 2], 1),
+        Backbone::Resnet34 => ([3, 4, 6, 3], 1),
+        Backbone::Resnet50 => ([3, 4, 6, 3], 4),
+        Backbone::Resnet101 => ([3, 4, 23, 3], 4),
+    };
+    let mut total = match model.stem {
+        Stem::Imagenet => conv(7, 3, width),
+        Stem::Cifar => conv(3, 3, width),
+    };
+    let mut input = width;
+    for (stage, blocks) in blocks.into_iter().enumerate() {
+        let inner = width << stage;
+        let output = inner * expansion;
+        for _ in 0..blocks {
+            total += match expansion {
+                1 => conv(3, input, inner) + conv(3, inner, inner),
+                _ => conv(1, input, inner) + conv(3, inner, inner) + conv(1, inner, output),
+            };
+            if input != output {
+                total += conv(1, input, output);
+            }
+            input = output;
+        }
+    }
+    total
+}
+
+/// Of the global heads, and of the local ones.
+fn heads(config: &Config) -> [u64; 2] {
+    let model = &config.model;
+    let (width, dim) = (model.width as u64, model.dim as u64);
+    let expansion = match model.backbone {
+        Backbone::Resnet18 | Backbone::Resnet34 => 1,
+        Backbone::Resnet50 | Backbone::Resnet101 => 4,
+    };
+    let linear = |input: u64, output: u64| input * output + output;
+    let mut total = [0, 0];
+    for level in &model.levels {
+        let c = (width * expansion) << (level - 2);
+        total[0] += match model.head {
+            Head::Linear => linear(c, dim),
+            Head::Mlp => linear(c, c) + linear(c, dim),
+        };
+        total[1] += match model.local_head {
+            LocalHead::Narrow => linear(9 * c, c) + linear(c, dim),
+            LocalHead::Wide => linear(9 * c, 9 * c) + linear(9 * c, dim),
+            LocalHead::Pirl => linear(c, c) + linear(c, dim) + linear(9 * dim, dim),
+        };
+    }
+    total
+}
+
+impl Cluster {
+    fn ranks(&self) -> f64 {
+        (self.nodes * self.gpus) as f64
+    }
+
+    /// Samples of the global batch.
+    pub fn global_batch(&self) -> u64 {
+        self.nodes * self.gpus * self.batch
+    }
+
+    /// What a rank sends in a step.
+    fn sent(&self, load: &Load) -> Sent {
+        let (ranks, n) = (self.ranks(), self.batch as f64);
+        let others = 1.0 - 1.0 / ranks;
+        Sent {
+            images: n * others * FLOAT * load.image_values as f64,
+            embeddings: (ranks - 1.0) * n * FLOAT * load.embedding_values as f64,
+            gradients: 2.0 * others * self.gradient_bytes * load.parameters as f64,
+        }
+    }
+
+    /// Images of a node's keys that leave it in a step, in bytes.
+    fn leaving(&self, load: &Load) -> f64 {
+        let elsewhere = 1.0 - 1.0 / self.nodes as f64;
+        (self.gpus * self.batch) as f64 * elsewhere * FLOAT * load.image_values as f64
+    }
+
+    /// Seconds a step of images, embeddings and gradients.
+    fn network(&self, load: &Load) -> [f64; 3] {
+        let ranks = self.ranks();
+        if ranks < 2.0 {
+            return [0.0; 3];
+        }
+        let sent = self.sent(load);
+        let ring = self.net.unwrap_or(f64::INFINITY).min(self.link);
+        let abroad = self.net.map_or(0.0, |net| self.leaving(load) / net);
+        let bytes = self.gradient_bytes * load.parameters as f64;
+        let buckets = (bytes / BUCKET).ceil();
+        [
+            (sent.images / self.link).max(abroad) + self.latency,
+            sent.embeddings / ring + (ranks - 1.0) * self.latency,
+            sent.gradients / ring + buckets * 2.0 * (ranks - 1.0) * self.latency,
+        ]
+    }
+
+    /// What would come of training this on it.
+    pub fn forecast(&self, load: &Load) -> Forecast {
+        let (ranks, nodes) = (self.ranks(), self.nodes as f64);
+        let batch = self.global_batch() as f64;
+        let [images, embeddings, gradients] = self.network(load);
+        let exposed = images + embeddings + (gradients - self.overlap * self.step).max(0.0);
+        let network = images + embeddings + gradients;
+        let limits = Limits {
+            gpu: batch / self.step,
+            network: (network > 0.0).then(|| batch / network),
+            cores: self.cores.map(|cores| nodes * cores * 1e3 / self.cpu_ms),
+            storage: self.storage.map(|bytes| nodes * bytes / self.image_bytes),
+            store: self.store.map(|bytes| bytes / self.image_bytes),
+        };
+        let in_step = batch / (self.step + exposed);
+        let step = if network > self.step { Bottleneck::Network } else { Bottleneck::Gpu };
+        let data = [
+            (limits.cores, Bottleneck::Cores),
+            (limits.storage, Bottleneck::Storage),
+            (limits.store, Bottleneck::Store),
+        ];
+        let data = data.into_iter().filter_map(|(limit, what)| Some((limit?, what)));
+        let (images_per_s, bottleneck) =
+            data.fold((in_step, step), |least, one| if one.0 < least.0 { one } else { least });
+        let sent = self.sent(load);
+        let ring = sent.embeddings + sent.gradients;
+        let abroad = if self.nodes > 1 { self.leaving(load) + ring } else { 0.0 };
+        Forecast {
+            ranks: self.nodes * self.gpus,
+            images_per_s,
+            days: self.epochs as f64 * self.samples as f64 / images_per_s / 86_400.0,
+            exposed,
+            network,
+            sent,
+            node_sends: abroad * images_per_s / batch,
+            reads: images_per_s * self.image_bytes,
+            cores_per_gpu: in_step / ranks * self.cpu_ms / 1e3,
+            limits,
+            bottleneck,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn load() -> Load {
+        Load { parameters: 10_000_000, image_values: 1_000, embedding_values: 100 }
+    }
+
+    /// Two nodes of four GPUs: W = 8, B = 80. Sent by hand: images 10 x 7/8 x 4,000 = 35,000 bytes;
+    /// embeddings 7 x 10 x 400 = 28,000; gradients 2 x 7/8 x 40 MB = 70 MB.
+    fn cluster() -> Cluster {
+        Cluster {
+            nodes: 2,
+            gpus: 4,
+            batch: 10,
+            step: 0.1,
+            overlap: 0.5,
+            link: 20e9,
+            net: Some(1e9),
+            latency: 0.0,
+            gradient_bytes: 4.0,
+            storage: None,
+            store: None,
+            cores: None,
+            cpu_ms: 4.0,
+            image_bytes: 100e3,
+            samples: 1_000_000,
+            epochs: 200,
+        }
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found} for {expected}");
+    }
+
+    #[test]
+    fn a_cluster_by_hand() {
+        let found = cluster().forecast(&load());
+        close(found.sent.images, 35_000.0);
+        close(found.sent.embeddings, 28_000.0);
+        close(found.sent.gradients, 70e6);
+        // 40 images of a node, half of them leave: 80 kB at 1 GB/s = 80 us. Embeddings 28 us.
+        // Gradients 70 ms, of which 50 hide behind backward.
+        close(found.exposed, 80e-6 + 28e-6 + 0.02);
+        close(found.network, 80e-6 + 28e-6 + 0.07);
+        close(found.images_per_s, 80.0 / 0.120108);
+        close(found.days, 200e6 / (80.0 / 0.120108) / 86_400.0);
+        close(found.reads, 80.0 / 0.120108 * 100e3);
+        close(found.cores_per_gpu, 10.0 / 0.120108 * 4e-3);
+        close(found.node_sends, (80_000.0 + 28_000.0 + 70e6) / 0.120108);
+        assert_eq!((found.ranks, found.bottleneck), (8, Bottleneck::Gpu));
+        close(found.limits.gpu, 800.0);
+        close(found.limits.network.unwrap(), 80.0 / 0.070108);
+    }
+
+    #[test]
+    fn latencies_are_counted_by_rings() {
+        let slow = Cluster { latency: 1e-3, ..cluster() };
+        let more = slow.forecast(&load()).network - cluster().forecast(&load()).network;
+        // 40 MB are two buckets of 25 MiB: 2 x 14, and 7, and 1.
+        close(more, 36e-3);
+    }
+
+    #[test]
+    fn one_rank_sends_nothing_and_one_node_needs_no_network() {
+        let one = Cluster { nodes: 1, gpus: 1, net: None, ..cluster() };
+        let found = one.forecast(&load());
+        assert_eq!((found.sent, found.exposed), (Sent::default(), 0.0));
+        assert_eq!((found.limits.network, found.node_sends), (None, 0.0));
+        close(found.images_per_s, 100.0);
+        let node = Cluster { nodes: 1, net: None, ..cluster() };
+        let found = node.forecast(&load());
+        // W = 4: gradients 2 x 3/4 x 40 MB at 20 GB/s = 3 ms, hidden.
+        close(found.network, 30_000.0 / 20e9 + 3.0 * 10.0 * 400.0 / 20e9 + 3e-3);
+        assert_eq!(found.node_sends, 0.0);
+    }
+
+    /// What is made the smallest is named, and gives the images a second.
+    #[test]
+    fn each_bottleneck_is_named_when_it_is_the_smallest() {
+        let plenty = Cluster {
+            storage: Some(1e12),
+            store: Some(1e12),
+            cores: Some(1e6),
+            net: Some(1e12),
+            link: 1e12,
+            ..cluster()
+        };
+        let named = |cluster: Cluster| {
+            let found = cluster.forecast(&load());
+            (found.bottleneck, found.images_per_s)
+        };
+        assert_eq!(named(plenty.clone()).0, Bottleneck::Gpu);
+        let (what, rate) = named(Cluster { net: Some(1e8), ..plenty.clone() });
+        assert_eq!(what, Bottleneck::Network);
+        close(rate, 80.0 / (0.1 + 0.8e-3 + 0.28e-3 + 0.7 - 0.05));
+        // 2 nodes x 1 core x 250 images/s.
+        let (what, rate) = named(Cluster { cores: Some(1.0), ..plenty.clone() });
+        assert_eq!(what, Bottleneck::Cores);
+        close(rate, 500.0);
+        let (what, rate) = named(Cluster { storage: Some(10e6), ..plenty.clone() });
+        assert_eq!(what, Bottleneck::Storage);
+        close(rate, 200.0);
+        let (what, rate) = named(Cluster { store: Some(10e6), ..plenty.clone() });
+        assert_eq!(what, Bottleneck::Store);
+        close(rate, 100.0);
+        // Of several that are scarce, the scarcest.
+        let scarce = Cluster { store: Some(20e6), cores: Some(1.0), net: Some(1e8), ..plenty };
+        assert_eq!(named(scarce.clone()).0, Bottleneck::Network);
+        let scarcer = Cluster { store: Some(10e6), ..scarce };
+        assert_eq!(named(scarcer).0, Bottleneck::Store);
+    }
+
+    /// torchvision's counts (25,557,032 less the last layer's 2,049,000; 11,689,512 less 513,000),
+    /// and those of the heads by their sizes.
+    #[test]
+    fn parameters_are_counted_as_torchvision_does() {
+        for (name, expected) in [
+            (Backbone::Resnet18, 11_176_512),
+            (Backbone::Resnet34, 21_284_672),
+            (Backbone::Resnet50, 23_508_032),
+            (Backbone::Resnet101, 42_500_160),
+        ] {
+            let mut config = Config::default();
+            config.model.backbone = name;
+            assert_eq!(backbone(&config), expected, "{name:?}");
+        }
+        // c = 256, 512, 1024, 2048: c c + c + 128 c + 128, and 9 c c + c + 128 c + 128.
+        let [global, local] = heads(&Config::default());
+        assert_eq!(global, 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
+        assert_eq!(local, 9 * 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
+    }
+
+    /// DetCo on eight GPUs of one node: 28 of 32 keys travel, 261,120 floats each; 7 x 32 x 1,024
+    /// floats of embeddings; 7/4 of 80.2 million floats of gradients.
+    #[test]
+    fn the_paper_on_eight_gpus() {
+        let load = Load::of(&Config::default());
+        assert_eq!((load.image_values, load.embedding_values), (261_120, 1_024));
+        let paper = Cluster { nodes: 1, gpus: 8, batch: 32, net: None, ..cluster() };
+        let sent = paper.forecast(&load).sent;
+        close(sent.images, 28.0 * 261_120.0 * 4.0);
+        close(sent.embeddings, 7.0 * 32.0 * 1_024.0 * 4.0);
+        assert!((sent.gradients / 1e6 - 561.0).abs() < 1.0, "{}", sent.gradients);
+        let bf16 = Cluster { gradient_bytes: 2.0, ..paper };
+        close(bf16.forecast(&load).sent.gradients * 2.0, sent.gradients);
+    }
+}

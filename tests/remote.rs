@@ -1,0 +1,96 @@
+//! The program on shards behind URLs: what it prints of them, and what it does when they are wrong.
+
+#[expect(dead_code, reason = "most of what can go wrong is tested in the data plane")]
+#[path = "../shards/tests/remote_server/mod.rs"]
+mod remote_server;
+mod support;
+
+use remote_server::{Answer, Server};
+use serde_json::Value;
+use support::{detco_fails, detco_ok, path, shards};
+
+/// A hundred images in five shards, and the folder that holds them.
+fn packed() -> tempfile::TempDir {
+    shards(25).0
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn inspect_and_verify_say_of_a_url_what_they_say_of_its_folder() {
+    let folder = packed();
+    let server = Server::start(folder.path(), |_| Answer::Well);
+    let (url, local) = (server.url("shards"), folder.path().join("shards"));
+    let cache = folder.path().join("cache");
+    let cache = path(&cache);
+
+    let mut ours = parse(&detco_ok(&["inspect", &url, "--json", "--cache", cache]));
+    let mut theirs = parse(&detco_ok(&["inspect", path(&local), "--json"]));
+    let manifest = ours["manifests"][0]["path"].take();
+    assert_eq!(manifest, format!("{url}/manifest.json"));
+    theirs["manifests"][0]["path"].take();
+    assert_eq!(ours, theirs);
+
+    let mut ours = parse(&detco_ok(&["verify", &url, "--json", "--cache", cache]));
+    let theirs = parse(&detco_ok(&["verify", path(&local), "--json"]));
+    assert_eq!(ours, theirs);
+    assert_eq!(ours["faults"].take(), Value::Array(Vec::new()));
+    let sheet = folder.path().join("views.png");
+    let set = format!("data.cache={cache}");
+    detco_ok(&["views", &url, "-o", path(&sheet), "--samples", "2", "--set", &set]);
+}
+
+#[test]
+fn a_wrong_shard_and_a_small_cache_are_told_by_url() {
+    let folder = packed();
+    let server = Server::start(folder.path(), |request| match request.name.as_str() {
+        "000003.tar" => Answer::Corrupt,
+        _ => Answer::Well,
+    });
+    let url = server.url("shards");
+    let cache = folder.path().join("cache");
+    let cache = path(&cache);
+    let error = detco_fails(&["verify", &url, "--cache", cache], 1);
+    assert!(error.contains("1 fault in"), "{error}");
+    let error = detco_fails(&["inspect", &url, "--cache", cache, "--cache-size", "1kB"], 1);
+    assert!(error.contains("no room for its") && error.contains(&url), "{error}");
+    let set = format!("data.cache={cache}");
+    let size = ["--set", "data.window=3", "--set", "data.cache_size=150kB"];
+    let words = ["profile", &url, "--set", &set];
+    let error = detco_fails(&[&words[..], &size].concat(), 1);
+    assert!(error.contains("data.window = 3 needs"), "{error}");
+    let error = detco_fails(&["profile", &url, "--set", &set, "--cold"], 1);
+    assert!(error.contains("data.cache"), "{error}");
+}
+
+/// A server that gives 200 kB/s: fetching is what limits, and the profile says so, with figures.
+#[test]
+fn a_profile_of_a_slow_store_names_fetching() {
+    let folder = packed();
+    let server = Server::start(folder.path(), |request| match request.name.ends_with(".tar") {
+        true => Answer::Slow(512),
+        false => Answer::Well,
+    });
+    let set = format!("data.cache={}", folder.path().join("cache").display());
+    // Windows of one shard: a cache that holds three, and indexes.
+    let most = folder
+        .path()
+        .join("shards")
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len());
+    let size = format!("data.cache_size={}", most.max().unwrap() * 7 / 2 + 8_000);
+    let words =
+        ["profile", &server.url("shards"), "--mode", "decode", "--batch", "10", "--workers", "1"];
+    let more = ["--seconds", "2", "--warm-up", "0", "--json", "-", "--set", &set, "--set", &size];
+    let more = [&more[..], &["--set", "data.fetches=2"]].concat();
+    let report = parse(&detco_ok(&[&words[..], &more].concat()));
+    assert_eq!(report["verdict"]["bottleneck"], "fetch", "{}", report["verdict"]);
+    let fetched = &report["runs"][0]["fetched"];
+    let number = |name: &str| fetched[name].as_f64().unwrap_or_else(|| panic!("{name}: {fetched}"));
+    assert!(number("megabytes_per_s") > 0.0 && number("shards") >= 1.0, "{fetched}");
+    assert!(number("wait_share") > 0.5 && number("at_a_time") > 0.5, "{fetched}");
+    assert!(fetched["waits"]["count"].as_u64().unwrap() >= 1, "{fetched}");
+}
