@@ -189,8 +189,8 @@ pub fn evaluate_watched(
         Order::spaced(set.len(), most, options.batch)
             .map_err(|source| KnnError::Order { which, source })
     };
-    let (train_order, test_order) = (order("train", train)?, order("test", test)?);
-    let total = train_order.samples() + test_order.samples();
+    let [of_train, of_test] = [order("train", train)?, order("test", test)?];
+    let total = of_train.samples() + of_test.samples();
     let mut done = 0;
     let mut features = |which, set: &Arc<ShardSet>, order| {
         extract(encoder, which, set, order, options, &mut |n| {
@@ -201,8 +201,8 @@ pub fn evaluate_watched(
             }
         })
     };
-    let memory = features("train", train, train_order)?;
-    let queries = features("test", test, test_order)?;
+    let memory = features("train", train, of_train)?;
+    let queries = features("test", test, of_test)?;
     classify(&memory, &queries, options.k, options.temperature)
 }
 
