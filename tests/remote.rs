@@ -5,6 +5,9 @@
 mod remote_server;
 mod support;
 
+use detco::config::{Bytes, Window};
+use detco::data;
+use detco_shards::stream::ShardSet;
 use remote_server::{Answer, Server};
 use serde_json::Value;
 use support::{detco_fails, detco_ok, path, shards};
@@ -63,6 +66,40 @@ fn a_wrong_shard_and_a_small_cache_are_told_by_url() {
     assert!(error.contains("data.window = 3 needs"), "{error}");
     let error = detco_fails(&["profile", &url, "--set", &set, "--cold"], 1);
     assert!(error.contains("data.cache"), "{error}");
+}
+
+/// A window is what the cache allows, or what was asked for if it does.
+#[test]
+fn windows_follow_the_room() {
+    let folder = packed();
+    let server = Server::start(folder.path(), |_| Answer::Well);
+    let window = |wanted: Window, bytes: u64| {
+        let cache = tempfile::tempdir().unwrap();
+        let options = data::remote_in(cache.path(), Bytes(bytes));
+        let set = ShardSet::open_with(&[server.url("shards")], Some(&options)).unwrap();
+        data::window(wanted, &set).map_err(|error| error.to_string())
+    };
+    let local = ShardSet::open(&[path(&folder.path().join("shards")).to_owned()]).unwrap();
+    let mut sizes: Vec<u64> = local.shards().iter().map(|shard| shard.bytes()).collect();
+    sizes.sort_unstable();
+    // A fiftieth is for indexes.
+    let room = |shards: usize| sizes[5 - shards..].iter().sum::<u64>() * 50 / 49 + 2;
+    assert_eq!(window(Window::Auto, room(5)), Ok(Window::All));
+    assert_eq!(window(Window::All, room(5)), Ok(Window::All));
+    // Two windows and a shard on its way.
+    assert_eq!(window(Window::Auto, room(5) - 1000), Ok(Window::Shards(1)));
+    assert_eq!(window(Window::Auto, room(3)), Ok(Window::Shards(1)));
+    assert_eq!(window(Window::Shards(1), room(3)), Ok(Window::Shards(1)));
+    for (wanted, bytes) in [
+        (Window::Auto, room(3) - 1000),
+        (Window::Shards(2), room(5) - 1000),
+        (Window::All, room(5) - 1000),
+    ] {
+        let error = window(wanted, bytes).unwrap_err();
+        assert!(error.contains("in the cache at once"), "{error}");
+    }
+    assert_eq!(data::window(Window::Auto, &local).unwrap(), Window::All);
+    assert_eq!(data::window(Window::Shards(2), &local).unwrap(), Window::Shards(2));
 }
 
 /// A server that gives 200 kB/s: fetching is what limits, and the profile says so, with figures.
