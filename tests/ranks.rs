@@ -2,6 +2,9 @@
 //! of ranks after each, torchrun.
 #![cfg(feature = "train")]
 
+#[expect(dead_code, reason = "most of what can go wrong is tested in the data plane")]
+#[path = "../shards/tests/remote_server/mod.rs"]
+mod remote_server;
 mod support;
 #[path = "support/world.rs"]
 mod world;
@@ -12,7 +15,8 @@ use std::path::Path;
 use std::process::Command;
 
 use detco::checkpoint;
-use support::{DETCO, detco_fails, detco_ok, shards};
+use remote_server::{Answer, Server};
+use support::{DETCO, detco_fails, detco_ok, path, shards};
 use world::{Ranks, batches, losses, new_run, send, wait_for_step};
 
 #[test]
@@ -34,6 +38,51 @@ fn one_to_four_ranks_train_on_the_same_batches() {
             assert!(off < 1e-4, "step {step}: loss {loss}, not {}", runs[0].1[step]);
         }
     }
+}
+
+/// The window is rank 0's, so that the order is one; a rank whose own cache is too small for it says
+/// so. Ranks of a machine fetch each shard once, whoever needs it first.
+#[test]
+fn ranks_share_a_cache_and_the_window_of_the_first() {
+    let (folder, data) = shards(14); // 56 samples in three shards
+    let server = Server::start(folder.path(), |_| Answer::Well);
+    let url = server.url("shards");
+    let cache = |name: &str| format!("data.cache={}", path(&folder.path().join(name)));
+    let run = |name: &str| folder.path().join(name);
+    let (one, two, other) = (cache("one"), cache("two"), cache("other"));
+    let start = |out: &Path, cache: &str, more: &[&str]| {
+        let sets = ["--set", "train.epochs=2", "--set", cache];
+        let args = new_run(Path::new(&url), out, &[&sets[..], more].concat());
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let fetched = || server.log().iter().filter(|asked| asked.name.ends_with(".tar")).count();
+
+    let (alone, both, apart) = (run("alone"), run("both"), run("apart"));
+    let args = start(&alone, &one, &["--set", "data.window=1"]);
+    detco_ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(fetched(), 3);
+    let args = start(&both, &two, &["--set", "data.window=1", "--ranks", "2"]);
+    detco_ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(fetched(), 6, "each shard once more, into the second cache");
+    assert_eq!(batches(&both), batches(&alone));
+
+    let largest = largest_shard(&data);
+    let room = |shards: u64| format!("data.cache_size={}", largest * shards + largest / 2);
+    let (enough, small) = (room(4), room(1));
+    let first = start(&apart, &two, &["--set", &enough]);
+    let second = start(&apart, &other, &["--set", &small]);
+    let args = [&first, &second].map(|args| args.iter().map(String::as_str).collect());
+    let mut ranks = Ranks::start(folder.path(), &args);
+    let codes = ranks.codes();
+    assert!(codes.iter().all(|code| *code != Some(0)), "{codes:?}");
+    let said = ranks.said(1);
+    assert!(said.contains("data.window = all needs"), "{said}");
+}
+
+fn largest_shard(data: &Path) -> u64 {
+    let sizes = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap());
+    let tars = sizes.filter(|entry| entry.path().extension().is_some_and(|name| name == "tar"));
+    tars.map(|entry| entry.metadata().unwrap().len()).max().unwrap()
 }
 
 #[test]
@@ -73,13 +122,15 @@ fn an_environment_that_is_no_world_is_explained() {
     let rank_0 = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
     let error = fails(&rank_0, &[], 1);
     assert!(error.contains("RANK is set, and MASTER_PORT is not"), "{error}");
-    let alone = [&rank_0[..], &[("MASTER_PORT", "29731")]].concat();
+    let port = world::free_port().to_string();
+    let alone = [&rank_0[..], &[("MASTER_PORT", &port)]].concat();
     let error = fails(&alone, &[], 69);
     assert!(error.contains("after 1 s, rank 1 of 2 is not here"), "{error}");
     let error = fails(&alone, &["--ranks", "3"], 1);
     assert!(error.contains("--ranks 3 inside a world of 2 that torchrun"), "{error}");
     let error = fails(&[&alone[..], &[("RANK", "1")]].concat(), &[], 69);
-    assert!(error.contains("rank 1: cannot reach the store at 127.0.0.1:29731"), "{error}");
+    let store = format!("rank 1: cannot reach the store at 127.0.0.1:{port}");
+    assert!(error.contains(&store), "{error}");
 
     let error = detco_fails(&new_run(&data, &run, &["--ranks", "5"]), 1);
     assert!(error.contains("24 samples do not divide into 5 ranks"), "{error}");

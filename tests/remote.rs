@@ -5,12 +5,16 @@
 mod remote_server;
 mod support;
 
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
 use detco::config::{Bytes, Window};
 use detco::data;
 use detco_shards::stream::ShardSet;
 use remote_server::{Answer, Server};
 use serde_json::Value;
-use support::{detco_fails, detco_ok, path, shards};
+use support::{DETCO, detco_fails, detco_ok, path, shards};
 
 /// A hundred images in five shards, and the folder that holds them.
 fn packed() -> tempfile::TempDir {
@@ -130,4 +134,76 @@ fn a_profile_of_a_slow_store_names_fetching() {
     assert!(number("megabytes_per_s") > 0.0 && number("shards") >= 1.0, "{fetched}");
     assert!(number("wait_share") > 0.5 && number("at_a_time") > 0.5, "{fetched}");
     assert!(fetched["waits"]["count"].as_u64().unwrap() >= 1, "{fetched}");
+}
+
+/// Serves a folder over TLS, with a certificate of its own making, until dropped.
+struct Tls {
+    child: Child,
+    url: String,
+    certificate: PathBuf,
+}
+
+impl Tls {
+    fn start(root: &Path, certificate: PathBuf) -> Tls {
+        let program = r#"
+import datetime, functools, http.server, pathlib, ssl, sys
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+root, file = map(pathlib.Path, sys.argv[1:])
+key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
+name, day = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "detco test")]), datetime.timedelta(days=1)
+builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+builder = builder.serial_number(7).not_valid_before(now - day).not_valid_after(now + day)
+builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+file.write_bytes(text)
+plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+both = file.with_suffix(".both")
+both.write_bytes(text + key.private_bytes(serialization.Encoding.PEM, *plain))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(both)
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+server.handle_error = lambda *_: None
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"#;
+        let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+        let python = std::env::var_os("DETCO_PYTHON").map_or_else(own, PathBuf::from);
+        let mut command = Command::new(python);
+        command.args(["-c", program]).arg(root).arg(&certificate).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("`cargo xtask setup` brings Python's packages");
+        let mut port = String::new();
+        let mut said = BufReader::new(child.stdout.take().expect("is piped"));
+        said.read_line(&mut port).expect("the server says its port");
+        assert!(!port.trim().is_empty(), "the server does not start");
+        Tls { child, url: format!("https://localhost:{}/shards", port.trim()), certificate }
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended by itself
+        let _ = self.child.wait();
+    }
+}
+
+/// A certificate that the machine does not know is refused by name; one that `SSL_CERT_FILE` holds is
+/// known.
+#[test]
+fn tls_is_spoken_and_certificates_are_checked() {
+    let folder = packed();
+    let server = Tls::start(folder.path(), folder.path().join("certificate.pem"));
+    let cache = folder.path().join("cache");
+    let args = ["verify", &server.url, "--cache", path(&cache)];
+    let error = detco_fails(&args, 1);
+    assert!(error.contains("certificate") && error.contains(&server.url), "{error}");
+    let knows = ("SSL_CERT_FILE", &server.certificate);
+    let output = Command::new(DETCO).args(args).env(knows.0, knows.1).output().unwrap();
+    let (said, error) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{error}");
+    assert!(String::from_utf8_lossy(&said).contains("sound: 100 samples in 5 shards"), "{error}");
 }

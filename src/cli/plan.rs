@@ -117,7 +117,8 @@ With W = nodes x gpus ranks, n = batch, B = W n:
   a rank sends a step      images      n (1 - 1/W) x 12 (size^2 + 9 patch^2) bytes
                            embeddings  (W - 1) n x 8 dim levels bytes (half without patches)
                            gradients   2 (1 - 1/W) x 4 parameters bytes (2 as bf16)
-  in the step              B / (step + images + embeddings + max(0, gradients - overlap x step))
+  in the step              B / (step + images + embeddings + max(last, gradients - overlap x step))
+                           last: the last bucket of gradients (dist.bucket_mb), which hides behind nothing
   cores                    nodes x cores x 1000 / cpu-ms
   storage, store           nodes x storage / image, store / image
   images/s                 the least of these; it names the bottleneck. Where the step is the

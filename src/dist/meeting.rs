@@ -93,8 +93,9 @@ enum Verdict {
     Differ(Vec<String>),
 }
 
-/// Where the data lies and how many threads read it may differ.
-const OWN_KEYS: &[&str] = &["data.shards", "data.workers"];
+/// Where the data lies, where and how much of it is kept, and how many threads read it may differ.
+const OWN_KEYS: &[&str] =
+    &["data.shards", "data.workers", "data.cache", "data.cache_size", "data.fetches"];
 
 impl Card {
     /// For this program.

@@ -58,10 +58,7 @@ impl Ranks {
 
     /// Without an agent: rank 0 serves the store.
     pub(crate) fn start_without_agent(folder: &Path, args: &[Vec<&str>]) -> Ranks {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        Ranks::start_at(port, &[], folder, args)
+        Ranks::start_at(free_port(), &[], folder, args)
     }
 
     fn start_at(port: u16, more: &[(&str, &str)], folder: &Path, args: &[Vec<&str>]) -> Ranks {
@@ -100,6 +97,12 @@ impl Drop for Ranks {
             let _ = child.wait();
         }
     }
+}
+
+/// A port that nobody listens at.
+pub(crate) fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
 }
 
 pub(crate) fn send(process: u32, signal: &str) {
