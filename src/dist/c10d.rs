@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(200);
 /// Between two looks at whether anybody is lost.
 const LOOK_ROUND: Duration = Duration::from_secs(1);
+/// A rank that has not looked for so long was stopped itself: nobody's silence counts.
+const STOPPED: Duration = Duration::from_secs(5);
 /// How long the rank that serves the store waits for the others to leave.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// Counts what rank 0 has done alone.
@@ -269,6 +271,9 @@ impl Collective for C10d {
                 Err(_) => break Err(self.watch.explain(&self.store)),
             }
             if looked.elapsed() > LOOK_ROUND {
+                if looked.elapsed() > STOPPED {
+                    others = self.watch.others();
+                }
                 looked = Instant::now();
                 if let Some(absence) = self.watch.lost(&self.store, &mut others) {
                     break Err(absence);

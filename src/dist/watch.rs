@@ -24,6 +24,8 @@ use crate::shim::c10d::{self, Member, Role, Store};
 const BEAT: Duration = Duration::from_millis(500);
 /// Without a beat for so long a rank counts as silent, where something has failed already.
 const SILENT: Duration = Duration::from_secs(3);
+/// Without a beat for so long a rank is gone, though nothing has failed.
+const GONE: Duration = Duration::from_secs(30);
 /// What the main thread has to end by itself, before the watch ends the process.
 const GRACE: Duration = Duration::from_secs(10);
 /// Where the first rank that fails says why.
@@ -253,14 +255,14 @@ impl Watch {
     }
 
     /// While others work and this rank waits outside of a collective: whether one has failed, or
-    /// has been silent for longer than the timeout.
+    /// has been silent for longer than [`GONE`] or the timeout.
     pub(super) fn lost(&self, store: &Store, others: &mut Others) -> Option<Absence> {
         match others.look(store, &self.shared) {
             Err(_) => Some(Absence::Store { address: self.shared.address.clone() }),
             Ok(Some(message)) => Some(Absence::Ended { message }),
             Ok(None) => {
-                let timeout = self.shared.doing().limits.timeout;
-                let absence = others.absence(timeout, 0);
+                let silent = GONE.min(self.shared.doing().limits.timeout);
+                let absence = others.absence(silent, 0);
                 matches!(absence, Absence::Silent(_)).then_some(absence)
             }
         }
