@@ -724,15 +724,17 @@ impl Run {
         learning_rate: f64,
     ) -> Result<(), TrainError> {
         let due = step.is_multiple_of(self.config.monitor.every_steps);
-        let Some(lead) = self.lead.as_mut().filter(|_| due) else { return Ok(()) };
-        let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
+        if !due || self.lead.is_none() {
+            return Ok(());
+        }
         let mut record = Record::new(step, epoch);
         record.push(names::LOSS, report.loss);
         record.push(names::LR, learning_rate);
-        record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
-        record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
-        let (counted, workers) = (self.loader.stats(), self.loader.counters().workers());
-        training::push(&mut record, &counted.since(&self.window.loader), workers, seconds);
+        // Before a checkpoint two updates are looked at in a row: the next record counts both.
+        if self.window.samples > 0 {
+            self.push_rates(&mut record);
+            self.window = Window::new(&self.loader, self.world.bytes_sent());
+        }
         record.push(names::GRADIENT_NORM, report.gradient_norm);
         for term in &report.terms {
             let (level, pair) = (term.level, term.pair.to_string());
@@ -745,16 +747,25 @@ impl Run {
             let name = names::embedding_std(spread.level, &spread.scope.to_string());
             record.push(name, spread.std);
         }
-        let sent = self.world.bytes_sent();
+        if let Some(lead) = &mut self.lead {
+            lead.metrics.write(&record)?;
+            lead.progress.update(&record);
+        }
+        Ok(())
+    }
+
+    /// What the updates since the last record took.
+    fn push_rates(&self, record: &mut Record) {
+        let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
+        record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
+        record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
+        let (counted, workers) = (self.loader.stats(), self.loader.counters().workers());
+        training::push(record, &counted.since(&self.window.loader), workers, seconds);
         if self.world.size() > 1 {
             let steps = self.window.samples as f64 / self.config.train.batch as f64;
-            let bytes = (sent - self.window.sent) as f64;
+            let bytes = (self.world.bytes_sent() - self.window.sent) as f64;
             record.push(names::MEGABYTES_SENT, bytes / 1e6 / steps);
         }
-        lead.metrics.write(&record)?;
-        lead.progress.update(&record);
-        self.window = Window::new(&self.loader, sent);
-        Ok(())
     }
 
     /// Compares queues and weights of all ranks when that is due.

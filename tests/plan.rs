@@ -49,7 +49,7 @@ fn what_makes_no_sense_is_refused() {
         ["--step-ms", "-5"],
         ["--step-ms", "nan"],
         ["--gpus", "0"],
-        ["--overlap", "1.5"],
+        ["--backward", "1.5"],
         ["--net", "inf"],
     ] {
         assert_eq!(detco(&[&["--gpus", "8", "--step-ms", "1"], &words[..]].concat()).0, Some(2));

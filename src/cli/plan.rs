@@ -52,10 +52,10 @@ pub struct Args {
           allow_negative_numbers = true)]
     latency_us: f64,
 
-    /// Share of the step that averaging of gradients hides behind: backward's
+    /// Share of the step that is backward: gradients are averaged meanwhile
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share,
           allow_negative_numbers = true)]
-    overlap: f64,
+    backward: f64,
 
     /// How gradients travel
     #[arg(long, value_enum, default_value_t = Gradients::F32)]
@@ -117,8 +117,10 @@ With W = nodes x gpus ranks, n = batch, B = W n:
   a rank sends a step      images      n (1 - 1/W) x 12 (size^2 + 9 patch^2) bytes
                            embeddings  (W - 1) n x 8 dim levels bytes (half without patches)
                            gradients   2 (1 - 1/W) x 4 parameters bytes (2 as bf16)
-  in the step              B / (step + images + embeddings + max(last, gradients - overlap x step))
-                           last: the last bucket of gradients (dist.bucket_mb), which hides behind nothing
+  in the step              B / (step + images + embeddings + rest), where rest is what of the
+                           gradients does not hide behind backward (share x step): those of the
+                           local heads may travel from its beginning, others when it is through
+                           with the patches, the last bucket (dist.bucket_mb) when it ends
   cores                    nodes x cores x 1000 / cpu-ms
   storage, store           nodes x storage / image, store / image
   images/s                 the least of these; it names the bottleneck. Where the step is the
@@ -171,7 +173,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         gpus: args.gpus,
         batch: args.batch,
         step: args.step_ms / 1e3,
-        overlap: args.overlap,
+        backward: args.backward,
         link: args.link * 1e9,
         net: args.net.map(|gbit| gbit * 1e9 / 8.0).filter(|_| args.nodes > 1),
         latency: args.latency_us / 1e6,

@@ -16,12 +16,19 @@
 //!
 //! **Time on the network.** Rings and gathers go at the slower of `link` (between GPUs of a node) and,
 //! where N > 1, `net` (of a node). The images of a node's GPUs that leave it, `G n (1 - 1/N) x image`
-//! in all, go at `net`, those of a rank at `link`, and the slower counts. Each bucket of gradients
-//! (one of 1 MiB, then of `dist.bucket_mb`) costs 2 (W - 1) latencies, the gather W - 1, the exchange
-//! one. The last bucket is full when backward ends, and hides behind nothing: `last` is its time.
+//! in all, go at `net`, those of a rank at `link`, and the slower counts. Of what a network carries
+//! 95 % is ours, the rest headers. Each bucket of gradients (one of 1 MiB, then of `dist.bucket_mb`)
+//! costs 2 (W - 1) latencies, the gather W - 1, the exchange one.
+//!
+//! **What hides behind backward**, B = `backward x step`: backward goes through the patches first, then
+//! through the crops, which are `g = size^2 / (size^2 + 9 patch^2)` of it. The local heads' gradients
+//! are ready at once, and travel as far as they fill buckets: `early`. All other weights are used by
+//! both, and ready in the crops' part. The last bucket is full when backward ends: `last`.
 //!
 //! ```text
-//! exposed  = images + embeddings + max(last, gradients - overlap x step)
+//! late     = gradients - early
+//! rest     = max(last, max(early, (1 - g) B) + late - B)
+//! exposed  = images + embeddings + rest
 //! in step  = B / (step + exposed)                     images/s, if data is always there
 //! cores    = N x cores x 1000 / cpu_ms                images/s that all cores prepare
 //! storage  = N x storage / image_bytes                images/s that nodes read, each for itself
@@ -32,7 +39,7 @@
 //! ```
 //!
 //! Of the step's arithmetic, backward is a half (the query's forward pass 1, its backward pass 2, the
-//! key's forward pass 1): that is the default of `overlap`, since gradients are averaged while
+//! key's forward pass 1): that is the default of `backward`, since gradients are averaged while
 //! backward goes on.
 //!
 //! **The first bottleneck** is what gives the least: the cores, the storage, the store; or, where
@@ -55,6 +62,9 @@ pub const CPU_MS: f64 = 1e3 / 307.0;
 pub const IMAGE_BYTES: f64 = 138e9 / 1_281_167.0;
 /// Samples of ImageNet's training set.
 pub const IMAGENET: u64 = 1_281_167;
+/// Of what a network carries, the share that is ours: between two network namespaces 4.79 MB a step
+/// passed for 4.56 (`benches/record/2026-11-23-ranks.md`).
+const OURS: f64 = 0.95;
 /// Bytes of the first bucket of gradients: libtorch's `kDefaultFirstBucketBytes`.
 const FIRST_BUCKET: f64 = (1 << 20) as f64;
 /// Bytes of a float.
@@ -71,8 +81,8 @@ pub struct Cluster {
     pub batch: u64,
     /// Seconds of computing of a step.
     pub step: f64,
-    /// Share of the step that gradients can hide behind, 0 to 1.
-    pub overlap: f64,
+    /// Share of the step that is backward, 0 to 1.
+    pub backward: f64,
     /// Between the GPUs of a node.
     pub link: f64,
     /// Of a node; `None` in a cluster of one.
@@ -108,6 +118,10 @@ pub struct Load {
     pub embedding_values: u64,
     /// Bytes of gradients, as floats, that travel together.
     pub bucket: f64,
+    /// Of the parameters, those of the local heads.
+    pub local_parameters: u64,
+    /// Share of backward that goes through the crops, 0 to 1.
+    pub crops: f64,
 }
 
 /// What a rank sends in a step, in bytes.
@@ -186,12 +200,28 @@ impl Load {
         let (model, views) = (&config.model, &config.views);
         let patch =
             views.local.as_ref().filter(|_| model.local).map(|local| u64::from(local.patch));
-        let edge = u64::from(views.global.size);
-        let image_values = 3 * (edge * edge + patch.map_or(0, |patch| 9 * patch * patch));
+        let crop = u64::from(views.global.size).pow(2);
+        let pixels = crop + patch.map_or(0, |patch| 9 * patch * patch);
         let scopes = if model.local { 2 } else { 1 };
         let embedding_values = model.dim as u64 * model.levels.len() as u64 * scopes;
-        let bucket = (config.dist.bucket_mb << 20) as f64;
-        Load { parameters: parameters(config), image_values, embedding_values, bucket }
+        Load {
+            parameters: parameters(config),
+            image_values: 3 * pixels,
+            embedding_values,
+            bucket: (config.dist.bucket_mb << 20) as f64,
+            local_parameters: if model.local { heads(config)[1] } else { 0 },
+            crops: crop as f64 / pixels as f64,
+        }
+    }
+
+    /// The share of all gradients in the buckets that the local heads fill.
+    fn early(&self) -> f64 {
+        let local = FLOAT * self.local_parameters as f64 - FIRST_BUCKET.min(self.bucket);
+        if local < 0.0 {
+            return 0.0;
+        }
+        let whole = FIRST_BUCKET.min(self.bucket) + (local / self.bucket).floor() * self.bucket;
+        whole / (FLOAT * self.parameters as f64)
     }
 
     /// The number of buckets, and the share of all gradients that the last one holds.
@@ -297,22 +327,27 @@ impl Cluster {
         (self.gpus * self.batch) as f64 * elsewhere * FLOAT * load.image_values as f64
     }
 
-    /// Seconds a step of images, embeddings and gradients, and of these the last bucket's.
+    /// Seconds a step of images, embeddings and gradients, and what of the last hides behind nothing.
     fn network(&self, load: &Load) -> [f64; 4] {
         let ranks = self.ranks();
         if ranks < 2.0 {
             return [0.0; 4];
         }
+        let net = self.net.map(|net| OURS * net);
         let sent = self.sent(load);
-        let ring = self.net.unwrap_or(f64::INFINITY).min(self.link);
-        let abroad = self.net.map_or(0.0, |net| self.leaving(load) / net);
+        let ring = net.unwrap_or(f64::INFINITY).min(self.link);
+        let abroad = net.map_or(0.0, |net| self.leaving(load) / net);
         let (buckets, last) = load.buckets();
         let round = 2.0 * (ranks - 1.0) * self.latency;
+        let gradients = sent.gradients / ring + buckets * round;
+        let (backward, early) = (self.backward * self.step, load.early() * gradients);
+        let crops_begin = (1.0 - load.crops) * backward;
+        let end = early.max(crops_begin) + gradients - early;
         [
             (sent.images / self.link).max(abroad) + self.latency,
             sent.embeddings / ring + (ranks - 1.0) * self.latency,
-            sent.gradients / ring + buckets * round,
-            last * sent.gradients / ring + round,
+            gradients,
+            (end - backward).max(last * sent.gradients / ring + round),
         ]
     }
 
@@ -320,8 +355,8 @@ impl Cluster {
     pub fn forecast(&self, load: &Load) -> Forecast {
         let (ranks, nodes) = (self.ranks(), self.nodes as f64);
         let batch = self.global_batch() as f64;
-        let [images, embeddings, gradients, last] = self.network(load);
-        let exposed = images + embeddings + (gradients - self.overlap * self.step).max(last);
+        let [images, embeddings, gradients, rest] = self.network(load);
+        let exposed = images + embeddings + rest;
         let network = images + embeddings + gradients;
         let limits = Limits {
             gpu: batch / self.step,
@@ -366,7 +401,9 @@ mod tests {
 
     fn load() -> Load {
         let bucket = (25 << 20) as f64;
-        Load { parameters: 10_000_000, image_values: 1_000, embedding_values: 100, bucket }
+        let (parameters, image_values, embedding_values) = (10_000_000, 1_000, 100);
+        let (local_parameters, crops) = (0, 1.0);
+        Load { parameters, image_values, embedding_values, bucket, local_parameters, crops }
     }
 
     /// Two nodes of four GPUs: W = 8, B = 80. Sent by hand: images 10 x 7/8 x 4,000 = 35,000 bytes;
@@ -377,9 +414,9 @@ mod tests {
             gpus: 4,
             batch: 10,
             step: 0.1,
-            overlap: 0.5,
+            backward: 0.5,
             link: 20e9,
-            net: Some(1e9),
+            net: Some(1e9 / OURS),
             latency: 0.0,
             gradient_bytes: 4.0,
             storage: None,
@@ -415,6 +452,15 @@ mod tests {
         assert_eq!((found.ranks, found.bottleneck), (8, Bottleneck::Gpu));
         close(found.limits.gpu, 800.0);
         close(found.limits.network.unwrap(), 80.0 / 0.070108);
+    }
+
+    /// Half of backward goes through patches; of the local heads' 20 MB one bucket is full early.
+    #[test]
+    fn weights_that_crops_and_patches_share_are_ready_late() {
+        let load = Load { local_parameters: 5_000_000, crops: 0.5, ..load() };
+        let found = cluster().forecast(&load);
+        // 1.048576 of 40 MB travel at once; the rest of 70 ms begins after 25 of 50 ms.
+        close(found.exposed, 80e-6 + 28e-6 + 0.025 + 0.07 - 0.001835008 - 0.05);
     }
 
     #[test]
@@ -455,7 +501,7 @@ mod tests {
             (found.bottleneck, found.images_per_s)
         };
         assert_eq!(named(plenty.clone()).0, Bottleneck::Gpu);
-        let (what, rate) = named(Cluster { net: Some(1e8), ..plenty.clone() });
+        let (what, rate) = named(Cluster { net: Some(1e8 / OURS), ..plenty.clone() });
         assert_eq!(what, Bottleneck::Network);
         close(rate, 80.0 / (0.1 + 0.8e-3 + 0.28e-3 + 0.7 - 0.05));
         // 2 nodes x 1 core x 250 images/s.
@@ -469,7 +515,8 @@ mod tests {
         assert_eq!(what, Bottleneck::Store);
         close(rate, 100.0);
         // Of several that are scarce, the scarcest.
-        let scarce = Cluster { store: Some(20e6), cores: Some(1.0), net: Some(1e8), ..plenty };
+        let scarce =
+            Cluster { store: Some(20e6), cores: Some(1.0), net: Some(1e8 / OURS), ..plenty };
         assert_eq!(named(scarce.clone()).0, Bottleneck::Network);
         let scarcer = Cluster { store: Some(10e6), ..scarce };
         assert_eq!(named(scarcer).0, Bottleneck::Store);

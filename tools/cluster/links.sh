@@ -56,7 +56,7 @@ milliseconds() {
   python3 - "$out/$1/metrics.jsonl" <<'PY'
 import json, statistics, sys
 records = [json.loads(line) for line in open(sys.argv[1])]
-steps = [r for r in records if "loss" in r and r["step"] > 3]
+steps = [r for r in records if "images_per_second" in r and r["step"] > 3]
 print(statistics.median(32e3 / r["images_per_second"] * (1 - r["wait_share"]) for r in steps))
 PY
 }
@@ -69,22 +69,30 @@ foreseen() { # foreseen MILLISECONDS RANKS GBIT: milliseconds of a step, by the 
 
 echo "| ranks | link, Mbit/s | computing, ms | step foreseen, ms | step measured, ms | foreseen / measured |"
 echo "|---|---|---|---|---|---|"
+shape() { # shape MBIT, or nothing to unbind
+  for ns in "$a" "$b"; do
+    if [[ $# == 0 ]]; then
+      tc -n "$ns" qdisc del dev veth0 root
+    else
+      tc -n "$ns" qdisc replace dev veth0 root tbf rate "${1}mbit" burst 256kbit latency 50ms
+    fi
+  done
+}
+
 for ranks in 2 4; do
-  train "free-$ranks" $ranks
-  computing=$(milliseconds "free-$ranks")
-  for mbit in 1000 300 100 50; do
-    for ns in "$a" "$b"; do
-      tc -n "$ns" qdisc replace dev veth0 root tbf rate ${mbit}mbit burst 256kbit latency 50ms
-    done
+  for mbit in 300 100 50; do
+    # Right before: other programs on the machine change what a step takes from minute to minute.
+    train "free-$mbit-$ranks" $ranks
+    shape $mbit
     train "$mbit-$ranks" $ranks
-    python3 - $ranks $mbit "$computing" "$(foreseen "$computing" $ranks "$(bc -l <<<"$mbit/1000")")" \
+    shape
+    computing=$(milliseconds "free-$mbit-$ranks")
+    python3 - $ranks $mbit "$computing" "$(foreseen "$computing" $ranks "${mbit}e-3")" \
       "$(milliseconds "$mbit-$ranks")" <<'PY'
 import sys
 ranks, mbit, *times = sys.argv[1:]
 computing, foreseen, measured = map(float, times)
 print(f"| {ranks} | {mbit} | {computing:.0f} | {foreseen:.0f} | {measured:.0f} | {foreseen / measured:.2f} |")
 PY
-    rm -rf "$out/$mbit-$ranks"
   done
-  for ns in "$a" "$b"; do tc -n "$ns" qdisc del dev veth0 root; done
 done
