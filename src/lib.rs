@@ -30,6 +30,7 @@
 //! | `detco_shards::cuda`, `views::cuda` | the driver and NVRTC, found when asked for; the same plans rendered on a GPU | wait for the device |
 //! | `detco_shards::slab`, `pipe`, `stats`, `trace`, `pipeline` | recycled buffers, threads, counters, timelines, the wiring | allocate pixels after warm-up |
 //! | `detco_shards::device` | the same wiring where the pixels are made on a GPU: batches stay there | wait for the device on the hot path without saying where |
+//! | [`source`] | the loader, or the device pipeline: who makes batches | know a tensor |
 //! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
 //! | [`device`] | where tensors live, in which precision | load CUDA unasked |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
@@ -70,6 +71,7 @@
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod source;
 
 #[cfg(feature = "train")]
 pub mod batch;

@@ -18,10 +18,8 @@ use detco_shards::cuda::{
 use detco_shards::views::cuda::{
     BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Outputs,
 };
-use detco_shards::views::{Recipe, SamplePlan};
+use detco_shards::views::{MEAN, Recipe, STD, SamplePlan};
 
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Timed runs, after one that warms up.
 const RUNS: usize = 11;
 /// Batches of a run: while the device works on one, the host packs the next.

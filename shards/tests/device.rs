@@ -1,11 +1,13 @@
 //! The device pipeline on its host twin, held against the loader: the same samples, order, bad
 //! lists, errors and pixels, whatever the threads and whoever decodes.
 
+#![expect(unsafe_code, reason = "reads numbers at their addresses")]
+
 use std::path::Path;
 use std::sync::Arc;
 
 use detco_shards::device::{
-    DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Host, Share, Way,
+    DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Host, Number, Share, Way,
 };
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::order::{Cursor, Order};
@@ -13,7 +15,7 @@ use detco_shards::pipeline::{
     BadSample, Filled, Loader, LoaderOptions, OnBadSample, PipelineError, Views,
 };
 use detco_shards::stream::ShardSet;
-use detco_shards::views::Recipe;
+use detco_shards::views::{MEAN, Recipe, STD};
 
 const SAMPLES: u32 = 200;
 
@@ -257,6 +259,42 @@ fn dropping_the_device_loader_anywhere_ends_its_threads() {
         drop(last); // a batch outlives its loader
     }
     assert_eq!(Arc::strong_count(&set), 1, "no thread holds the shards");
+}
+
+/// The numbers behind a batch's pointers, as the consumer of a device reads them.
+fn numbers(at: u64, len: usize, number: Number) -> Vec<f32> {
+    let bytes = len * number.bytes();
+    // SAFETY: the twin's addresses are the host's, of as many numbers; the batch is held.
+    let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+    let word = |two: &[u8]| u32::from(u16::from_ne_bytes([two[0], two[1]]));
+    match number {
+        Number::F32 => bytes.as_chunks().0.iter().map(|four| f32::from_ne_bytes(*four)).collect(),
+        Number::Bf16 => bytes.chunks(2).map(|two| f32::from_bits(word(two) << 16)).collect(),
+    }
+}
+
+#[test]
+fn pointers_lead_to_the_views_normalised() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    for (number, most) in [(Number::F32, 0.0), (Number::Bf16, 1.0 / 256.0)] {
+        let options = DeviceOptions { loader: options(&set), share: Share::Fixed(0.5) };
+        let twin = Host::new(true).normalising(number);
+        let mut device = DeviceLoader::start(Arc::clone(&set), twin, options).unwrap();
+        let batch = device.next().unwrap().unwrap();
+        let (views, at) = (of_device(&batch).views, batch.pointers().unwrap());
+        let patch = Recipe::detco().with_size(32).local.unwrap().patch;
+        assert_eq!((at.samples, at.size, at.patch, at.number), (16, 32, patch, number));
+        let locals = at.local.unwrap();
+        for (bytes, at) in views.iter().zip(at.global.into_iter().chain(locals)) {
+            for (i, number) in numbers(at, bytes.len(), number).into_iter().enumerate() {
+                let exact = (f32::from(bytes[i]) / 255.0 - MEAN[i % 3]) / STD[i % 3];
+                assert!((number - exact).abs() <= exact.abs() * most, "{i}: {number} for {exact}");
+            }
+        }
+    }
+    let batch = start(&set, options(&set), Share::Fixed(0.5), true).next().unwrap().unwrap();
+    assert_eq!(batch.pointers(), None, "bytes have no numbers");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use detco_shards::device::{Counts, Decode, Setup, Unavailable};
-use detco_shards::pipeline::{LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, Views};
+use detco_shards::device::{Counts, Decode, Setup, Share, Unavailable};
+use detco_shards::pipeline::{LoaderOptions, OnBadSample, TASKS_MAX, Views};
 use detco_shards::stats::{Channel, Snapshot, Stage, Stats};
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::RemoteSnapshot;
@@ -16,9 +16,9 @@ use thiserror::Error;
 
 use crate::config::Window;
 use crate::data::{self, DataError};
+use crate::source::{Source, SourceError};
 
 use super::machine::Paging;
-use super::source::Source;
 use super::verdict::{CONTENT, Consumer, Evidence};
 use super::{ConsumerTime, Fetched, PageFaults, Run, Slabs, allocations, channels, per_image};
 
@@ -106,19 +106,11 @@ pub struct Plan {
 #[derive(Debug, Error)]
 pub enum MeasureError {
     /// The loader ended with an error.
-    #[error("{0}")]
-    Pipeline(#[source] Box<PipelineError>),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// What was asked for to decode is not here.
     #[error(transparent)]
     Decode(#[from] Unavailable),
-    /// The GPU failed.
-    #[cfg(feature = "nvjpeg")]
-    #[error(transparent)]
-    Cuda(detco_shards::cuda::CudaError),
-    /// The GPU's loader ended with an error.
-    #[cfg(feature = "nvjpeg")]
-    #[error(transparent)]
-    Device(Box<detco_shards::device::DeviceError<detco_shards::device::GpuError>>),
     /// The data cannot be put in order.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -131,21 +123,6 @@ pub enum MeasureError {
         /// Samples of the data set.
         samples: u64,
     },
-}
-
-impl From<PipelineError> for MeasureError {
-    fn from(error: PipelineError) -> MeasureError {
-        MeasureError::Pipeline(Box::new(error))
-    }
-}
-
-#[cfg(feature = "nvjpeg")]
-impl From<detco_shards::device::DeviceError<detco_shards::device::GpuError>> for MeasureError {
-    fn from(
-        error: detco_shards::device::DeviceError<detco_shards::device::GpuError>,
-    ) -> MeasureError {
-        MeasureError::Device(Box::new(error))
-    }
 }
 
 /// Tells a person watching.
@@ -189,7 +166,7 @@ pub fn measure(
     };
     let decoding = plan.decode.resolve(&plan.gpu, &options.views)?;
     let decoder = decoding.to_string();
-    let loader = Source::start(set, options, decoding)?;
+    let loader = Source::start(set, options, decoding, Share::Measure)?;
     let meter = Meter::new(Arc::clone(loader.counters()));
     let found = std::thread::scope(|scope| {
         let clock = scope.spawn(|| meter.run(watch));
@@ -325,17 +302,18 @@ impl<'a> Taker<'a> {
             self.begin_if_warm();
             let Some(batch) = self.loader.next() else { break };
             let batch = batch?;
-            let (step, samples, bad) = batch.about();
+            let (step, samples, bad) =
+                (batch.cursor().step, batch.samples().len(), batch.bad().len());
             self.span("wait", before, step);
             // Longer than it takes to hand a batch over.
             self.starved = before.elapsed() > Duration::from_millis(1);
             self.batches_seen += 1;
             if self.start.is_some() {
                 self.batches += 1;
-                self.bad += bad;
+                self.bad += bad as u64;
             }
             before = Instant::now();
-            drop(batch);
+            self.loader.pass(batch)?;
             let going_on = self.step(samples);
             self.span("step", before, self.batches_seen);
             before = Instant::now();

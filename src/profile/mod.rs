@@ -12,7 +12,6 @@ pub mod html;
 pub mod machine;
 pub mod measure;
 pub mod ops;
-mod source;
 pub mod timeline;
 pub mod training;
 pub mod verdict;

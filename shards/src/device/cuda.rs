@@ -34,7 +34,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Setup, Shape, Way, lock};
+use super::{
+    Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Shape,
+    Way, lock,
+};
 use crate::cuda::{
     CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
@@ -44,9 +47,6 @@ use crate::views::SamplePlan;
 use crate::views::cuda::{
     BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Outputs,
 };
-
-/// Bytes of a frame, on average, that the first allocation counts with: ImageNet's have 0.55 MB.
-const FRAME_BYTES: usize = 640 << 10;
 
 /// Alignment of frames: that of device allocations.
 const FRAME_ALIGN: usize = 256;
@@ -308,23 +308,6 @@ pub struct CudaBuffers {
     is_released: AtomicBool,
 }
 
-/// Where the views of a batch lie on the device: numbers channels last, normalised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pointers {
-    /// Addresses of the query's and the key's global views, `[n, size, size, 3]`.
-    pub global: [u64; 2],
-    /// Addresses of the query's and the key's patch sets, `[n, 9, patch, patch, 3]`.
-    pub local: Option<[u64; 2]>,
-    /// Samples a batch has room for; a short one fills the first.
-    pub samples: usize,
-    /// Side of a global view.
-    pub size: u32,
-    /// Side of a patch.
-    pub patch: u32,
-    /// What the numbers are.
-    pub number: Number,
-}
-
 impl DeviceBatch<Cuda> {
     /// Where the views lie; none in an empty batch. Valid until the batch is dropped, for work that
     /// is queued behind [`DeviceBatch::wait_on`].
@@ -467,7 +450,7 @@ impl Engine for Cuda {
             submit.renderer = Some(DeviceRenderer::new(&self.device, nvrtc, cache, shape)?);
         }
         let device = &self.device;
-        let bytes = Element::from(self.setup.number).bytes();
+        let bytes = self.setup.number.bytes();
         let views = |count: usize, len: usize| {
             let len = if count > 0 { len * bytes } else { 0 };
             Ok::<_, CudaError>([DeviceBuffer::new(device, len)?, DeviceBuffer::new(device, len)?])

@@ -1,26 +1,33 @@
 //! The twin of a device in host memory: decodes and renders with the CPU's code.
 //!
 //! What the wiring does with a batch can so be held against [`Loader`](crate::pipeline::Loader),
-//! byte by byte, on a machine without a GPU.
+//! byte by byte, on a machine without a GPU; and so can what a trainer does with it, for the views
+//! also come as the kernels leave them: normalised numbers at an address.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Batched, By, Engine, Failure, Job, Shape, Way};
+use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Pointers, Shape, Way};
 use crate::decode::{Components, Decoder, Image};
-use crate::views::{Renderer, SamplePlan};
+use crate::views::{MEAN, Renderer, STD, SamplePlan};
 
 /// Host memory as a device.
 #[derive(Debug)]
 pub struct Host {
     batches: bool,
+    number: Option<Number>,
 }
 
 impl Host {
     /// With a batch decoder, which like nvJPEG's leaves some baseline images (the gray ones), and
     /// refuses all of a batch for one that is bad; or without.
     pub fn new(batches: bool) -> Host {
-        Host { batches }
+        Host { batches, number: None }
+    }
+
+    /// The same, and its batches have [pointers](DeviceBatch::pointers) to normalised numbers.
+    pub fn normalising(self, number: Number) -> Host {
+        Host { number: Some(number), ..self }
     }
 }
 
@@ -31,6 +38,72 @@ pub struct HostBuffers {
     frames: Vec<Mutex<Image>>,
     globals: [Vec<u8>; 2],
     locals: [Vec<u8>; 2],
+    numbers: Option<Numbers>,
+}
+
+/// The views as numbers, channels last: global 0 and 1, local 0 and 1.
+#[derive(Debug)]
+enum Numbers {
+    F32([Vec<f32>; 4]),
+    /// Their bits.
+    Bf16([Vec<u16>; 4]),
+}
+
+impl Numbers {
+    fn new(number: Number, lens: [usize; 4]) -> Numbers {
+        match number {
+            Number::F32 => Numbers::F32(lens.map(|len| vec![0.0; len])),
+            Number::Bf16 => Numbers::Bf16(lens.map(|len| vec![0; len])),
+        }
+    }
+
+    fn fill(&mut self, views: [&[u8]; 4]) {
+        match self {
+            Numbers::F32(numbers) => each(numbers, views, |number| number),
+            Numbers::Bf16(numbers) => each(numbers, views, to_bf16),
+        }
+    }
+
+    fn number(&self) -> Number {
+        match self {
+            Numbers::F32(_) => Number::F32,
+            Numbers::Bf16(_) => Number::Bf16,
+        }
+    }
+
+    fn addresses(&self) -> [u64; 4] {
+        match self {
+            Numbers::F32(numbers) => numbers.each_ref().map(|view| view.as_ptr() as u64),
+            Numbers::Bf16(numbers) => numbers.each_ref().map(|view| view.as_ptr() as u64),
+        }
+    }
+}
+
+fn each<T>(numbers: &mut [Vec<T>; 4], views: [&[u8]; 4], to: impl Fn(f32) -> T) {
+    for (numbers, bytes) in numbers.iter_mut().zip(views) {
+        for (at, (number, byte)) in numbers.iter_mut().zip(bytes).enumerate() {
+            *number = to((f32::from(*byte) / 255.0 - MEAN[at % 3]) / STD[at % 3]);
+        }
+    }
+}
+
+/// The nearest bfloat16's bits, to even where two are as near. The number is finite.
+fn to_bf16(number: f32) -> u16 {
+    let bits = number.to_bits();
+    ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
+}
+
+impl DeviceBatch<Host> {
+    /// Where the numbers lie; none in an empty batch, or from a [`Host`] that does not normalise.
+    /// Valid until the batch is dropped.
+    pub fn pointers(&self) -> Option<Pointers> {
+        let HostBuffers { shape, numbers, .. } = self.buffers()?;
+        let numbers = numbers.as_ref()?;
+        let [a, b, c, d] = numbers.addresses();
+        let (samples, size, patch) = (shape.n, shape.size, shape.patch);
+        let local = (shape.locals > 0).then_some([c, d]);
+        Some(Pointers { global: [a, b], local, samples, size, patch, number: numbers.number() })
+    }
 }
 
 impl HostBuffers {
@@ -58,14 +131,17 @@ impl Engine for Host {
     type Worker = HostWorker;
 
     fn buffers(&self, shape: &Shape, _threads: usize) -> Result<HostBuffers, Infallible> {
-        let views = |count: usize, len: usize| {
-            std::array::from_fn(|view| if view < count { vec![0; len] } else { Vec::new() })
-        };
+        let lens = |count: usize, len: usize| [0, 1].map(|view| if view < count { len } else { 0 });
+        let globals = lens(shape.globals, shape.global_len());
+        let locals = lens(shape.locals, shape.local_len());
+        let all = [globals[0], globals[1], locals[0], locals[1]];
+        let [globals, locals] = [globals, locals].map(|lens| lens.map(|len| vec![0; len]));
         Ok(HostBuffers {
             shape: *shape,
             frames: (0..shape.n).map(|_| Mutex::new(Image::new())).collect(),
-            globals: views(shape.globals, shape.global_len()),
-            locals: views(shape.locals, shape.local_len()),
+            globals,
+            locals,
+            numbers: self.number.map(|number| Numbers::new(number, all)),
         })
     }
 
@@ -74,7 +150,9 @@ impl Engine for Host {
     }
 
     fn bytes(buffers: &HostBuffers) -> usize {
-        buffers.globals.iter().chain(&buffers.locals).map(Vec::len).sum()
+        let views: usize = buffers.globals.iter().chain(&buffers.locals).map(Vec::len).sum();
+        let number = buffers.numbers.as_ref().map_or(0, |numbers| numbers.number().bytes());
+        views * (1 + number)
     }
 
     fn batches(&self) -> bool {
@@ -122,7 +200,7 @@ impl Engine for Host {
         buffers: &mut HostBuffers,
         plans: &[&SamplePlan],
     ) -> Result<(), Infallible> {
-        let HostBuffers { shape, frames, globals, locals } = buffers;
+        let HostBuffers { shape, frames, globals, locals, numbers } = buffers;
         let [global, local] = [shape.global_len(), shape.local_len()].map(|len| len / shape.n);
         for (slot, (frame, plan)) in frames.iter_mut().zip(plans).enumerate() {
             let image = frame.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -136,6 +214,9 @@ impl Engine for Host {
             for (plan, out) in plan.local.iter().flatten().zip(&mut locals[..shape.locals]) {
                 worker.renderer.local(image, plan, &mut out[slot * local..][..local]);
             }
+        }
+        if let Some(numbers) = numbers {
+            numbers.fill([&globals[0], &globals[1], &locals[0], &locals[1]]);
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ use crate::trace::Recorder;
 use crate::views::SamplePlan;
 
 #[cfg(feature = "nvjpeg")]
-pub use cuda::{Cuda, CudaBuffers, GpuError, Pointers};
+pub use cuda::{Cuda, CudaBuffers, GpuError};
 pub use host::{Host, HostBuffers};
 pub use resolve::{Decode, Decoding, Number, Setup, Unavailable};
 pub use share::{Share, balance};
@@ -75,8 +75,12 @@ pub struct Shape {
     pub locals: usize,
 }
 
+/// Bytes of a decoded image, on average, that memory is first planned with: ImageNet's have 0.55 MB.
+const FRAME_BYTES: usize = 640 << 10;
+
 impl Shape {
-    fn of(views: &Views, n: usize) -> Shape {
+    /// Of a batch of `n` samples with these views.
+    pub fn of(views: &Views, n: usize) -> Shape {
         let layout = views.layout(n);
         let (size, patch) = match views {
             Views::Train(recipe) | Views::Query(recipe) => {
@@ -97,6 +101,35 @@ impl Shape {
     pub fn local_len(&self) -> usize {
         self.n * 9 * self.patch as usize * self.patch as usize * 3
     }
+
+    /// Bytes on the device that a batch is first given: its views, and decoded images of a usual
+    /// size. Where images are larger it grows.
+    pub fn bytes(&self, number: Number) -> usize {
+        let views = self.globals * self.global_len() + self.locals * self.local_len();
+        views * number.bytes() + self.n * FRAME_BYTES
+    }
+}
+
+/// Batches that a loader has memory for: those ahead, and the one that the consumer reads.
+pub fn batches_held(batches_ahead: usize) -> usize {
+    batches_ahead.max(1) + 1
+}
+
+/// Where the views of a batch lie on its device: numbers channels last, normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointers {
+    /// Addresses of the query's and the key's global views, `[n, size, size, 3]`.
+    pub global: [u64; 2],
+    /// Addresses of the query's and the key's patch sets, `[n, 9, patch, patch, 3]`.
+    pub local: Option<[u64; 2]>,
+    /// Samples a batch has room for; a short one fills the first.
+    pub samples: usize,
+    /// Side of a global view.
+    pub size: u32,
+    /// Side of a patch.
+    pub patch: u32,
+    /// What the numbers are.
+    pub number: Number,
 }
 
 /// The ways to decode an image, as its header decides.
@@ -413,8 +446,7 @@ impl<E: Engine> DeviceLoader<E> {
         let workers = if options.workers == 0 { cores } else { options.workers };
         let (rank, world) = options.rank;
         let n = options.order.slots(0, rank, world).count().max(1);
-        // One more than may be ahead: the one that the consumer reads.
-        let trays = options.batches_ahead.max(1) + 1;
+        let trays = batches_held(options.batches_ahead);
         let engine = Arc::new(engine);
         let share = if engine.batches() { share } else { Share::Fixed(0.0) };
         let common = Arc::new(Common {

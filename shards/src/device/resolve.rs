@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Host;
 #[cfg(feature = "nvjpeg")]
 use super::{Cuda, GpuError};
 use crate::pipeline::Views;
@@ -45,6 +46,16 @@ pub enum Number {
     F32,
     /// bfloat16.
     Bf16,
+}
+
+impl Number {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Number::F32 => 4,
+            Number::Bf16 => 2,
+        }
+    }
 }
 
 /// What a GPU needs to be told.
@@ -106,6 +117,9 @@ pub enum Decoding {
     /// nvJPEG, through [`DeviceLoader`](super::DeviceLoader).
     #[cfg(feature = "nvjpeg")]
     Nvjpeg(Box<Cuda>),
+    /// The twin of a device in host memory, through the same: what tests of who reads batches name.
+    /// [`Decode::resolve`] never does.
+    Twin(Host),
 }
 
 impl Decode {
@@ -165,6 +179,7 @@ impl fmt::Display for Decoding {
                     Err(error) => write!(f, ", no hardware decoder ({error})"),
                 }
             }
+            Decoding::Twin(_) => write!(f, "a device's twin in host memory"),
         }
     }
 }

@@ -8,16 +8,13 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::super::plan::{LocalPlan, Rect, ViewPlan};
-use super::super::{ColorStep, Recipe, Renderer};
+use super::super::{ColorStep, MEAN, Recipe, Renderer, STD};
 use super::*;
 use crate::cuda::{Limits, Search};
 use crate::decode::{Decoder, Image};
 
 #[path = "../../../tests/support/images.rs"]
 mod images;
-
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// Of an H100, of an A100, and of a device whose shared memory holds no view.
 const LIMITS: [Limits; 3] = [limits(232_448), limits(166_912), limits(49_152)];
