@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The C++ files of the shim.
-const SHIM: &[&str] = &["c10d.cpp", "norm.cpp", "step.cpp", "version.cpp"];
+const SHIM: &[&str] = &["c10d.cpp", "feed.cpp", "norm.cpp", "step.cpp", "version.cpp"];
 /// Headers that the files above share.
 const HEADERS: &[&str] = &[
     "shim.h",

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "foreign functions; each call carries its proof")]
 
 pub mod c10d;
+pub mod feed;
 pub mod norm;
 pub mod step;
 

@@ -180,7 +180,7 @@ fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {
 }
 
 /// A GPU's index; below 0 the CPU.
-fn index_of(device: Device) -> i64 {
+pub(super) fn index_of(device: Device) -> i64 {
     match device {
         Device::Cuda(index) => index as i64,
         _ => -1,
@@ -188,7 +188,7 @@ fn index_of(device: Device) -> i64 {
 }
 
 /// A call that makes a tensor.
-fn made(
+pub(super) fn made(
     function: impl FnOnce(*mut *mut C_tensor, *mut c_char, i64) -> i32,
 ) -> Result<Tensor, ShimError> {
     let mut out = std::ptr::null_mut();
@@ -198,7 +198,7 @@ fn made(
 }
 
 /// A call that makes a handle.
-fn handle(
+pub(super) fn handle(
     function: impl FnOnce(*mut *mut c_void, *mut c_char, i64) -> i32,
 ) -> Result<*mut c_void, ShimError> {
     let mut out = std::ptr::null_mut();
