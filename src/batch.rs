@@ -8,10 +8,7 @@ use crate::device;
 use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Lane};
 
-/// ImageNet's channel means, of pixels scaled to \[0, 1\]: what torchvision normalises with.
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// ImageNet's channel deviations.
-pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+pub use detco_shards::views::{MEAN, STD};
 
 /// Why bytes make no batch.
 #[derive(Debug, Error)]
@@ -168,14 +165,19 @@ impl Feeder {
     }
 
     /// Makes a batch. When it returns the slab may be filled again; the device may not have begun
-    /// to read its copy.
+    /// to read its copy. `queued` is called when the current stream has been told to wait for the
+    /// bytes, and nothing else.
     ///
     /// # Errors
     /// When a section has another length than its shape says, or the device failed.
     ///
     /// # Panics
     /// When the sections are not as long together as the feeder was made for.
-    pub fn batch(&mut self, sections: Sections<'_>) -> Result<Batch, BatchError> {
+    pub fn batch(
+        &mut self,
+        sections: Sections<'_>,
+        queued: impl FnOnce() -> Result<(), ShimError>,
+    ) -> Result<Batch, BatchError> {
         let Some(lanes) = &mut self.lanes else { return Batch::from_slab(sections, self.form) };
         for (bytes, images, edge) in sections.all() {
             check(bytes, images, edge)?;
@@ -184,6 +186,7 @@ impl Feeder {
         let lengths: Vec<i64> = all.iter().map(|section| section.len() as i64).collect();
         lanes.next = 1 - lanes.next;
         lanes.pair[lanes.next].send(&all, |bytes| {
+            queued()?;
             Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), sections, self.form)
         })?
     }
@@ -344,7 +347,7 @@ mod tests {
                 patch: 4,
             };
             let at_once = Batch::from_slab(sections, form).unwrap();
-            let through = feeder.batch(sections).unwrap();
+            let through = feeder.batch(sections, || Ok(())).unwrap();
             for view in 0..2 {
                 assert!(through.global[view].equal(&at_once.global[view]), "{seed} {view}");
                 let local = |batch: &Batch| batch.local.as_ref().unwrap()[view].shallow_clone();

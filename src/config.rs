@@ -196,12 +196,13 @@ pub use detco_shards::device::Decode;
 pub use detco_shards::pipeline::OnBadSample;
 
 /// What a GPU is opened with to decode and render: NVIDIA's libraries beside the libtorch of LIBTORCH,
-/// compiled kernels in the user's cache.
-pub fn gpu(number: Number) -> Setup {
+/// or else beside the one given; compiled kernels in the user's cache.
+pub fn gpu(number: Number, libtorch: Option<&Path>) -> Setup {
     let folder = |name| std::env::var_os(name).filter(|text| !text.is_empty()).map(PathBuf::from);
     let home = || folder("HOME").map(|home| home.join(".cache"));
     let cache = folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir);
-    Setup::new(folder("LIBTORCH").as_deref(), cache.join("detco/kernels"), number)
+    let named = folder("LIBTORCH");
+    Setup::new(named.as_deref().or(libtorch), cache.join("detco/kernels"), number)
 }
 
 /// A number of bytes; written as a number, or as text with a unit: `"200GB"`, `"64 GiB"`.

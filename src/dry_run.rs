@@ -9,6 +9,7 @@ use tch::Device;
 use crate::config::{Config, Schedule};
 use crate::data;
 use crate::device;
+use crate::feed::{self, Way};
 use crate::memory::{self, Needs};
 use crate::model::Model;
 use crate::schedule::learning_rate;
@@ -38,15 +39,19 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     amounts(out, config, &set, &order);
     let rates = rates(config, &order);
     let _ = writeln!(out, "learning rate  {rates}"); // a String takes everything
+    let decoding = feed::decoding(config, &found)?;
+    let way = Way::of(&decoding);
     let precision = if device::in_bf16(&config.train, found.device) { "bf16" } else { "f32" };
     let _ = writeln!(out, "on             {}, {precision}", found.describe());
+    let _ = writeln!(out, "decoding with  {decoding}");
+    drop(decoding); // its GPU's memory is free again
     let model = Model::new(config, Device::Cpu)?;
-    let needs = Needs::of(&model, config, found.device);
+    let needs = Needs::of(&model, config, found.device, way);
     let (batch, parts) = (config.train.batch, config.train.accumulate);
     let _ = writeln!(out, "memory         batch {batch} in {parts} micro-batches:\n{needs}");
     if let Device::Cuda(index) = found.device {
         let free = shim::cuda_memory(index)?.free;
-        let _ = writeln!(out, "{}", advice(&model, config, found.device, free));
+        let _ = writeln!(out, "{}", advice(&model, config, (found.device, way), free));
     }
     Ok(text)
 }
@@ -73,15 +78,15 @@ fn rates(config: &Config, order: &Order) -> String {
 }
 
 /// Whether it fits a card with so many bytes free, and else what would.
-fn advice(model: &Model, config: &Config, device: Device, free: i64) -> String {
+fn advice(model: &Model, config: &Config, (device, way): (Device, Way), free: i64) -> String {
     let usable = (free as f64 * USABLE) as i64;
     let gigabytes = |bytes: i64| bytes as f64 / 1e9;
-    let need = Needs::of(model, config, device).sum();
+    let need = Needs::of(model, config, device, way).sum();
     let compared = format!("{:.1} of {:.1} GB free", gigabytes(need), gigabytes(free));
     if need <= usable {
         return format!("fits: {compared}");
     }
-    match memory::accumulate_for(model, config, device, usable) {
+    match memory::accumulate_for(model, config, device, way, usable) {
         Some(parts) => format!("does not fit: {compared}\nhint: --set train.accumulate={parts}"),
         None => format!(
             "does not fit: {compared}, nor in micro-batches of one BN group\n\
@@ -100,8 +105,9 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
         let model = Model::new(&config, Device::Cpu).unwrap();
-        let need = Needs::of(&model, &config, Device::Cuda(0)).sum();
-        let with = |free: f64| advice(&model, &config, Device::Cuda(0), free as i64);
+        let on = (Device::Cuda(0), Way::Copied);
+        let need = Needs::of(&model, &config, on.0, on.1).sum();
+        let with = |free: f64| advice(&model, &config, on, free as i64);
         assert!(with(need as f64 / 0.94).starts_with("fits"));
         assert!(with(need as f64 * 0.95).ends_with("train.accumulate=2"));
         assert!(with(1e6).contains("nor in micro-batches"));

@@ -34,6 +34,7 @@
 //! | [`shim`] | what libtorch has and `tch` has not, in C++ | let an exception through |
 //! | [`device`] | where tensors live, in which precision | load CUDA unasked |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
+//! | [`feed`] | a batch of either source to a step's tensors, and its memory back | wait for the device |
 //! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
 //! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
 //! | [`optim`], [`schedule`] | SGD with a state that can be saved; learning rates | |
@@ -61,7 +62,8 @@
 //! - Every channel is bounded and its bound is named; everything stops by disconnection.
 //! - Files appear whole: sibling temp file, flush, rename, flush of the folder.
 //! - `unsafe` lives in the map, the slab, the AVX2 views, the wall around CUDA and its launches,
-//!   nvJPEG's wall and its engine, the profile's counting allocator, the shim and nowhere else.
+//!   nvJPEG's wall and its engine, the profile's counting allocator, the shim, the feed that lends it
+//!   the pipeline's memory, and nowhere else.
 //!
 //! # Two binaries
 //!
@@ -87,6 +89,8 @@ pub mod dry_run;
 pub mod eval;
 #[cfg(feature = "train")]
 pub mod export;
+#[cfg(feature = "train")]
+pub mod feed;
 #[cfg(feature = "train")]
 pub mod loss;
 #[cfg(feature = "train")]

@@ -5,23 +5,30 @@
 
 use std::fmt;
 
+use detco_shards::device::{Number, Shape, batches_held};
+use detco_shards::pipeline::Views;
 use tch::{Device, Tensor};
 
 use crate::config::Config;
 use crate::device;
+use crate::feed::Way;
 use crate::model::{Model, Scope};
 
 /// What CUDA, cuDNN and cuBLAS take for themselves: an allowance, not measured.
 const CUDA_LIBRARIES: i64 = 1536 << 20;
+
+/// What nvJPEG's decoders and the view kernels' scratch take beside the batches: an allowance, not
+/// measured.
+const NVJPEG: i64 = 512 << 20;
 
 /// Bytes by what they are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needs(Vec<(&'static str, i64)>);
 
 impl Needs {
-    /// Of training this model, made from this config, on `device`, alone. The model itself may lie
-    /// elsewhere.
-    pub fn of(model: &Model, config: &Config, device: Device) -> Needs {
+    /// Of training this model, made from this config, on `device`, alone, with views that come this
+    /// way. The model itself may lie elsewhere.
+    pub fn of(model: &Model, config: &Config, device: Device, way: Way) -> Needs {
         let bf16 = device::in_bf16(&config.train, device);
         let parameters = bytes(&model.query.parameters());
         let query = bytes(&model.query.tensors());
@@ -39,9 +46,13 @@ impl Needs {
             batch += elements * if bf16 { 2 } else { 4 };
             raw += 2 * elements;
         }
-        // Two views, and the second once more in the order that the key encoder sees; the bytes of
-        // two batches on their way.
-        let batch = 3 * batch + if device.is_cuda() { 2 * raw } else { 0 };
+        let (batch, pipeline) = match way {
+            // Two views, and the second once more in the order that the key encoder sees; the bytes
+            // of two batches on their way.
+            Way::Copied => (3 * batch + if device.is_cuda() { 2 * raw } else { 0 }, 0),
+            // That once more alone: both views are the pipeline's.
+            Way::Lent => (batch, pipeline(config, bf16)),
+        };
         let logits = 2 * rows * (1 + config.loss.queue) * 4;
         // A layer's gradients, of what it made and of what it read, and one map between.
         let workspace = 3 * largest + if device.is_cuda() { CUDA_LIBRARIES } else { 0 };
@@ -52,6 +63,7 @@ impl Needs {
             ("key encoder", query),
             ("queues", queues.into_iter().flatten().map(size).sum()),
             ("batch", batch),
+            ("data pipeline", pipeline),
             ("activations", kept),
             ("logits", logits),
             ("workspace", workspace),
@@ -78,12 +90,27 @@ impl fmt::Display for Needs {
     }
 }
 
+/// What the device pipeline holds: the views and images of all batches that circulate.
+fn pipeline(config: &Config, bf16: bool) -> i64 {
+    let mut recipe = config.views.clone();
+    recipe.local = recipe.local.filter(|_| config.model.local);
+    let shape = Shape::of(&Views::Train(recipe), config.train.batch as usize);
+    let number = if bf16 { Number::Bf16 } else { Number::F32 };
+    (batches_held(config.data.batches_ahead) * shape.bytes(number)) as i64 + NVJPEG
+}
+
 /// The least `train.accumulate` whose needs fit into `free` bytes; none if none does.
-pub fn accumulate_for(model: &Model, config: &Config, device: Device, free: i64) -> Option<i64> {
+pub fn accumulate_for(
+    model: &Model,
+    config: &Config,
+    device: Device,
+    way: Way,
+    free: i64,
+) -> Option<i64> {
     let (mut config, groups) = (config.clone(), config.model.bn_splits);
     (1..=groups).filter(|parts| groups % parts == 0).find(|parts| {
         config.train.accumulate = *parts;
-        Needs::of(model, &config, device).sum() <= free
+        Needs::of(model, &config, device, way).sum() <= free
     })
 }
 
@@ -166,7 +193,7 @@ mod tests {
             let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
             let model = Model::new(&config, Device::Cpu).unwrap();
-            let needs = Needs::of(&model, &config, Device::Cpu);
+            let needs = Needs::of(&model, &config, Device::Cpu, Way::Copied);
             let (said, found) = (needs.sum() as f64, measured(&config) as f64);
             println!("{recipe} {more:?}: said {said:.3e}, found {found:.3e}\n{needs}");
             assert!((0.95..1.20).contains(&(said / found)), "{recipe} {more:?}: {}", said / found);
@@ -179,13 +206,30 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
         let model = Model::new(&config, Device::Cpu).unwrap();
-        let whole = Needs::of(&model, &config, Device::Cuda(0));
-        let fits = |free| accumulate_for(&model, &config, Device::Cuda(0), free);
+        let whole = Needs::of(&model, &config, Device::Cuda(0), Way::Copied);
+        let fits = |free| accumulate_for(&model, &config, Device::Cuda(0), Way::Copied, free);
         assert_eq!(fits(whole.sum()), Some(1));
         assert_eq!(fits(whole.sum() - 1), Some(2));
         assert_eq!(fits(whole.sum() - whole.part("activations")), None);
         let half = whole.part("activations") / 2 + whole.part("logits") / 2;
         assert_eq!(fits(whole.sum() - half), Some(2));
         assert!(matches!(fits(whole.sum() - half - half / 2), Some(4 | 8)));
+    }
+
+    #[test]
+    fn batches_that_wait_on_the_device_are_counted() {
+        let sets = ["model.width=8", "loss.queue=1024", "data.batches_ahead=2"];
+        let config = Config::load("detco-r50", &sets.map(String::from)).unwrap();
+        let model = Model::new(&config, Device::Cpu).unwrap();
+        let of = |way| Needs::of(&model, &config, Device::Cuda(0), way);
+        let (copied, lent) = (of(Way::Copied), of(Way::Lent));
+        assert_eq!(copied.part("data pipeline"), 0);
+        // Three batches of 256: two crops and two patch sets in bfloat16, and a picture.
+        let (crop, patch) = (224 * 224, config.views.local.as_ref().unwrap().patch.pow(2));
+        let sample = 2 * 3 * 2 * i64::from(crop + 9 * patch) + (640 << 10);
+        assert_eq!(lent.part("data pipeline"), 3 * 256 * sample + NVJPEG);
+        assert_eq!(lent.part("batch"), 256 * 3 * 2 * i64::from(crop + 9 * patch));
+        let rest = |needs: &Needs| needs.sum() - needs.part("batch") - needs.part("data pipeline");
+        assert_eq!(rest(&copied), rest(&lent));
     }
 }

@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use detco_shards::device::Decoding;
 use detco_shards::format::ShardError;
 use detco_shards::order::{Cursor, Order};
-use detco_shards::pipeline::{Filled, Loader, LoaderOptions, PipelineError, Views};
+use detco_shards::pipeline::{LoaderOptions, PipelineError, Views};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
 use tch::{Device, Tensor};
 use thiserror::Error;
 
-use crate::batch::{Batch, BatchError, Feeder, Form, Sections};
 use crate::checkpoint::{self, CheckpointError, Saved, State};
 use crate::config::{self, Config, ConfigError};
 use crate::data::{self, DataError};
@@ -30,6 +30,7 @@ use crate::dist::meeting::{Card, Meeting, MeetingError};
 use crate::dist::world::WorldError;
 use crate::dist::{self, Collective, DistError, Move};
 use crate::eval::knn::{self, KnnError, KnnOptions};
+use crate::feed::{self, Fed, Feed, FeedError, Wait};
 use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
 use crate::model::{Model, ModelError, Scope};
 use crate::optim::Sgd;
@@ -37,6 +38,7 @@ use crate::profile::training;
 use crate::schedule::learning_rate;
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
+use crate::source::{Source, SourceError, Taken};
 use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
 
@@ -87,7 +89,9 @@ pub enum TrainError {
     #[error("{0}")]
     Pipeline(#[source] Box<PipelineError>),
     #[error(transparent)]
-    Batch(#[from] BatchError),
+    Source(SourceError),
+    #[error(transparent)]
+    Feed(#[from] FeedError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
@@ -172,6 +176,16 @@ impl From<PipelineError> for TrainError {
     }
 }
 
+impl From<SourceError> for TrainError {
+    fn from(error: SourceError) -> TrainError {
+        match error {
+            SourceError::Pipeline(error) => TrainError::Pipeline(error),
+            #[cfg(feature = "nvjpeg")]
+            error => TrainError::Source(error),
+        }
+    }
+}
+
 impl From<WeightsError> for TrainError {
     fn from(error: WeightsError) -> TrainError {
         TrainError::Weights(Box::new(error))
@@ -214,6 +228,20 @@ impl TrainError {
 
 /// Trains until the end, a signal, or an error; with the ranks that have come to `meeting`.
 pub fn train(start: Start, meeting: Option<Meeting>) -> Result<Outcome, TrainError> {
+    train_from(start, meeting, &|config, found| feed::decoding(config, found))
+}
+
+/// Says who decodes for a run of this config on this device.
+pub type Decoder<'a> = &'a dyn Fn(&Config, &Found) -> Result<Decoding, ConfigError>;
+
+/// As [`train`], with batches from whom `decoder` names. For tests: no GPU is needed to train from
+/// the twin of one.
+#[doc(hidden)]
+pub fn train_from(
+    start: Start,
+    meeting: Option<Meeting>,
+    decoder: Decoder<'_>,
+) -> Result<Outcome, TrainError> {
     let stop = listen()?;
     let plan = Plan::make(start, meeting.as_ref());
     let plan = plan.inspect_err(|error| {
@@ -221,7 +249,7 @@ pub fn train(start: Start, meeting: Option<Meeting>) -> Result<Outcome, TrainErr
             meeting.fail(&error.to_string());
         }
     })?;
-    let mut run = Run::open(plan, meeting, &stop)?;
+    let mut run = Run::open(plan, meeting, &stop, decoder)?;
     match go_on(&mut run, &stop) {
         Ok(outcome) => {
             run.world.leave();
@@ -248,11 +276,10 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
         if run.stop || run.world.size() == 1 && stop.load(Ordering::Relaxed) {
             break Outcome::Stopped;
         }
-        let (filled, waited) = run.next()?; // the only place that waits for data
-        let batch = run.batch(&filled)?;
-        run.quarantine(&filled)?;
-        drop(filled); // its slab is free for the workers while the step runs
-        run.update(&batch, waited)?; // looks at what the update before has seen
+        let (taken, mut wait) = run.next()?; // the only place that waits for data
+        run.quarantine(&taken)?;
+        let fed = run.feed.take(taken, &mut wait)?; // a slab is free for the workers from here on
+        run.update(fed, wait)?; // looks at what the update before has seen
         run.check()?;
         if run.at_epoch_end() {
             run.look()?;
@@ -408,7 +435,7 @@ struct Run {
     folder: PathBuf,
     /// With the micro-batches that this number of ranks makes.
     config: Config,
-    feeder: Feeder,
+    feed: Feed,
     /// As it is saved.
     saved_config: Config,
     /// Ranks that the run began with.
@@ -417,7 +444,7 @@ struct Run {
     found: Found,
     set: Arc<ShardSet>,
     order: Order,
-    loader: Loader,
+    source: Source,
     model: Model,
     sgd: Sgd,
     /// What rank 0 alone does.
@@ -472,6 +499,8 @@ impl Lead {
 /// An update that the device has been given, and where the run stood after it.
 struct UnderWay {
     pending: Pending,
+    /// How long its batch was waited for.
+    wait: Wait,
     step: u64,
     epoch: u32,
     /// Of the update after it.
@@ -497,8 +526,8 @@ struct Window {
 }
 
 impl Window {
-    fn new(loader: &Loader, sent: u64) -> Window {
-        let (start, loader) = (Instant::now(), loader.stats());
+    fn new(source: &Source, sent: u64) -> Window {
+        let (start, loader) = (Instant::now(), source.stats());
         Window { start, waited: Duration::ZERO, samples: 0, loader, sent }
     }
 }
@@ -508,6 +537,7 @@ impl Run {
         plan: Plan,
         meeting: Option<Meeting>,
         stop: &Arc<AtomicBool>,
+        decoder: Decoder<'_>,
     ) -> Result<Run, TrainError> {
         let Plan { folder, config: saved_config, set, state, saved } = plan;
         let spec = meeting.as_ref().map(|meeting| meeting.spec().clone());
@@ -519,6 +549,7 @@ impl Run {
         config.train.accumulate = micro_batches(&config, begun_ranks, member.size)?;
         let found = device(config.train.device, member, local_rank)?;
         let device = found.device;
+        let decoding = decoder(&config, &found)?;
         device::set_numerics(&config.train)?;
         if config.train.threads > 0 {
             tch::set_num_threads(config.train.threads);
@@ -543,13 +574,6 @@ impl Run {
         } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
             model.start_from(&weights::read_backbone(init)?)?;
         }
-        if config.data.decode == config::Decode::Nvjpeg {
-            let (key, value) = ("data.decode", "nvjpeg".to_owned());
-            let reason = "the trainer decodes on the CPU; `detco profile` can do both".to_owned();
-            return Err(ConfigError::Value { key, value, reason }.into());
-        }
-        let pixels = pixels_of_a_batch(&config) / member.size;
-        let feeder = Feeder::new(Form::of(&config, device), pixels)?;
         let world = match meeting {
             None => World::One(Local),
             Some(meeting) => {
@@ -559,19 +583,21 @@ impl Run {
             }
         };
         let options = loader_options(&config, order.clone(), cursor, member, local_size);
-        let loader = Loader::start(Arc::clone(&set), options)?;
-        let window = Window::new(&loader, world.bytes_sent());
+        let decoded_by = decoding.to_string();
+        let source = Source::start(&set, options, decoding, feed::share(&config))?;
+        let feed = Feed::new(&config, device, &source, member.size)?;
+        let window = Window::new(&source, world.bytes_sent());
         let run = Run {
             folder,
             config,
-            feeder,
+            feed,
             saved_config,
             begun_ranks,
             world,
             found,
             set,
             order,
-            loader,
+            source,
             model,
             sgd,
             lead,
@@ -583,26 +609,28 @@ impl Run {
             window,
         };
         if run.lead.is_some() {
-            run.say_hello(resumed.is_some());
+            run.say_hello(resumed.is_some(), &decoded_by);
+        } else if local_rank == 0 {
+            // Another machine may have what this one lacks.
+            eprintln!("rank {}: decoding with {decoded_by}", run.world.rank());
         }
         Ok(run)
     }
 
-    fn say_hello(&self, resumed: bool) {
+    fn say_hello(&self, resumed: bool, decoded_by: &str) {
         let ranks = match (self.world.size(), self.config.train.accumulate) {
             (1, _) => String::new(),
             (ranks, 1) => format!(", {ranks} ranks"),
             (ranks, parts) => format!(", {ranks} ranks of {parts} micro-batches"),
         };
         eprintln!(
-            "{} {}: {} samples, {} steps an epoch, batch {}{ranks}, on {}, decoding with {}",
+            "{} {}: {} samples, {} steps an epoch, batch {}{ranks}, on {}, decoding with {decoded_by}",
             if resumed { "resuming" } else { "training in" },
             self.folder.display(),
             self.set.len(),
             self.order.steps_per_epoch(),
             self.config.train.batch,
             self.found.describe(),
-            detco_shards::decode::Decoder::new().name(),
         );
     }
 
@@ -612,43 +640,31 @@ impl Run {
     }
 
     /// The next batch, and how long it was waited for.
-    fn next(&mut self) -> Result<(Filled, Duration), TrainError> {
+    fn next(&mut self) -> Result<(Taken, Wait), TrainError> {
         self.world.at(self.step, Move::Data);
-        let start = Instant::now();
-        let filled = self.loader.next().unwrap_or({
-            let Cursor { epoch, step } = self.cursor;
-            Err(PipelineError::Ended { epoch, step })
-        })?;
-        Ok((filled, start.elapsed()))
-    }
-
-    fn batch(&mut self, filled: &Filled) -> Result<Batch, TrainError> {
-        let views = &self.config.views;
-        let patch = views.local.as_ref().filter(|_| self.config.model.local);
-        let sections = Sections {
-            global: [filled.global(0), filled.global(1)],
-            local: patch.map(|_| [filled.local(0), filled.local(1)]),
-            n: filled.len(),
-            size: views.global.size as usize,
-            patch: patch.map_or(0, |local| local.patch as usize),
-        };
-        Ok(self.feeder.batch(sections)?)
+        let mut wait = Wait::begin(self.found.device)?;
+        let Cursor { epoch, step } = self.cursor;
+        let next = self.source.next();
+        let taken = next.unwrap_or_else(|| Err(PipelineError::Ended { epoch, step }.into()))?;
+        wait.handed_out();
+        Ok((taken, wait))
     }
 
     /// Gives the device the next update; meanwhile looks at the one before.
-    fn update(&mut self, batch: &Batch, waited: Duration) -> Result<(), TrainError> {
+    fn update(&mut self, fed: Fed, wait: Wait) -> Result<(), TrainError> {
         let at = At { step: self.step, learning_rate: self.learning_rate() };
-        let Run { model, sgd, config, world, .. } = self;
-        let pending = step::launch(model, sgd, &**world, config, batch, at)?;
+        let Run { model, sgd, config, world, feed, .. } = self;
+        let pending = step::launch(model, sgd, &**world, config, &fed.batch, at)?;
+        feed.give_back(fed)?;
         self.step += 1;
         self.cursor.step += 1;
         if self.order.is_empty(self.cursor.step) {
             self.cursor = Cursor { epoch: self.cursor.epoch + 1, step: 0 };
         }
-        self.window.waited += waited;
         self.window.samples += self.config.train.batch as u64;
         let (step, epoch) = (self.step, self.cursor.epoch);
-        let under_way = UnderWay { pending, step, epoch, learning_rate: self.learning_rate() };
+        let learning_rate = self.learning_rate();
+        let under_way = UnderWay { pending, wait, step, epoch, learning_rate };
         match self.under_way.replace(under_way) {
             Some(before) => self.look_at(before),
             None => Ok(()),
@@ -666,8 +682,9 @@ impl Run {
 
     /// Ends the run if the update was refused or the embeddings collapsed; writes metrics.
     fn look_at(&mut self, done: UnderWay) -> Result<(), TrainError> {
-        let UnderWay { pending, step, epoch, learning_rate } = done;
+        let UnderWay { pending, wait, step, epoch, learning_rate } = done;
         let report = pending.wait()?;
+        self.window.waited += wait.read()?;
         if !report.applied {
             return Err(TrainError::NotFinite {
                 step: step - 1,
@@ -733,7 +750,7 @@ impl Run {
         // Before a checkpoint two updates are looked at in a row: the next record counts both.
         if self.window.samples > 0 {
             self.push_rates(&mut record);
-            self.window = Window::new(&self.loader, self.world.bytes_sent());
+            self.window = Window::new(&self.source, self.world.bytes_sent());
         }
         record.push(names::GRADIENT_NORM, report.gradient_norm);
         for term in &report.terms {
@@ -759,7 +776,7 @@ impl Run {
         let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
         record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
         record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
-        let (counted, workers) = (self.loader.stats(), self.loader.counters().workers());
+        let (counted, workers) = (self.source.stats(), self.source.counters().workers());
         training::push(record, &counted.since(&self.window.loader), workers, seconds);
         if self.world.size() > 1 {
             let steps = self.window.samples as f64 / self.config.train.batch as f64;
@@ -876,26 +893,26 @@ impl Run {
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
         lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
-        self.window = Window::new(&self.loader, self.world.bytes_sent());
+        self.window = Window::new(&self.source, self.world.bytes_sent());
         Ok(())
     }
 
     /// Appends what the batch was made of to `samples.jsonl`, if asked to, and its bad samples to
     /// `quarantine.jsonl`.
-    fn quarantine(&self, filled: &Filled) -> Result<(), TrainError> {
+    fn quarantine(&self, taken: &Taken) -> Result<(), TrainError> {
         if self.config.monitor.samples {
-            let Cursor { epoch, step } = filled.cursor;
+            let Cursor { epoch, step } = taken.cursor();
             let (rank, size) = (self.world.rank() as u32, self.world.size() as u32);
             let slot = self.order.slots(step, rank, size).start;
-            let (at, samples) = (self.step, &filled.samples);
+            let (at, samples) = (self.step, taken.samples());
             let line = serde_json::json!({
                 "step": at, "epoch": epoch, "batch": step, "slot": slot, "samples": samples,
             });
             self.append(SAMPLES, &format!("{line}\n"))?;
         }
-        let Some(last) = filled.bad.last() else { return Ok(()) };
+        let Some(last) = taken.bad().last() else { return Ok(()) };
         let mut lines = String::new();
-        for bad in &filled.bad {
+        for bad in taken.bad() {
             let line = serde_json::json!({
                 "step": self.step,
                 "sample": bad.sample,
@@ -909,8 +926,8 @@ impl Run {
             lines.push('\n');
         }
         self.append(QUARANTINE, &lines)?;
-        let (epoch, samples) = (filled.cursor.epoch, self.set.len());
-        let bad = self.world.count_bad(epoch, filled.bad.len() as u64)?;
+        let (epoch, samples) = (taken.cursor().epoch, self.set.len());
+        let bad = self.world.count_bad(epoch, taken.bad().len() as u64)?;
         let budget = (samples as f64 * self.config.data.bad_share_max) as u64;
         if self.world.size() > 1 && bad > budget {
             let last = last.error.to_string();
@@ -1052,14 +1069,6 @@ fn check_data(set: &ShardSet, state: &State) -> Result<(), TrainError> {
         expected: state.fingerprint,
         expected_samples: state.samples,
     })
-}
-
-/// Bytes of the two views of a batch.
-fn pixels_of_a_batch(config: &Config) -> usize {
-    let image = |edge: u32| 3 * edge as usize * edge as usize;
-    let patches = config.views.local.as_ref().filter(|_| config.model.local);
-    let sample = image(config.views.global.size) + patches.map_or(0, |l| 9 * image(l.patch));
-    2 * config.train.batch as usize * sample
 }
 
 fn loader_options(

@@ -253,7 +253,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
             seed: config.seed,
             batch: args.batch,
             decode: args.decode.unwrap_or(config.data.decode),
-            gpu: gpu(Number::Bf16),
+            gpu: gpu(Number::Bf16, None),
             batches_ahead: config.data.batches_ahead,
             workers,
             seconds: args.seconds,
