@@ -150,7 +150,8 @@ pub struct Data {
     /// Shards: folders, globs, brace lists or single tars; or URLs (`s3://`, `gs://`, `az://`,
     /// `http://`, `https://`) of folders, tars or brace lists.
     pub shards: Vec<String>,
-    /// Who decodes: `auto`, `cpu` or `nvjpeg`.
+    /// Who decodes, and renders: `auto` (nvJPEG where the run is on a GPU that has it, else the CPU),
+    /// `cpu` or `nvjpeg`.
     pub decode: Decode,
     /// Folder that keeps what is fetched from URLs; processes of one machine share it. Without one,
     /// [`cache_folder`].
@@ -164,7 +165,8 @@ pub struct Data {
     pub fetches: usize,
     /// Decode and view threads; 0 means one a core.
     pub workers: usize,
-    /// Batches that may be finished or in work ahead of the trainer (bounds host memory).
+    /// Batches that may be finished or in work ahead of the trainer (bounds memory: the host's, or
+    /// the GPU's where it decodes).
     pub batches_ahead: usize,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,

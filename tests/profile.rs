@@ -48,7 +48,7 @@ fn plan() -> Plan {
         seed: 7,
         batch: 16,
         decode: Decode::Cpu,
-        gpu: gpu(Number::F32),
+        gpu: gpu(Number::F32, None),
         batches_ahead: 3,
         workers: 2,
         seconds: 1.0,

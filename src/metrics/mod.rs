@@ -28,7 +28,8 @@ pub mod names {
     pub const LR: &str = "lr";
     /// Images a second over all ranks, since the last record.
     pub const IMAGES_PER_SECOND: &str = "images_per_second";
-    /// Share of the time since the last record that was spent waiting for data, 0 to 1.
+    /// Share of the time since the last record that was spent waiting for data, 0 to 1: the host's
+    /// time, or on a GPU the time that the GPU had nothing to do for it.
     pub const WAIT_SHARE: &str = "wait_share";
     /// Euclidean length of all gradients together.
     pub const GRADIENT_NORM: &str = "gradient_norm";

@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn gradients_of_a_step_hold_no_lent_memory_back() {
-        let numbers = vec![0.5_f32; 8];
+        let numbers = [0.5_f32; 8];
         let loan = Loan::new().unwrap();
         let lie = Lie { sizes: &[2, 4], strides: &[4, 1], bf16: false, device: Device::Cpu };
         // SAFETY: as many numbers, which live longer than all tensors here.
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_loan_may_end_before_its_tensors() {
-        let bits = vec![0x3F80_u16; 3]; // ones
+        let bits = [0x3F80_u16; 3]; // ones
         let loan = Loan::new().unwrap();
         let lie = Lie { sizes: &[3], strides: &[1], bf16: true, device: Device::Cpu };
         // SAFETY: as many numbers, which live longer than the tensor.
