@@ -3,12 +3,14 @@
 //! The program links against libtorch's part for CPUs alone; the part for GPUs is loaded here, when
 //! it is asked for. Nothing after this module asks whether there is a GPU.
 
+use std::sync::Once;
+
 use tch::{Device, Tensor};
 use thiserror::Error;
 
 use crate::config::{self, Config, Layout, Precision, Train};
-use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Algorithms, CudaMissing, Float32};
+use crate::shim::{ShimError, norm};
 
 /// Why the device that was asked for cannot be used.
 #[derive(Debug, Error)]
@@ -94,6 +96,22 @@ pub fn channels_last(config: &Config, device: Device) -> bool {
         Layout::Auto => device.is_cuda(),
         Layout::ChannelsFirst => false,
     }
+}
+
+/// Whether batch normalisation of groups is for our kernels there: on a GPU whose maps have their
+/// channels innermost, if the kernels load. If they do not, says why, once.
+pub fn has_kernels(config: &Config, device: Device) -> bool {
+    static SAID: Once = Once::new();
+    if !device.is_cuda() || !channels_last(config, device) {
+        return false;
+    }
+    let missing = norm::ready(device).err();
+    if let Some(missing) = missing {
+        SAID.call_once(|| {
+            eprintln!("libtorch normalises groups one by one, more slowly: {missing}")
+        });
+    }
+    missing.is_none()
 }
 
 /// Whether an image tensor `[…, c, h, w]` has its channels innermost.

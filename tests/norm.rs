@@ -1,7 +1,7 @@
 //! Our normalisation of groups against libtorch's: results, statistics and gradients.
 #![cfg(feature = "train")]
 
-use detco::shim::norm::{Normalised, Then, normalise, takes};
+use detco::shim::norm::{Normalised, Then, normalise, ready, takes};
 use tch::{Device, Kind, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -40,9 +40,11 @@ impl Case {
         tensor.copy().set_requires_grad(true)
     }
 
-    fn ours(&self, then: usize) -> Outcome {
+    /// The kernels' results on a device, brought back.
+    fn ours_on(&self, then: usize, device: Device) -> Outcome {
+        let there = |tensor: &Tensor| Case::leaf(&tensor.to_device(device));
         let [x, weight, bias, residual] =
-            [&self.x, &self.weight, &self.bias, &self.residual].map(Case::leaf);
+            [&self.x, &self.weight, &self.bias, &self.residual].map(there);
         let then = match then {
             0 => Then::Nothing,
             1 => Then::Relu,
@@ -50,12 +52,14 @@ impl Case {
         };
         let Normalised { map, mean, variance } =
             normalise(&x, &weight, &bias, self.groups, EPS, then).unwrap();
-        (&map * &self.gradient).sum(Kind::Float).backward();
+        (&map * self.gradient.to_device(device)).sum(Kind::Float).backward();
         let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
         if matches!(then, Then::AddThenRelu(_)) {
             gradients.push(residual.grad());
         }
-        Outcome { map, mean, variance, gradients }
+        let back = |tensor: Tensor| tensor.to_device(Device::Cpu);
+        let gradients = gradients.into_iter().map(back).collect();
+        Outcome { map: back(map), mean: back(mean), variance: back(variance), gradients }
     }
 
     /// By libtorch, group by group, in float64.
@@ -111,8 +115,12 @@ fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
 }
 
 fn compare(case: &Case, bound: f64) {
+    compare_on(case, bound, Device::Cpu);
+}
+
+fn compare_on(case: &Case, bound: f64, device: Device) {
     for then in 0..3 {
-        let (ours, theirs) = (case.ours(then), case.theirs(then));
+        let (ours, theirs) = (case.ours_on(then, device), case.theirs(then));
         let mut pairs = vec![
             (&ours.map, &theirs.map),
             (&ours.mean, &theirs.mean),
@@ -153,7 +161,7 @@ fn a_large_mean_does_not_drown_a_small_spread() {
     let mut case = Case::new([4, 8, 16, 16], 2, Kind::Float);
     case.x = case.x.randn_like() * 0.01 + 1000.0;
     // The float itself rounds such values to 6e-5, a 160th of the spread.
-    let (ours, theirs) = (case.ours(0), case.theirs(0));
+    let (ours, theirs) = (case.ours_on(0, Device::Cpu), case.theirs(0));
     assert!(error(&ours.variance, &theirs.variance) < 1e-4);
     assert!(error(&ours.mean, &theirs.mean) < 1e-7);
 }
@@ -187,4 +195,53 @@ fn what_does_not_fit_is_refused() {
     assert!(refused(&case.x.to_kind(Kind::Double), 2).contains("float or bfloat16"));
     assert!(!takes(12) && takes(24));
     assert!(refused(&Tensor::zeros([4, 12, 3, 3], (Kind::Float, Device::Cpu)), 2).contains("12"));
+}
+
+/// Where there is a GPU; elsewhere the test says what is missing.
+#[test]
+fn a_gpu_normalises_as_libtorch_does_or_is_said_to_be_missing() {
+    let found = detco::device::find(detco::config::Device::Auto).unwrap();
+    if let Some(missing) = found.missing {
+        println!("nothing is compared, for want of a GPU: {missing}");
+        return;
+    }
+    ready(found.device).unwrap_or_else(|missing| panic!("{missing}"));
+    // Blocks of all shapes: few channels and many, rows that fill no block, the maps of a ResNet-50.
+    let shapes = [[8, 16, 7, 5], [6, 8, 9, 9], [6, 64, 3, 2], [4, 24, 1, 2], [16, 64, 56, 56]];
+    let more = [[8, 256, 28, 28], [8, 2048, 7, 7], [18, 512, 2, 2], [8, 264, 5, 5]];
+    for shape in shapes.into_iter().chain(more) {
+        for groups in [1, 2] {
+            compare_on(&Case::new(shape, groups, Kind::Float), 3e-5, found.device);
+            compare_on(&Case::new(shape, groups, Kind::BFloat16), 8e-3, found.device);
+        }
+    }
+    // The same bits every time.
+    let case = Case::new([16, 64, 56, 56], 4, Kind::BFloat16);
+    let (once, again) = (case.ours_on(2, found.device), case.ours_on(2, found.device));
+    assert!(once.map.equal(&again.map));
+    for (once, again) in once.gradients.iter().zip(&again.gradients) {
+        assert!(once.equal(again));
+    }
+}
+
+#[cfg(feature = "nvjpeg")]
+#[test]
+fn the_kernels_compile_for_each_generation_since_ampere() {
+    use detco::shim::norm::{KERNELS, program};
+    use detco_shards::cuda::{Architecture, Code, Nvrtc, Search};
+
+    let libtorch = std::env::var_os("LIBTORCH").map(std::path::PathBuf::from).unwrap_or_default();
+    let nvrtc = Nvrtc::open(&Search::beside_libtorch(&libtorch))
+        .unwrap_or_else(|error| panic!("{error}: run `cargo xtask setup`"));
+    for (major, name) in [(8, "sm_80"), (9, "sm_90"), (10, "sm_100")] {
+        let architecture = Architecture { major, minor: 0 };
+        let ptx = nvrtc.compile(&program(), architecture, Code::Ptx).unwrap();
+        let ptx = String::from_utf8(ptx).unwrap();
+        assert!(ptx.contains(&format!(".target {name}")), "{name}");
+        for kernel in KERNELS {
+            assert!(ptx.contains(&format!(".entry {kernel}(")), "{kernel} for {name}");
+        }
+        let cubin = nvrtc.compile(&program(), architecture, Code::Cubin).unwrap();
+        assert!(cubin.starts_with(b"\x7fELF"), "{name}");
+    }
 }

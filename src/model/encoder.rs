@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Scope;
 use super::head::Projection;
-use super::norm::{self, Moments, Norm};
+use super::norm::{self, Moments, Norm, Norms};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
@@ -30,6 +30,8 @@ pub struct Encoder {
     pub(super) in_bf16: bool,
     /// Whether maps have their channels innermost.
     channels_last: bool,
+    /// Who normalises them then.
+    pub(super) norms: Norms,
 }
 
 impl Encoder {
@@ -60,8 +62,18 @@ impl Encoder {
             local.push(Projection::local(b, &name, config.local_head, channels(level), config.dim));
         }
         let Builder { parameters, buffers, .. } = build;
-        let (in_bf16, channels_last) = (false, false);
-        Encoder { levels, backbone, global, local, parameters, buffers, in_bf16, channels_last }
+        let (in_bf16, channels_last, norms) = (false, false, Norms::Libtorch);
+        Encoder {
+            levels,
+            backbone,
+            global,
+            local,
+            parameters,
+            buffers,
+            in_bf16,
+            channels_last,
+            norms,
+        }
     }
 
     /// Levels with a head, ascending.
@@ -108,7 +120,10 @@ impl Encoder {
         let rows = flat(images);
         let last = self.levels[self.levels.len() - 1];
         if self.channels_last {
-            let mut norm = Norm::Blocks { groups, moments };
+            let mut norm = match self.norms {
+                Norms::Libtorch => Norm::Blocks { groups, moments },
+                Norms::Kernels => Norm::Fused { groups, moments },
+            };
             let maps = self.backbone.forward(&rows, &mut norm, last);
             self.project(&maps, scope, Tensor::shallow_clone)
         } else {

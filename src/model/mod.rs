@@ -18,7 +18,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
 pub use encoder::Encoder;
-pub use norm::Moments;
+pub use norm::{Moments, Norms};
 pub use queue::Queues;
 pub use weights::Draws;
 
@@ -151,7 +151,17 @@ impl Model {
                 encoder.put_channels_last()?;
             }
         }
+        if device::has_kernels(config, device) {
+            model.normalise_by(Norms::Kernels);
+        }
         Ok(model)
+    }
+
+    /// Changes who normalises groups of channels-last maps: libtorch on a CPU, on a GPU the kernels
+    /// where they load. A CPU has the kernels too, to test them; they are slow there.
+    pub fn normalise_by(&mut self, norms: Norms) {
+        self.query.norms = norms;
+        self.key.norms = norms;
     }
 
     /// Changes the element type of everything that is not a counter. Training is in float32; in

@@ -5,10 +5,11 @@
 //! by its statistics (MoCo, section 3.3). Running statistics move by the mean of what the groups
 //! would do to them, as in the split batch normalisation of MoCo's notebook.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::weights::{Builder, Init};
 use crate::shim::ShimError;
+use crate::shim::norm::{self, Normalised, Then};
 use crate::shim::step as shim;
 
 /// torch's and torchvision's.
@@ -69,6 +70,15 @@ impl Moments {
     }
 }
 
+/// Who normalises groups of maps whose channels lie innermost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// libtorch, group by group, with what follows apart.
+    Libtorch,
+    /// Kernels of ours ([`crate::shim::norm`]), all groups and what follows in one pass.
+    Kernels,
+}
+
 /// Where statistics come from in a forward pass.
 #[derive(Debug)]
 pub(super) enum Norm<'a> {
@@ -82,23 +92,17 @@ pub(super) enum Norm<'a> {
     /// normalised one after the other and put together again, which copies activations unless there
     /// is one group. For channels-last memory.
     Blocks { groups: i64, moments: &'a mut Moments },
+    /// As `Blocks`, by kernels of ours that take all groups, and what follows, in one pass. Maps that
+    /// they do not take are `Blocks`.
+    Fused { groups: i64, moments: &'a mut Moments },
 }
 
 /// What follows a normalisation; in place, since nobody else needs its output.
-#[derive(Debug)]
-pub(super) enum After<'a> {
-    Nothing,
-    Relu,
-    AddThenRelu(&'a Tensor),
-}
-
-impl After<'_> {
-    fn apply(&self, mut x: Tensor) -> Tensor {
-        match self {
-            After::Nothing => x,
-            After::Relu => x.relu_(),
-            After::AddThenRelu(other) => x.g_add_(&other.reshape(x.size())).relu_(),
-        }
+fn apply(then: Then<'_>, mut x: Tensor) -> Tensor {
+    match then {
+        Then::Nothing => x,
+        Then::Relu => x.relu_(),
+        Then::AddThenRelu(other) => x.g_add_(&other.reshape(x.size())).relu_(),
     }
 }
 
@@ -131,24 +135,47 @@ impl BatchNorm {
         }
     }
 
-    /// Normalises `x` `[n, c, h, w]`.
-    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, after: After<'_>) -> Tensor {
+    /// Normalises `x` `[n, c, h, w]`, and does what comes `then`.
+    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Tensor {
         match norm {
-            Norm::Running => after.apply(self.with_running(x)),
+            Norm::Running => apply(then, self.with_running(x)),
             Norm::Dealt { groups, moments } => {
                 let (shape, groups) = (x.size(), *groups);
                 let (n, c) = (shape[0], shape[1]);
                 let side_by_side = x.reshape([n / groups, groups * c, shape[2], shape[3]]);
-                after.apply(self.with_own(&side_by_side, groups, moments)).reshape(&shape)
+                apply(then, self.with_own(&side_by_side, groups, moments)).reshape(&shape)
             }
-            Norm::Blocks { groups: 1, moments } => after.apply(self.with_own(x, 1, moments)),
-            Norm::Blocks { groups, moments } => {
-                let parts = x.split(x.size()[0] / *groups, 0);
-                let parts: Vec<Tensor> =
-                    parts.iter().map(|part| self.with_own(part, 1, moments)).collect();
-                after.apply(Tensor::cat(&parts, 0))
+            Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
+                self.fused(x, *groups, moments, then)
+            }
+            Norm::Blocks { groups, moments } | Norm::Fused { groups, moments } => {
+                apply(then, self.block_by_block(x, *groups, moments))
             }
         }
+    }
+
+    fn block_by_block(&self, x: &Tensor, groups: i64, moments: &mut Moments) -> Tensor {
+        if groups == 1 {
+            return self.with_own(x, 1, moments);
+        }
+        let parts = x.split(x.size()[0] / groups, 0);
+        let parts: Vec<Tensor> = parts.iter().map(|part| self.with_own(part, 1, moments)).collect();
+        Tensor::cat(&parts, 0)
+    }
+
+    /// Whether the kernels have what this map and these weights need.
+    fn is_for_kernels(&self, x: &Tensor) -> bool {
+        let kinds = (x.kind(), self.weight.kind());
+        matches!(kinds, (Kind::Float | Kind::BFloat16, Kind::Float)) && norm::takes(x.size()[1])
+    }
+
+    fn fused(&self, x: &Tensor, groups: i64, moments: &mut Moments, then: Then<'_>) -> Tensor {
+        let (weight, bias) = (&self.weight, &self.bias);
+        let Normalised { map, mean, variance } =
+            norm::normalise(x, weight, bias, groups, EPS, then)
+                .expect("the map fits; where memory ends, tch's own operations panic too");
+        moments.push(self.slot, mean, variance);
+        map
     }
 
     /// Normalises `side` groups, side by side as blocks of c channels, by their own statistics.

@@ -5,9 +5,10 @@
 
 use tch::Tensor;
 
-use super::norm::{After, BatchNorm, Moments, Norm, Settling};
+use super::norm::{BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
 use crate::config::{Backbone, Model as Config, Stem};
+use crate::shim::norm::Then;
 
 #[derive(Debug)]
 struct Conv {
@@ -93,14 +94,14 @@ impl Block {
         let mut y = x.shallow_clone();
         let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return y };
         for (conv, bn) in first {
-            y = bn.forward(&conv.forward(&y), norm, After::Relu);
+            y = bn.forward(&conv.forward(&y), norm, Then::Relu);
         }
         let y = last_conv.forward(&y);
         let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(x), norm, After::Nothing),
+            Some((conv, bn)) => bn.forward(&conv.forward(x), norm, Then::Nothing),
             None => x.shallow_clone(),
         };
-        last_bn.forward(&y, norm, After::AddThenRelu(&shortcut))
+        last_bn.forward(&y, norm, Then::AddThenRelu(&shortcut))
     }
 }
 
@@ -174,7 +175,7 @@ impl ResNet {
 
     /// Images `[n, 3, h, w]` to the maps of Res2 to Res`last`, `[n, c, h', w']` each.
     pub(super) fn forward(&self, images: &Tensor, norm: &mut Norm<'_>, last: u8) -> Vec<Tensor> {
-        let mut x = self.bn1.forward(&self.conv1.forward(images), norm, After::Relu);
+        let mut x = self.bn1.forward(&self.conv1.forward(images), norm, Then::Relu);
         if self.stem == Stem::Imagenet {
             x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }

@@ -8,9 +8,12 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <string>
 
 using at::Tensor;
 using namespace detco_norm;
@@ -27,10 +30,14 @@ enum Kernel { ADD_MOMENTS, FINISH_MOMENTS, NORMALISE, ADD_GRADIENTS, SPREAD_GRAD
 constexpr int64_t FINISH_GRADIENTS = 2 * KINDS;
 constexpr int64_t KERNELS = FINISH_GRADIENTS + 1;
 
-// Written once, before the first forward pass.
-Launch launch_kernel = nullptr;
-std::array<void*, KERNELS> kernels{};
+// The kernels of a GPU, written once, before its first forward pass.
+struct Loaded {
+  Launch launch = nullptr;
+  std::array<void*, KERNELS> kernels{};
+};
+std::array<Loaded, 64> gpus;
 
+constexpr int INVALID_CONTEXT = 201; // CUDA_ERROR_INVALID_CONTEXT
 constexpr unsigned THREADS = 256; // as norm.cu has it
 constexpr int64_t BLOCKS = 2048;  // enough for any GPU, few enough to add up
 constexpr int64_t LANES_MAX = 32;
@@ -95,12 +102,23 @@ T* data(const Tensor& tensor) {
 // Queues a kernel on the stream on which libtorch works now.
 template <class... Arguments>
 void queue(int64_t kernel, const Tensor& like, std::array<unsigned, 3> grid, Arguments... arguments) {
-  TORCH_CHECK(launch_kernel != nullptr, "the kernels of group normalisation are not loaded");
+  const auto index = static_cast<size_t>(like.device().index());
+  TORCH_CHECK(like.is_cuda() && index < gpus.size() && gpus[index].launch != nullptr,
+              "the kernels of group normalisation are not loaded on ", like.device());
+  const Loaded& gpu = gpus[index];
   const c10::impl::VirtualGuardImpl guard(like.device().type());
   void* stream = guard.getStream(like.device()).native_handle();
   void* pointers[] = {&arguments...};
-  const int status = launch_kernel(kernels[kernel], grid[0], grid[1], grid[2], THREADS, 1, 1, 0, stream, pointers,
-                                   nullptr);
+  const auto launch = [&] {
+    return gpu.launch(gpu.kernels[kernel], grid[0], grid[1], grid[2], THREADS, 1, 1, 0, stream, pointers, nullptr);
+  };
+  int status = launch();
+  if (status == INVALID_CONTEXT) {
+    // A thread of autograd's in which CUDA's runtime has not worked yet: work of any kind makes the
+    // GPU's context its own.
+    at::zeros({1}, like.options());
+    status = launch();
+  }
   TORCH_CHECK(status == 0, "cuLaunchKernel: status ", status);
 }
 
@@ -219,14 +237,25 @@ class Normalised : public torch::autograd::Function<Normalised> {
 
 }  // namespace
 
-// Registers the driver's cuLaunchKernel and the kernels of norm.cu, `count` of them. Once, before any
-// map of a GPU is normalised.
-extern "C" int32_t detco_norm_register(void* launch, void* const* functions, int64_t count, char* message,
-                                       int64_t message_len) noexcept {
+// The folder of the libtorch that is loaded, without a slash at its end.
+extern "C" int32_t detco_norm_libtorch(char* text, int64_t text_len, char* message, int64_t message_len) noexcept {
+  return detco::guarded(message, message_len, [&] {
+    Dl_info info;
+    std::string path;
+    if (dladdr(reinterpret_cast<void*>(&at::globalContext), &info) != 0) path = info.dli_fname;
+    detco::copied(path.substr(0, path.find_last_of('/')).c_str(), text, text_len);
+  });
+}
+
+// Registers the driver's cuLaunchKernel and the kernels of norm.cu, `count` of them, for a GPU. Once,
+// before any of its maps is normalised.
+extern "C" int32_t detco_norm_register(int64_t cuda_index, void* launch, void* const* functions, int64_t count,
+                                       char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     TORCH_CHECK(count == KERNELS, count, " kernels, expected ", KERNELS);
-    std::copy(functions, functions + count, kernels.begin());
-    launch_kernel = reinterpret_cast<Launch>(launch);
+    Loaded& gpu = gpus.at(static_cast<size_t>(cuda_index));
+    std::copy(functions, functions + count, gpu.kernels.begin());
+    gpu.launch = reinterpret_cast<Launch>(launch);
   });
 }
 

@@ -1,20 +1,41 @@
 //! Batch normalisation of groups, with the residual and ReLU that follow: see `norm.cpp`.
 
-use std::ffi::c_void;
+mod load;
+
+#[cfg(feature = "nvjpeg")]
+use std::{ffi::c_void, path::PathBuf};
+
 use std::ptr;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+#[cfg(feature = "nvjpeg")]
+pub use load::program;
+pub use load::{KernelsMissing, ready};
+
+#[cfg(feature = "nvjpeg")]
+use super::text;
 use super::{ShimError, call};
 
 mod ffi {
-    use std::ffi::{c_char, c_void};
+    use std::ffi::c_char;
+    #[cfg(feature = "nvjpeg")]
+    use std::ffi::c_void;
 
     use torch_sys::C_tensor;
 
     unsafe extern "C" {
+        #[cfg(feature = "nvjpeg")]
+        pub(super) fn detco_norm_libtorch(
+            text: *mut c_char,
+            text_len: i64,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
+        #[cfg(feature = "nvjpeg")]
         pub(super) fn detco_norm_register(
+            cuda_index: i64,
             launch: *mut c_void,
             functions: *const *mut c_void,
             count: i64,
@@ -36,11 +57,7 @@ mod ffi {
     }
 }
 
-/// The source of the GPU's kernels, and the one header that it includes, by its name.
-pub const SOURCE: (&str, &str) =
-    (include_str!("../model/kernels/norm.cu"), include_str!("../model/kernels/norm.h"));
-
-/// The kernels' names, in the order in which [`register`] wants them.
+/// The GPU's kernels by name, in the order in which the shim wants them.
 pub const KERNELS: [&str; 11] = [
     "add_moments_float",
     "finish_moments_float",
@@ -60,15 +77,17 @@ pub fn takes(channels: i64) -> bool {
     channels % 8 == 0
 }
 
-/// Hands over the kernels of [`SOURCE`], loaded on the GPU, in the order of [`KERNELS`].
+/// Hands over the kernels, loaded on a GPU, in the order of [`KERNELS`].
 ///
 /// # Safety
 /// `launch` is the driver's `cuLaunchKernel`, the functions are those kernels, and their module stays
-/// loaded as long as the process lives. No other thread normalises meanwhile.
+/// loaded as long as the process lives. No other thread normalises maps of that GPU meanwhile.
 ///
 /// # Errors
-/// Never, but for a shim of another version.
-pub unsafe fn register(
+/// When the shim keeps no place for such a GPU, or is one of another version.
+#[cfg(feature = "nvjpeg")]
+unsafe fn register(
+    index: usize,
     launch: *mut c_void,
     functions: &[*mut c_void; KERNELS.len()],
 ) -> Result<(), ShimError> {
@@ -76,6 +95,7 @@ pub unsafe fn register(
         // SAFETY: the list is as long as said; the rest is the caller's promise.
         unsafe {
             ffi::detco_norm_register(
+                index as i64,
                 launch,
                 functions.as_ptr(),
                 functions.len() as i64,
@@ -84,6 +104,25 @@ pub unsafe fn register(
             )
         }
     })
+}
+
+/// The folder of the libtorch that this process runs with.
+#[cfg(feature = "nvjpeg")]
+fn libtorch() -> Result<PathBuf, ShimError> {
+    let mut path = [0_u8; 4096];
+    call(|message, message_len| {
+        // SAFETY: both buffers live through the call and are as long as said.
+        unsafe {
+            ffi::detco_norm_libtorch(
+                path.as_mut_ptr().cast(),
+                path.len() as i64,
+                message,
+                message_len,
+            )
+        }
+    })?;
+    // Its library lies in `lib`.
+    Ok(PathBuf::from(text(&path)).parent().map(PathBuf::from).unwrap_or_default())
 }
 
 /// What [`normalise`] gives.
@@ -112,8 +151,8 @@ pub enum Then<'a> {
 /// mean and variance. Gradients flow to `x`, to `weight` and `bias` (float32, `[c]`) and to what is added.
 ///
 /// # Errors
-/// When n is no multiple of groups or c none of eight, types do not fit, or, on a GPU, [`register`] has
-/// not been called.
+/// When n is no multiple of groups or c none of eight, types do not fit, or, on a GPU, the kernels are not
+/// [`ready`].
 pub fn normalise(
     x: &Tensor,
     weight: &Tensor,

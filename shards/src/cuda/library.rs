@@ -1,5 +1,6 @@
 //! Finding NVIDIA's libraries when they are asked for.
 
+use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -75,11 +76,12 @@ const DRIVER_FUNCTIONS: [&str; 35] = [
     "cuStreamWaitEvent",
 ];
 
+/// Loaded once and never unloaded: `cudarc` keeps a handle of its own for as long as the program
+/// runs.
+static FOUND: OnceLock<Library> = OnceLock::new();
+
 /// Makes sure that the driver is there, so that calls through `cudarc` cannot panic.
 pub(super) fn driver() -> Result<(), CudaError> {
-    // Loaded once and never unloaded: `cudarc` keeps a handle of its own for as long as the program
-    // runs.
-    static FOUND: OnceLock<Library> = OnceLock::new();
     if FOUND.get().is_some() {
         return Ok(());
     }
@@ -88,7 +90,7 @@ pub(super) fn driver() -> Result<(), CudaError> {
         match open(Path::new(name)) {
             Ok(library) => {
                 for symbol in DRIVER_FUNCTIONS {
-                    has(&library, symbol).ok_or(CudaError::OldDriver { symbol })?;
+                    address(&library, symbol).ok_or(CudaError::OldDriver { symbol })?;
                 }
                 // Another thread may have been faster; it found the same.
                 let _ = FOUND.set(library);
@@ -114,9 +116,20 @@ pub(crate) fn open(name: &Path) -> Result<Library, String> {
     })
 }
 
-fn has(library: &Library, symbol: &str) -> Option<()> {
+/// The address of the driver's `cuLaunchKernel`, for code beyond Rust that launches by itself.
+///
+/// # Errors
+/// Where there is no driver.
+pub fn launcher() -> Result<*mut c_void, CudaError> {
+    driver()?;
+    let symbol = "cuLaunchKernel";
+    let address = FOUND.get().and_then(|library| address(library, symbol));
+    address.ok_or(CudaError::OldDriver { symbol })
+}
+
+fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
     // SAFETY: the address is only asked for; nothing is called or read through it.
-    unsafe { library.get::<*const ()>(symbol) }.ok().map(|_| ())
+    unsafe { library.get::<*mut c_void>(symbol) }.ok().map(|address| *address)
 }
 
 #[cfg(test)]

@@ -25,9 +25,9 @@ mod nvrtc;
 
 pub use device::{Device, Event, Limits, Stream};
 pub use error::CudaError;
-pub use library::Search;
 #[cfg(feature = "nvjpeg")]
 pub(crate) use library::open as open_library;
+pub use library::{Search, launcher};
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use module::{Function, Launch, Module};
 pub use nvrtc::{Architecture, Code, Compiled, Nvrtc, Origin, Program};

@@ -92,6 +92,12 @@ pub struct Launch {
 }
 
 impl Function {
+    /// The driver's handle, for code that launches by itself through [`launcher`](super::launcher).
+    /// Of use as long as the function lives.
+    pub fn handle(&self) -> *mut c_void {
+        self.handle.cast()
+    }
+
     /// Lets launches ask for up to `bytes` of dynamic shared memory: more than 48 KiB need leave.
     ///
     /// # Errors
