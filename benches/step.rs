@@ -2,20 +2,34 @@
 //!
 //! `DETCO` recipes in miniature, from memory, one thread. Of each, the least of all rounds, which
 //! other programs on the machine disturb least.
+//!
+//! Or of one recipe on a GPU, from a batch that lies there; one line of JSON:
+//!
+//! ```text
+//! cargo bench --bench step -- --recipe detco-r50 [--device cuda|cpu] [--set train.batch=256]...
+//!     [--norms kernels|libtorch] [--warm-up 8] [--windows 5] [--steps 4]
+//! ```
+//!
+//! `window_ms` is the median of so many windows of so many steps, in milliseconds a step; in a window
+//! reports are read a step late, as training does it. `median_ms` is the median of steps that are
+//! waited for one by one.
 #![cfg(feature = "train")]
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Instant;
 
 use detco::batch::{Batch, Form, Sections};
-use detco::config::Config;
+use detco::config::{self, Config};
+use detco::device;
 use detco::dist::local::Local;
 use detco::loss::{Embeddings, Scale, contrast, score, total};
-use detco::model::{Draws, Model};
+use detco::model::{Draws, Model, Norms};
 use detco::optim::Sgd;
-use detco::shim::step::Meter;
-use detco::step::{At, update};
-use tch::{Device, Tensor};
+use detco::shim::step::{Meter, cuda_memory};
+use detco::step::{At, launch, update};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
 
 /// Recipes, layouts and precisions.
 const STEPS: &[(&str, &[&str])] = &[
@@ -26,7 +40,11 @@ const STEPS: &[(&str, &[&str])] = &[
 ];
 
 fn main() {
-    let measured = std::env::args().any(|argument| argument == "--bench");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--recipe") {
+        return one_recipe(&Options::parse(&arguments));
+    }
+    let measured = arguments.iter().any(|argument| argument == "--bench");
     let rounds = if measured { 7 } else { 1 };
     tch::set_num_threads(1);
     for (recipe, sets) in STEPS {
@@ -44,6 +62,132 @@ fn main() {
     }
     let (n, k) = if measured { (32, 65_536) } else { (4, 64) };
     time_loss(n, k, rounds);
+}
+
+/// What to measure of one recipe.
+struct Options {
+    recipe: String,
+    sets: Vec<String>,
+    device: config::Device,
+    norms: Option<Norms>,
+    warm_up: u64,
+    windows: u64,
+    steps: u64,
+}
+
+impl Options {
+    /// Ends the program with what is wrong: this is a bench.
+    fn parse(arguments: &[String]) -> Options {
+        let mut options = Options {
+            recipe: String::new(),
+            sets: Vec::new(),
+            device: config::Device::Auto,
+            norms: None,
+            warm_up: 8,
+            windows: 5,
+            steps: 4,
+        };
+        let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
+        while let Some(name) = rest.next() {
+            let Some(value) = rest.next() else { panic!("{name} has no value") };
+            let number = || value.parse().unwrap_or_else(|_| panic!("{name} {value}: no number"));
+            match (name.as_str(), value.as_str()) {
+                ("--recipe", _) => options.recipe.clone_from(value),
+                ("--set", _) => options.sets.push(value.clone()),
+                ("--device", "cuda") => options.device = config::Device::Cuda,
+                ("--device", "cpu") => options.device = config::Device::Cpu,
+                ("--norms", "kernels") => options.norms = Some(Norms::Kernels),
+                ("--norms", "libtorch") => options.norms = Some(Norms::Libtorch),
+                ("--warm-up", _) => options.warm_up = number(),
+                ("--windows", _) => options.windows = number(),
+                ("--steps", _) => options.steps = number(),
+                _ => panic!("{name} {value} means nothing here"),
+            }
+        }
+        assert!(options.windows > 0 && options.steps > 0, "nothing to measure");
+        options
+    }
+}
+
+/// Measures one recipe and prints a line of JSON.
+fn one_recipe(options: &Options) {
+    let config = Config::load(&options.recipe, &options.sets).unwrap_or_else(|e| panic!("{e}"));
+    let found = device::find(options.device).unwrap_or_else(|error| panic!("{error}"));
+    device::set_numerics(&config.train).expect("libtorch takes its settings");
+    let mut model = Model::new(&config, found.device).unwrap_or_else(|error| panic!("{error}"));
+    if let Some(norms) = options.norms {
+        model.normalise_by(norms);
+    }
+    let optim = &config.optim;
+    let mut sgd = Sgd::new(model.query.parameters(), optim.momentum, optim.weight_decay);
+    let batch = noise(&config, found.device);
+    let mut number = 0;
+    let mut at = || {
+        number += 1;
+        At { step: number, learning_rate: 0.03 }
+    };
+    // The first steps plan, allocate, and try out convolutions.
+    let start = Instant::now();
+    for _ in 0..options.warm_up {
+        update(&mut model, &mut sgd, &Local, &config, &batch, at()).expect("a step");
+    }
+    let warm_up = start.elapsed().as_secs_f64();
+    let (mut windows, mut singles, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..options.windows {
+        let (start, mut under_way) = (Instant::now(), VecDeque::new());
+        for _ in 0..options.steps {
+            let next = launch(&mut model, &mut sgd, &Local, &config, &batch, at());
+            under_way.push_back(next.expect("a step"));
+            if under_way.len() > 1 {
+                losses.extend(under_way.pop_front().map(|done| done.wait().expect("a step").loss));
+            }
+        }
+        losses.extend(under_way.pop_front().map(|done| done.wait().expect("a step").loss));
+        windows.push(start.elapsed().as_secs_f64() * 1e3 / options.steps as f64);
+    }
+    for _ in 0..options.windows {
+        let start = Instant::now();
+        update(&mut model, &mut sgd, &Local, &config, &batch, at()).expect("a step");
+        singles.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    assert!(losses.iter().all(|loss| loss.is_finite()), "losses {losses:?}");
+    let peak = match found.device {
+        Device::Cuda(index) => cuda_memory(index).ok().map(|memory| memory.peak),
+        _ => None,
+    };
+    let figures = json!({
+        "recipe": options.recipe, "device": found.describe(), "batch": config.train.batch,
+        "bn_splits": config.model.bn_splits, "window_ms": median(&mut windows),
+        "windows_ms": windows, "median_ms": median(&mut singles), "steps": options.steps,
+        "warm_up_s": warm_up, "peak_bytes": peak, "loss": losses.last(),
+    });
+    println!("{figures}");
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A batch of noise, as the loader would make it: noise costs a network what pictures cost it.
+fn noise(config: &Config, device: Device) -> Batch {
+    let form = Form::of(config, device);
+    let kind = if form.bf16 { Kind::BFloat16 } else { Kind::Float };
+    let images = |lead: &[i64], edge: u32| {
+        let (n, edge) = (lead.iter().product::<i64>(), i64::from(edge));
+        let shape = match form.channels_last {
+            true => [n, edge, edge, 3],
+            false => [n, 3, edge, edge],
+        };
+        let images = Tensor::randn(shape, (Kind::Float, device)).to_kind(kind);
+        let images = if form.channels_last { images.permute([0, 3, 1, 2]) } else { images };
+        images.view([lead, &[3, edge, edge]].concat().as_slice())
+    };
+    let (n, size) = (config.train.batch, config.views.global.size);
+    let global = [(); 2].map(|()| images(&[n], size));
+    let local = config.views.local.as_ref().filter(|_| config.model.local);
+    let local = local.map(|local| [(); 2].map(|()| images(&[n, 9], local.patch)));
+    Batch { global, local }
 }
 
 /// Seconds of one update, and of making its batch from bytes.

@@ -241,7 +241,5 @@ fn the_kernels_compile_for_each_generation_since_ampere() {
         for kernel in KERNELS {
             assert!(ptx.contains(&format!(".entry {kernel}(")), "{kernel} for {name}");
         }
-        let cubin = nvrtc.compile(&program(), architecture, Code::Cubin).unwrap();
-        assert!(cubin.starts_with(b"\x7fELF"), "{name}");
     }
 }

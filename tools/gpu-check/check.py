@@ -1,19 +1,36 @@
 """What only a GPU can show: runs the GPU tests, then measures, and prints one table.
 
-    python3 check.py BUNDLE RESULTS [--only NAME,...] [--budget SECONDS]
+    python3 check.py BUNDLE RESULTS [--only PART,...] [--budget SECONDS]
+    python3 check.py BUNDLE RESULTS --only cifar --cifar SHARDS --runs RUNS [--recipe moco-v2-cifar]
 
 BUNDLE is the folder that `cargo xtask gpu-check BUNDLE --images IMAGES` made on the machine that builds
-(binaries, tests, benches, libnvjpeg, shards), or a tar of it. This machine needs a GPU with its driver and a Python with torch 2.11, whose
-libtorch the binaries use; no Rust. RESULTS gets `results.json`, `table.md` and a log of every command.
+(binaries, tests, benches, libnvjpeg, shards), or a tar of it. This machine needs a GPU with its driver and
+a Python with torch 2.11 and torchvision, whose libtorch the binaries use; no Rust, no network. RESULTS gets
+`results.json`, `table.md` and a log of every command, all of them renewed after each part.
 
-Every figure is the median of at least five windows or steps, with the page cache warm. What fails is
-named in the table with the end of its log, and the exit code is 1.
+Parts, in their order, under eight minutes on an H100 with 16 cores:
+
+  tests       the tests that use a GPU
+  decode      nvJPEG in the loader (hardware, hybrid, both), called alone, under torchvision; the CPU
+  views       the view kernels beside a copy
+  loader      page cache to batch with 4, 8 and 16 cores
+  step        our updates from memory
+  train       our updates from shards: the share of the time that waits for data
+  eager       the same model and loss in PyTorch, channels-last, bf16
+  compile     under torch.compile
+  cifar       not among the default: trains a CIFAR-10 recipe for --seconds, from where the run in RUNS
+              stands; SHARDS has the folders train and test. Call it again for the next piece.
+
+Figures are medians of at least five windows or steps, with the page cache warm. What fails is named in the
+table with the end of its log, and the exit code is 1. `--device cpu --smoke` runs all parts on small sizes
+without a GPU: it shows that the script works, and its figures mean nothing.
 """
 
 import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,24 +39,58 @@ import tempfile
 import time
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
 RECIPES = ("detco-r50", "moco-v2-r50")
-BATCH = 256
-WORKERS = (4, 8, 16)
+DEFAULT = ("tests", "decode", "views", "loader", "step", "train", "eager", "compile")
+PARTS = (*DEFAULT, "cifar")
+CORES = (4, 8, 16)
+COPIES = 8  # of the bundle's images, so that an epoch has several batches of 256
+
+
+class Sizes:
+    """How much of everything: for a GPU, or to see that nothing is broken."""
+
+    def __init__(self, smoke):
+        self.cores = CORES if not smoke else (1, 2)
+        self.copies = COPIES if not smoke else 1
+        self.batch = 256 if not smoke else 8
+        self.seconds = 5 if not smoke else 1
+        self.steps = 60 if not smoke else 6
+        self.every = 5 if not smoke else 1
+        self.decode_batch = 64 if not smoke else 16
+        self.patience = 1 if not smoke else 4  # of limits: a machine without a GPU is slow
+        self.bench = [] if not smoke else ["--warm-up", 1, "--windows", 1, "--steps", 2]
+        small = ["model.backbone=resnet18", "loss.queue=64", "views.global.size=32", "views.local.patch=16"]
+        small += ["model.width=8", "model.bn_splits=2"]
+        self.sets = [word for one in small for word in ("--set", one)] if smoke else []
+        self.torch = []
+        if smoke:
+            self.torch = "--backbone resnet18 --queue 64 --size 32 --patch 16 --warm-up 1 --steps 1".split()
+            self.torch += "--windows 1 --backend eager --bn-splits 2 --precision f32".split()
+        self.cifar = []
+        if smoke:
+            self.cifar = ["train.batch=16", "optim.lr_batch=16", "loss.queue=64", "train.epochs=2"]
+            self.cifar += ["model.width=8", "monitor.every_steps=2"]
 
 
 class Check:
-    def __init__(self, bundle, results, budget):
-        self.bundle, self.folder = bundle, results
+    def __init__(self, args):
+        self.args, self.sizes, self.device = args, Sizes(args.smoke), args.device
+        self.bundle, self.folder = args.bundle.resolve(), args.results.resolve()
         self.results, self.failures = {}, []
-        self.deadline = time.monotonic() + budget
+        self.deadline = time.monotonic() + args.budget
         self.work = Path(tempfile.mkdtemp(prefix="detco-gpu-check-"))
-        if bundle.is_file():
-            with tarfile.open(bundle) as archive:
+        if self.bundle.is_file():
+            with tarfile.open(self.bundle) as archive:
                 archive.extractall(self.work / "bundle", filter="tar")
             self.bundle = self.work / "bundle"
-        self.environment = environment(self.bundle, self.images())
+        self.images = self.unpack()
+        self.environment = environment(self.bundle, self.images)
+        if args.smoke:
+            self.environment["OMP_NUM_THREADS"] = "1"
+        self.packed = None
 
-    def run(self, name, command, limit=120):
+    def run(self, name, command, limit=120, cores=None, codes=(0,)):
         """Runs a command, keeps its log, returns its output; None if it failed or has no time left."""
         left = self.deadline - time.monotonic()
         if left < 5:
@@ -47,33 +98,37 @@ class Check:
             return None
         log = self.folder / f"{name}.log"
         start = time.monotonic()
-        try:
-            done = subprocess.run(
-                [str(part) for part in command],
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                timeout=min(limit, left),
-            )
-            out, err, code = done.stdout, done.stderr, done.returncode
-        except subprocess.TimeoutExpired as expired:
-            text = lambda part: (part or b"").decode(errors="replace")  # noqa: E731
-            out, err, code = text(expired.stdout), text(expired.stderr), "timeout"
-        log.write_text(f"$ {' '.join(map(str, command))}\n{out}\n--- stderr\n{err}\n--- exit {code}\n")
+        command = [str(part) for part in command]
+        with subprocess.Popen(
+            command,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=min(limit * self.sizes.patience, left))
+                code = process.returncode
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # `detco train` is two processes
+                out, err = process.communicate()
+                code = "timeout"
+        log.write_text(f"$ {' '.join(command)}\n{out}\n--- stderr\n{err}\n--- exit {code}\n")
         print(f"{time.monotonic() - start:6.1f} s  {name}: exit {code}", flush=True)
-        if code != 0:
-            self.fail(name, (err or out).strip()[-400:])
+        if code not in codes:
+            self.fail(name, f"exit {code}: " + (err or out).strip()[-400:])
             return None
         return out
 
     def fail(self, name, why):
         self.failures.append((name, why))
 
-    def figures(self, name, command, limit=120):
+    def figures(self, name, command, limit=120, cores=None):
         """A command whose last line of output is JSON."""
-        out = self.run(name, command, limit)
+        out = self.run(name, command, limit, cores)
         if out is None:
             return None
         try:
@@ -83,11 +138,8 @@ class Check:
             return None
         return self.results[name]
 
-    def shards(self):
-        return sorted((self.bundle / "shards").glob("*.tar"))
-
-    def images(self):
-        """The shards' images as files, for tests."""
+    def unpack(self):
+        """The shards' images as files: for tests, and to pack more of them."""
         folder = self.work / "images"
         folder.mkdir()
         for shard in self.shards():
@@ -98,23 +150,61 @@ class Check:
                         file.write_bytes(archive.extractfile(member).read())
         return folder
 
+    def shards(self):
+        return sorted((self.bundle / "shards").glob("*.tar"))
+
+    def data(self):
+        """Shards with the bundle's images several times over; packed when they are first asked for."""
+        if self.packed is None:
+            links = Path(tempfile.mkdtemp(prefix="links-", dir=self.work))
+            for copy in range(self.sizes.copies):
+                for image in self.images.iterdir():
+                    os.link(image, links / f"{copy}-{image.name}")
+            packed = links.with_name(links.name.replace("links", "data"))
+            if self.run("pack", [self.bundle / "bin" / "detco", "pack", links, packed]) is None:
+                raise RuntimeError("nothing to measure with")
+            self.packed = packed
+        return self.packed
+
+    def labelled(self):
+        """The bundle's images as two classes that mean nothing, packed in the place of CIFAR-10."""
+        folder = self.work / "classes"
+        for number, image in enumerate(sorted(self.images.iterdir())):
+            place = folder / "ab"[number % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            os.link(image, place / image.name)
+        for name in ("train", "test"):
+            self.run(f"pack-{name}", [self.bundle / "bin" / "detco", "pack", folder, self.work / "cifar" / name])
+        return self.work / "cifar"
+
+    def cores(self, count):
+        """So many of this machine's cores; None where it has fewer."""
+        all_cores = sorted(os.sched_getaffinity(0))
+        return set(all_cores[:count]) if len(all_cores) >= count else None
+
     # The parts, in the order in which they run.
 
     def tests(self):
         """The tests that use a GPU where there is one."""
         counts = {}
         for test in sorted((self.bundle / "tests").iterdir()):
-            out = self.run(f"test-{test.name}", [test, "--test-threads", "2"], 180)
-            text = out or (self.folder / f"test-{test.name}.log").read_text()
+            out = self.run(f"test-{test.name}", [test, "--test-threads", 1], 150)
+            log = self.folder / f"test-{test.name}.log"
+            text = out or (log.read_text() if log.exists() else "")
             found = re.search(r"(\d+) passed; (\d+) failed", text)
             counts[test.name] = [int(n) for n in found.groups()] if found else None
         self.results["tests"] = counts
 
     def decode(self):
-        """Decoding alone: nvJPEG, the CPU, and torchvision's way to nvJPEG."""
-        self.results["decode"] = self.profile("decode", [max(WORKERS)])
-        here = Path(__file__).parent
-        self.figures("decode-torchvision", [sys.executable, here / "pytorch_decode.py", *self.shards()])
+        """Decoding alone: nvJPEG in the loader and by itself, torchvision's way to it, the CPU."""
+        most, seconds = max(self.sizes.cores), self.sizes.seconds
+        bench = [self.bundle / "bench" / "device_decode", "--data", self.data(), "--device", self.device]
+        self.figures("decode", [*bench, "--workers", most, "--batch", self.sizes.decode_batch, "--seconds", seconds])
+        alone = [sys.executable, HERE / "nvjpeg_alone.py", *self.shards(), "--threads", most]
+        self.figures("decode-alone", [*alone, "--seconds", seconds])
+        torchvision = [sys.executable, HERE / "pytorch_decode.py", *self.shards(), "--device", self.device]
+        self.figures("decode-torchvision", torchvision)
+        self.results["decode-cpu"] = self.profile("decode", "cpu", most, most)
 
     def views(self):
         """The kernels alone; the bench prints its table."""
@@ -123,88 +213,199 @@ class Check:
 
     def loader(self):
         """From page cache to tensors that the network reads."""
-        self.results["loader"] = self.profile("detco", WORKERS)
+        rates, decoders = {}, ["nvjpeg"] if self.device == "cuda" else []
+        for count in self.sizes.cores:
+            for decode in [*decoders, "cpu"]:
+                rates[f"{decode}-{count}"] = self.profile("detco", decode, count, count)
+        self.results["loader"] = rates
 
-    def profile(self, mode, workers):
-        """Images a second of `detco profile`, by decoder and workers."""
-        detco, rates = self.bundle / "bin" / "detco", {}
-        for decode in ("nvjpeg", "cpu"):
-            for count in workers:
-                name = f"{mode}-{decode}-{count}"
-                report = self.folder / f"{name}.json"
-                command = [detco, "profile", self.bundle / "shards", "--mode", mode, "--decode", decode]
-                command += ["--workers", count, "--seconds", 6, "--json", report]
-                if self.run(name, command, 60) is not None:
-                    rates[f"{decode}-{count}"] = json.loads(report.read_text())["runs"][0]["images_per_s"]
-        return rates
+    def profile(self, mode, decode, workers, cores):
+        """Images a second of `detco profile` on so many cores."""
+        name, allowed = f"{mode}-{decode}-{workers}", self.cores(cores)
+        if allowed is None:
+            self.fail(name, f"this machine has fewer than {cores} cores")
+            return None
+        report = self.folder / f"{name}.json"
+        command = [self.bundle / "bin" / "detco", "profile", self.data(), "--mode", mode, "--decode", decode]
+        command += ["--workers", workers, "--seconds", self.sizes.seconds, "--warm-up", 2, "--json", report]
+        if self.run(name, command, 60, allowed) is None:
+            return None
+        return json.loads(report.read_text())["runs"][0]["images_per_s"]
 
     def step(self):
-        """PyTorch's update from batches in memory; ours, from shards, is in `train`."""
-        here = Path(__file__).parent
+        """Our updates from memory, and what our kernels for batch normalisation are worth."""
         for recipe in RECIPES:
-            for splits in (8, 1):
-                for mode in ("eager", "compile"):
-                    reference = [sys.executable, here / "pytorch_step.py", self.bundle / "reference"]
-                    reference += ["--recipe", recipe, "--batch", BATCH, "--bn-splits", splits]
-                    self.figures(f"pytorch-{mode}-{recipe}-{splits}", [*reference, "--mode", mode], 240)
+            for norms in ("kernels", "libtorch"):
+                command = [self.bundle / "bench" / "step", "--recipe", recipe, "--device", self.device]
+                command += ["--norms", norms, "--set", f"train.batch={self.sizes.batch}"]
+                self.figures(f"step-{recipe}-{norms}", [*command, *self.sizes.sets, *self.sizes.bench], 90)
 
     def train(self):
         """Updates from shards: what share of the time waits for data."""
         for recipe in RECIPES:
             run = self.work / f"run-{recipe}"
-            command = [self.bundle / "bin" / "detco", "train", recipe, "--out", run]
-            command += ["--data", self.bundle / "shards"]
-            for setting in ("train.steps_max=60", "train.epochs=1000", "monitor.every_steps=10"):
-                command += ["--set", setting]
-            command += ["--set", f"train.batch={BATCH}", "--set", "checkpoint.every_epochs=0"]
-            if self.run(f"train-{recipe}", command, 120) is None:
+            command = [self.bundle / "bin" / "detco", "train", recipe, "--out", run, "--data", self.data()]
+            settings = [f"train.steps_max={self.sizes.steps}", "train.epochs=1000", f"train.device={self.device}"]
+            settings += [f"monitor.every_steps={self.sizes.every}", f"train.batch={self.sizes.batch}"]
+            settings += ["checkpoint.every_epochs=0"]
+            command += [word for setting in settings for word in ("--set", setting)]
+            if self.run(f"train-{recipe}", [*command, *self.sizes.sets], 90) is None:
                 continue
             lines = (run / "metrics.jsonl").read_text().splitlines()
-            records = [json.loads(line) for line in lines][2:]  # cuDNN still tries kernels before
-            if records:
-                self.results[f"train-{recipe}"] = {
-                    "images_per_s": statistics.median(r["images_per_second"] for r in records),
-                    "wait_share": statistics.median(r["wait_share"] for r in records),
-                    "loss": records[-1]["loss"],
-                }
+            records = [json.loads(line) for line in lines]
+            records = [record for record in records if "images_per_second" in record]
+            records = records[min(4, len(records) // 3) :]  # cuDNN still tries kernels before
+            middle = lambda name: statistics.median(record[name] for record in records)  # noqa: E731
+            self.results[f"train-{recipe}"] = {
+                "images_per_s": middle("images_per_second"),
+                "wait_share": middle("wait_share"),
+                "windows": len(records),
+                "loss": records[-1]["loss"],
+            }
+
+    def eager(self):
+        self.pytorch("eager", 100)
+
+    def compile(self):
+        self.pytorch("compile", 240)
+
+    def pytorch(self, mode, limit):
+        for recipe in reversed(RECIPES):  # the one that compiles for longest last
+            command = [sys.executable, HERE / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
+            command += ["--batch", self.sizes.batch, "--mode", mode, "--device", self.device]
+            self.figures(f"{mode}-{recipe}", [*command, *self.sizes.torch], limit)
+
+    def cifar(self):
+        """A piece of a CIFAR-10 recipe, from where the run stands; the curve of all pieces."""
+        data, runs = self.args.cifar, self.args.runs
+        if self.args.smoke:
+            data, runs = data or self.labelled(), runs or self.work / "runs"
+        if data is None or runs is None:
+            raise RuntimeError("--cifar and --runs are needed")
+        recipe, data = self.args.recipe, data.resolve()
+        run = runs.resolve() / recipe
+        command = [self.bundle / "bin" / "detco", "train", recipe, "--out", run, "--or-resume"]
+        command += ["--data", data / "train"]
+        settings = [f"train.device={self.device}", "monitor.knn_every_epochs=10", "checkpoint.every_epochs=5"]
+        settings += [f"monitor.knn_test={json.dumps([str(data / 'test')])}", *self.sizes.cifar]
+        for setting in settings + self.args.set:
+            command += ["--set", setting]
+        # timeout asks with SIGTERM: a checkpoint is written, and the exit code is 75.
+        ask = ["timeout", "--preserve-status", "--kill-after=60", f"{self.args.seconds}", *command]
+        if self.run(f"cifar-{recipe}", ask, self.args.seconds + 90, codes=(0, 75)) is None:
+            return
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        curve = [[r["epoch"], r["knn/top1"]] for r in records if "knn/top1" in r]
+        rates = [r["images_per_second"] for r in records if "images_per_second" in r]
+        self.results[f"cifar-{recipe}"] = {
+            "knn_top1": curve,
+            "steps": records[-1]["step"],
+            "epoch": records[-1]["epoch"],
+            "images_per_s": statistics.median(rates[len(rates) // 2 :]) if rates else None,
+        }
+        (self.folder / f"cifar-{recipe}-metrics.jsonl").write_text("\n".join(lines) + "\n")
 
     # What it comes to.
+
+    def write(self):
+        results = self.results | {"failures": self.failures}
+        (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        text = self.table()
+        (self.folder / "table.md").write_text(text)
+        return text
 
     def table(self):
         results = self.results
         rows = [("device", results.get("device", "?")), ("torch", results.get("torch", "?"))]
         for name, count in (results.get("tests") or {}).items():
             rows.append((f"test {name}", "no result" if count is None else "{} passed, {} failed".format(*count)))
-        for name in ("decode", "loader"):
-            for key, rate in (results.get(name) or {}).items():
-                rows.append((f"{name} {key} workers", f"{rate:,.0f} images/s"))
-        torchvision = results.get("decode-torchvision")
-        if torchvision:
-            rows.append(("decode torchvision on the GPU", f"{torchvision['median_per_s']:,.0f} images/s"))
-        rows += [("views", line) for line in results.get("views") or [] if line]
+        rows += self.decode_rows() + [("views", line) for line in results.get("views") or []]
+        for key, rate in (results.get("loader") or {}).items():
+            rows.append((f"loader, {key.replace('-', ', ')} cores", per_second(rate)))
+        rows += self.step_rows() + self.aims()
+        for name, found in results.items():
+            if name.startswith("cifar-"):
+                curve = ", ".join(f"{epoch}: {top1:.2f} %" for epoch, top1 in found["knn_top1"])
+                rows.append((name, f"epoch {found['epoch']}, {per_second(found['images_per_s'])}; kNN {curve}"))
+        rows += [(f"FAILED {name}", why.replace("\n", " ")[-300:]) for name, why in self.failures]
+        rows = [(left, str(right).replace("|", "/")) for left, right in rows]
+        width = max(len(left) for left, _ in rows)
+        lines = [f"| {'what':<{width}} | found |", f"|{'-' * (width + 2)}|---|"]
+        return "\n".join(lines + [f"| {left:<{width}} | {right} |" for left, right in rows]) + "\n"
+
+    def decode_rows(self):
+        results, rows = self.results, []
+        for part, of in (("decode", "nvJPEG in the loader"), ("decode-alone", "nvJPEG alone")):
+            for name in ("hardware", "hybrid", "both"):
+                found = results.get(part, {}).get(name)
+                if found:
+                    text = found["error"] if "error" in found else per_second(found["images_per_s"])
+                    share = (found.get("counts") or {}).get("share")
+                    text += f", share of the hardware engine {share:.2f}" if share is not None else ""
+                    rows.append((f"decode, {of}, {name}", text))
+        if "decode-torchvision" in results:
+            found = results["decode-torchvision"]
+            rows.append(("decode, torchvision", f"{per_second(found['median_per_s'])}, {found['refused']} refused"))
+        if "decode-cpu" in results:
+            rows.append(("decode, CPU", per_second(results["decode-cpu"])))
+        return rows
+
+    def step_rows(self):
+        rows = []
+        for name, found in self.results.items():
+            if name.split("-")[0] in ("step", "eager", "compile") and found:
+                rate = per_second(found["batch"] / found["window_ms"] * 1e3)
+                text = f"{found['window_ms']:.1f} ms, {rate}; waited for {found['median_ms']:.1f} ms"
+                peak = found.get("peak_bytes")
+                text += f"; {peak / 2**30:.1f} GiB" if peak else ""
+                rows.append((f"{name}, BN groups {found['bn_splits']}", text))
+            elif name.startswith("train-"):
+                rows.append((name, f"{per_second(found['images_per_s'])}; waiting {found['wait_share']:.2%}"))
+        return rows
+
+    def aims(self):
+        """Each aim with its figure; what was not measured is left out."""
+        results, rows, smoke = self.results, [], self.args.smoke
+
+        def aim(what, found, least):
+            if found is not None:
+                verdict = "met" if found >= least else f"missed by {1 - found / least:.0%}"
+                verdict = "means nothing" if smoke else verdict
+                rows.append((f"aim: {what}", f"{found:.2f} of at least {least}: {verdict}"))
+
+        def ratio(above, below):
+            return above / below if above and below else None
+
+        def of(part, *path):
+            found = results.get(part)
+            for name in path:
+                found = found.get(name) if isinstance(found, dict) else None
+            return found
+
         for recipe in RECIPES:
-            trained = results.get(f"train-{recipe}")
-            for splits in (8, 1):
-                for mode in ("eager", "compile"):
-                    theirs = results.get(f"pytorch-{mode}-{recipe}-{splits}")
-                    if theirs:
-                        rows.append((f"PyTorch {mode} {recipe}, {splits} BN groups", step_row(theirs)))
-            if trained:
-                rows.append(
-                    (
-                        f"train {recipe} from shards",
-                        f"{trained['images_per_s']:,.0f} images/s, waiting {trained['wait_share']:.1%}",
-                    )
-                )
-        lines = ["| what | result |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
-        lines += ["", *(f"FAILED {name}: {why}" for name, why in self.failures)]
-        return "\n".join(lines) + "\n"
+            ours = of(f"step-{recipe}-kernels", "window_ms")
+            aim(f"{recipe} over PyTorch eager", ratio(of(f"eager-{recipe}", "window_ms"), ours), 1.15)
+            aim(f"{recipe} over torch.compile", ratio(of(f"compile-{recipe}", "window_ms"), ours), 1.0)
+            waits = of(f"train-{recipe}", "wait_share")
+            if waits is not None:
+                verdict = "means nothing" if smoke else "met" if waits < 0.01 else "missed"
+                rows.append((f"aim: {recipe} waits below 1 %", f"{waits:.2%}: {verdict}"))
+        ours = of("step-detco-r50-kernels", "window_ms")
+        loader = of("loader", f"nvjpeg-{max(self.sizes.cores)}") or of("loader", f"cpu-{max(self.sizes.cores)}")
+        step = results["step-detco-r50-kernels"]["batch"] / ours * 1e3 if ours else None
+        aim("loader over the step of detco-r50", ratio(loader, step), 2.0)
+        for engine in ("hardware", "hybrid"):
+            alone = of("decode-alone", engine, "images_per_s")
+            aim(f"nvJPEG, {engine}, over the library alone", ratio(of("decode", engine, "images_per_s"), alone), 0.9)
+        shares = [re.search(r"^(\S+): .* (\d+) % of a copy's", line) for line in results.get("views") or []]
+        for share in filter(None, shares):
+            aim(f"views of {share[1]} over copy bandwidth", int(share[2]) / 100, 0.5)
+        return rows
 
 
-def step_row(figures):
-    peak = figures.get("peak_bytes")
-    memory = f", {peak / 2**30:.1f} GiB" if peak else ""
-    return f"{figures['median_ms']:.1f} ms{memory}"
+def per_second(rate):
+    return "no result" if rate is None else f"{rate:,.0f} images/s"
 
 
 def environment(bundle, images):
@@ -222,39 +423,52 @@ def environment(bundle, images):
     }
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("results", type=Path)
-    parts = ("tests", "decode", "views", "loader", "train", "step")
-    parser.add_argument("--only", default=",".join(parts), help=f"of {', '.join(parts)}")
-    parser.add_argument("--budget", type=float, default=460, help="seconds for everything")
+    parser.add_argument("--only", default=",".join(DEFAULT), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--budget", type=float, default=470, help="seconds for everything")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="small sizes: figures mean nothing")
+    parser.add_argument("--cifar", type=Path, metavar="SHARDS", help="CIFAR-10, packed: train and test")
+    parser.add_argument("--runs", type=Path, help="folder of the runs of cifar, kept between pieces")
+    parser.add_argument("--recipe", default="moco-v2-cifar", help="of cifar: or detco-cifar")
+    parser.add_argument("--seconds", type=float, default=400, help="of a piece of cifar")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of cifar")
     args = parser.parse_args()
-    wanted = args.only.split(",")
-    unknown = [name for name in wanted if name not in parts]
-    if unknown:
-        parser.error(f"--only {unknown[0]}: there are {', '.join(parts)}")
-    args.results.mkdir(parents=True, exist_ok=True)
+    args.only = args.only.split(",")
+    for name in args.only:
+        if name not in PARTS:
+            parser.error(f"--only {name}: there are {', '.join(PARTS)}")
+    return args
 
-    check = Check(args.bundle.resolve(), args.results.resolve(), args.budget)
+
+def main():
+    args = arguments()
+    args.results.mkdir(parents=True, exist_ok=True)
     import torch
 
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("torch finds no GPU here: there is nothing to check")
+        device = torch.cuda.get_device_properties(0)
+        device = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
+    else:
+        device = "the CPU, small sizes: no measurement"
+    check = Check(args)
+    check.results["device"] = f"{device}, {len(os.sched_getaffinity(0))} cores"
     check.results["torch"] = torch.__version__
-    if not torch.cuda.is_available():
-        sys.exit("torch finds no GPU here: there is nothing to check")
-    device = torch.cuda.get_device_properties(0)
-    check.results["device"] = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {os.cpu_count()} cores"
-    for name in parts:
-        if name in wanted:
+    start = time.monotonic()
+    for name in PARTS:
+        if name in args.only:
             try:
                 getattr(check, name)()
             except Exception as error:  # one part that fails leaves the others their turn
                 check.fail(name, repr(error))
-            results = check.results | {"failures": check.failures}
-            (check.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = check.table()
-    (check.folder / "table.md").write_text(table)
-    print(table)
+            check.results["seconds"] = round(time.monotonic() - start, 1)
+            check.write()
+    print(check.write())
     sys.exit(1 if check.failures else 0)
 
 

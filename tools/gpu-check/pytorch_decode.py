@@ -1,6 +1,6 @@
 """torchvision's decode_jpeg on the GPU: images a second, printed as one line of JSON.
 
-    python3 pytorch_decode.py SHARD.tar [--images 512] [--rounds 5] [--batch 64]
+    python3 pytorch_decode.py SHARD.tar... [--images 512] [--rounds 5] [--batch 64] [--device cuda]
 """
 
 import argparse
@@ -19,6 +19,7 @@ def main():
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
 
     encoded = []
@@ -35,14 +36,15 @@ def main():
             batch = encoded[first : first + args.batch]
             batch = [one for i, one in enumerate(batch) if first + i not in refused]
             try:
-                done += len(decode_jpeg(batch, mode=ImageReadMode.RGB, device="cuda"))
+                done += len(decode_jpeg(batch, mode=ImageReadMode.RGB, device=args.device))
             except RuntimeError:  # one that nvJPEG refuses spoils its batch: find it
                 for i in range(first, min(first + args.batch, len(encoded))):
                     try:
-                        decode_jpeg([encoded[i]], mode=ImageReadMode.RGB, device="cuda")
+                        decode_jpeg([encoded[i]], mode=ImageReadMode.RGB, device=args.device)
                     except RuntimeError:
                         refused.add(i)
-        torch.cuda.synchronize()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         if number > 0:
             rates.append(done / (time.perf_counter() - start))
     print(json.dumps(dict(median_per_s=statistics.median(rates), rates=rates, refused=len(refused))))

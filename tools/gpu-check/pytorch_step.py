@@ -6,6 +6,9 @@ REFERENCE is the folder of detco_reference.py. The network is the one that the t
 tested against; here it runs as a careful user of PyTorch would run it: bf16 autocast, channels-last,
 TF32, cuDNN's benchmark mode, fused SGD, a key encoder that follows with one foreach call. Batches lie in
 the GPU's memory.
+
+`window_ms` is the median of so many windows of four updates, in milliseconds an update, as a loop runs that
+waits for none of them; `median_ms` that of updates that are waited for one by one.
 """
 
 import argparse
@@ -24,6 +27,8 @@ COMMON = dict(
     backbone="resnet50", head="mlp", local_head="9c-c", dim=128, ema=0.999, temperature=0.2, queue=65536
 )
 
+WINDOW = 4  # updates
+
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -32,8 +37,12 @@ def arguments():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--bn-splits", type=int, default=8)
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5, help="updates that are waited for")
+    parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=8)
+    parser.add_argument("--backbone", default=COMMON["backbone"])
+    parser.add_argument("--precision", choices=["bf16", "f32"], default="bf16")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--patch", type=int, default=64)
@@ -61,7 +70,7 @@ def main():
             key, query = list(self.key.parameters()), list(self.query.parameters())
             torch._foreach_lerp_(key, query, 1 - self.case["ema"])
 
-    case = COMMON | CASES[args.recipe] | dict(batch=args.batch, queue=args.queue)
+    case = COMMON | CASES[args.recipe] | dict(batch=args.batch, queue=args.queue, backbone=args.backbone)
     state = {f"query.{k}": v for k, v in reference.Encoder(case).state_dict().items()}
     scopes = ["global", "local"] if case["local"] else ["global"]
     for level in case["levels"]:
@@ -88,14 +97,14 @@ def main():
     weights = dict(zip(case["levels"], case["level_weights"]))
 
     def loss_of(crops, patches, shuffle):
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
             terms, _ = detco.losses(crops, patches, shuffle)
         return sum(weights[int(name[0])] * term.float() for name, term in terms.items())
 
     if args.mode == "compile":
         for encoder in (detco.query, detco.key):
-            encoder.crops = torch.compile(encoder.crops)
-            encoder.patches = torch.compile(encoder.patches)
+            encoder.crops = torch.compile(encoder.crops, backend=args.backend)
+            encoder.patches = torch.compile(encoder.patches, backend=args.backend)
 
     def step():
         loss = loss_of(crops, patches, shuffle)
@@ -115,7 +124,13 @@ def main():
         loss = step()
     wait()
     warm_up = time.perf_counter() - started
-    times = []
+    windows, times = [], []
+    for _ in range(args.windows):
+        start = time.perf_counter()
+        for _ in range(WINDOW):
+            loss = step()
+        wait()
+        windows.append((time.perf_counter() - start) * 1e3 / WINDOW)
     for _ in range(args.steps):
         start = time.perf_counter()
         loss = step()
@@ -129,9 +144,9 @@ def main():
                 mode=args.mode,
                 batch=n,
                 bn_splits=args.bn_splits,
+                window_ms=statistics.median(windows),
+                windows_ms=windows,
                 median_ms=statistics.median(times),
-                least_ms=min(times),
-                steps=args.steps,
                 warm_up_s=warm_up,
                 peak_bytes=memory,
                 loss=loss.item(),
