@@ -188,11 +188,15 @@ class Check:
         """The tests that use a GPU where there is one."""
         counts = {}
         for test in sorted((self.bundle / "tests").iterdir()):
-            out = self.run(f"test-{test.name}", [test, "--test-threads", 1], 150)
+            out = self.run(f"test-{test.name}", [test, "--test-threads", 1, "--nocapture"], 150)
             log = self.folder / f"test-{test.name}.log"
             text = out or (log.read_text() if log.exists() else "")
             found = re.search(r"(\d+) passed; (\d+) failed", text)
             counts[test.name] = [int(n) for n in found.groups()] if found else None
+            # nvJPEG's pixels beside the CPU's, on the bundle's images among others.
+            difference = re.findall(r"share [\d.]+: mean [\d.]+, largest \d+", text)
+            if difference:
+                self.results["difference"] = difference
         self.results["tests"] = counts
 
     def decode(self):
@@ -320,6 +324,7 @@ class Check:
         rows = [("device", results.get("device", "?")), ("torch", results.get("torch", "?"))]
         for name, count in (results.get("tests") or {}).items():
             rows.append((f"test {name}", "no result" if count is None else "{} passed, {} failed".format(*count)))
+        rows += [("nvJPEG beside the CPU", line) for line in results.get("difference") or []]
         rows += self.decode_rows() + [("views", line) for line in results.get("views") or []]
         for key, rate in (results.get("loader") or {}).items():
             rows.append((f"loader, {key.replace('-', ', ')} cores", per_second(rate)))
