@@ -57,7 +57,7 @@ fn load(_index: usize) -> Result<Loaded, KernelsMissing> {
 
 #[cfg(feature = "nvjpeg")]
 fn load(index: usize) -> Result<Loaded, KernelsMissing> {
-    let setup = crate::config::gpu(Number::Bf16);
+    let setup = crate::config::gpu(Number::Bf16, None);
     let mut search = cuda::Search { folders: setup.folders };
     // The libtorch that runs, where LIBTORCH does not name it.
     search.folders.extend(cuda::Search::beside_libtorch(&super::libtorch()?).folders);
