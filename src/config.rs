@@ -168,6 +168,9 @@ pub struct Data {
     /// Batches that may be finished or in work ahead of the trainer (bounds memory: the host's, or
     /// the GPU's where it decodes).
     pub batches_ahead: usize,
+    /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size,
+    /// where the decoder can (libjpeg-turbo).
+    pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,
     /// `skip` stops the run when more than this share of the samples seen was bad.
@@ -187,6 +190,7 @@ impl Default for Data {
             fetches: 4,
             workers: 0,
             batches_ahead: 3,
+            reduce: true,
             on_bad_sample: OnBadSample::Fail,
             bad_share_max: 0.001,
             bad_run_max: 100,

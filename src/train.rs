@@ -1097,6 +1097,7 @@ fn loader_options(
         rank: (member.rank as u32, member.size as u32),
         workers,
         batches_ahead: config.data.batches_ahead,
+        reduce: config.data.reduce,
         on_bad_sample: config.data.on_bad_sample,
         bad_share_max: config.data.bad_share_max,
         bad_run_max: config.data.bad_run_max,

@@ -50,6 +50,7 @@ fn plan() -> Plan {
         decode: Decode::Cpu,
         gpu: gpu(Number::F32, None),
         batches_ahead: 3,
+        reduce: true,
         workers: 2,
         seconds: 1.0,
         warm_up: 0.2,

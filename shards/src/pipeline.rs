@@ -3,7 +3,7 @@
 //! ```text
 //!               tasks (bounded)                 filled (bounded by the slabs)
 //! dispatcher ────────────────────▶ workers ────────────────────────────────▶ Loader::next
-//!     ▲  order, read-ahead            decode, draw, render into the slot          │ in step order
+//!     ▲  order, read-ahead            draw, decode, render into the slot          │ in step order
 //!     └──────────────────────────────── free slabs ◀──────────────────────────────┘
 //! ```
 //!
@@ -26,7 +26,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::decode::{DecodeError, Decoder, Image};
+use crate::decode::{DecodeError, Decoder, Frame, Image, Part, probe};
 use crate::format::ShardError;
 use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
@@ -35,7 +35,9 @@ use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::ShardSet;
 use crate::stream::remote::Held;
 use crate::trace::{Recorder, Trace};
-use crate::views::{Crop, GlobalRecipe, Photometric, Recipe, Rect, Renderer, SamplePlan, ViewPlan};
+use crate::views::{
+    Crop, GlobalRecipe, Photometric, Recipe, Rect, Renderer, SamplePlan, ViewPlan, needed,
+};
 
 /// Samples handed out ahead of the workers, which is also how far read-ahead looks: some 25 MB of
 /// ImageNet, so the disk works while the workers do, and a slow sample never empties the channel.
@@ -98,6 +100,20 @@ impl Views {
         }
     }
 
+    /// The part of an image that this plan's views look at, at up to this reduction; all of it where
+    /// there are no views.
+    pub(crate) fn part(
+        &self,
+        plan: &SamplePlan,
+        [width, height]: [u32; 2],
+        reduction: u32,
+    ) -> Part {
+        let Layout { globals, locals, .. } = self.layout(1);
+        let locals = plan.local.iter().flatten().take(locals).map(|local| &local.whole);
+        let views = plan.global[..globals].iter().chain(locals);
+        needed(views, reduction).unwrap_or(Part::whole(width, height))
+    }
+
     pub(crate) fn layout(&self, n: usize) -> Layout {
         match self {
             Views::Train(recipe) => Layout {
@@ -141,6 +157,10 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Batches that may be finished or in work ahead of the consumer, at least 1.
     pub batches_ahead: usize,
+    /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size
+    /// ([`needed`] says when), where the decoder can: most of a photo's time, for a mean error
+    /// below a level. The plan decides, so that every worker makes the same pixels.
+    pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,
     /// `Skip` ends the run when an epoch has more bad samples than this share of the data set.
@@ -166,6 +186,7 @@ impl LoaderOptions {
             rank: (0, 1),
             workers: 0,
             batches_ahead: 3,
+            reduce: true,
             on_bad_sample: OnBadSample::Fail,
             bad_share_max: 0.001,
             bad_run_max: 100,
@@ -174,10 +195,12 @@ impl LoaderOptions {
         }
     }
 
-    /// Evaluation: every sample once, in the order of the shards.
+    /// Evaluation: every sample once, in the order of the shards, none decoded at less than its
+    /// size, so that figures do not depend on the decoder.
     pub fn evaluate(size: u32, share: f32, order: Order) -> LoaderOptions {
         let views = Views::Center { size, share };
-        LoaderOptions { views, ..LoaderOptions::train(Recipe::default(), order, 0, 1) }
+        let train = LoaderOptions::train(Recipe::default(), order, 0, 1);
+        LoaderOptions { views, reduce: false, ..train }
     }
 }
 
@@ -895,19 +918,23 @@ impl<'a> Worker<'a> {
         touch(sample.jpeg(), &self.options.views);
         self.hold(Stage::Read);
         self.lap(Stage::Read, id);
+        let mut part = None;
         if !matches!(self.options.views, Views::Read) {
-            let decoded = self.decoder.decode(sample.jpeg(), &mut self.image);
+            let decoded = self.decode(id, cursor, sample.jpeg());
             self.hold(Stage::Decode);
             self.lap(Stage::Decode, id);
-            if let Err(error) = decoded {
-                self.set.check_file(&sample)?;
-                return Err(error.into());
+            match decoded {
+                Ok(decoded) => part = Some(decoded),
+                Err(error) => {
+                    self.set.check_file(&sample)?;
+                    return Err(error.into());
+                }
             }
         }
         // Zeros in the place of a shard that shrank may decode as well.
         self.set.check(&sample)?;
-        if !matches!(self.options.views, Views::Read) {
-            self.draw(id, cursor, slot);
+        if let Some(part) = part {
+            self.views(part, slot);
             self.hold(Stage::Views);
             self.lap(Stage::Views, id);
         }
@@ -915,17 +942,25 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Draws and renders the views of the decoded image.
-    fn draw(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) {
-        let (options, plan) = (self.options, &mut self.plan);
-        let image = [self.image.width, self.image.height];
-        options.views.draw(image, (options.seed, cursor.epoch, id), plan);
-        let layout = options.views.layout(1);
+    /// Draws the views, and decodes what they look at.
+    fn decode(&mut self, id: u64, cursor: Cursor, jpeg: &[u8]) -> Result<Part, DecodeError> {
+        let header = probe(jpeg)?;
+        let (options, image) = (self.options, [header.width, header.height]);
+        options.views.draw(image, (options.seed, cursor.epoch, id), &mut self.plan);
+        let reduction = if options.reduce { u32::MAX } else { 1 };
+        let wanted = options.views.part(&self.plan, image, reduction);
+        self.decoder.decode_part(jpeg, &header, wanted, &mut self.image)
+    }
+
+    /// Renders the views of the decoded part.
+    fn views(&mut self, part: Part, slot: &mut Slot) {
+        let (frame, plan) = (Frame { image: &self.image, part }, &self.plan);
+        let layout = self.options.views.layout(1);
         for (view, plan) in plan.global[..layout.globals].iter().enumerate() {
-            self.renderer.global(&self.image, plan, slot.global(view));
+            self.renderer.global(frame, plan, slot.global(view));
         }
         for (view, plan) in plan.local.iter().flatten().take(layout.locals).enumerate() {
-            self.renderer.local(&self.image, plan, slot.local(view));
+            self.renderer.local(frame, plan, slot.local(view));
         }
     }
 }

@@ -326,3 +326,22 @@ fn damage_does_not_outlast_its_file() {
         }
     }
 }
+
+/// A file without its tables of quantization is refused after whatever file: nothing is decoded with
+/// another's. (Codes without tables are read by the standard's, as Motion JPEG has it.)
+#[test]
+fn a_file_without_tables_is_an_error_after_one_that_has_them() {
+    let mut image = Image::new();
+    let mut decoders = vec![Decoder::pure(), Decoder::new()];
+    for (name, bytes) in &kinds() {
+        let mut lacking = bytes.clone();
+        // All of them become comments.
+        while let Some(at) = lacking.windows(2).position(|pair| pair == [0xFF, 0xDB]) {
+            lacking[at + 1] = 0xFE;
+        }
+        for decoder in &mut decoders {
+            decoder.decode(bytes, &mut image).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(decoder.decode(&lacking, &mut image).is_err(), "{name}, {}", decoder.name());
+        }
+    }
+}

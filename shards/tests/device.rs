@@ -51,9 +51,9 @@ fn damaged(i: u32) -> Vec<u8> {
         0 => bytes = b"\xff\xd8 no image".to_vec(),
         1 => bytes.truncate(bytes.len() / 2),
         2 => bytes.clear(),
-        // Without its first Huffman table: a header that reads well before a picture that does not.
+        // Without its first table of quantization: a header that reads well before a picture that does not.
         _ => {
-            let table = bytes.windows(2).position(|pair| pair == [0xFF, 0xC4]).unwrap();
+            let table = bytes.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap();
             bytes[table + 1] = 0xE9;
         }
     }

@@ -357,3 +357,48 @@ fn counters_tell_every_sample_and_byte() {
     assert!(stats.nanos.iter().sum::<u64>() > 0);
     const { assert!(TASKS_MAX >= 8) };
 }
+
+/// Pictures far larger than their views: one worker and four decode the same share of them, and
+/// switched off it is the whole picture's views to the byte.
+#[test]
+fn reduced_pictures_do_not_depend_on_the_workers_and_can_be_switched_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = ShardWriter::create(folder.path(), "000000.tar").unwrap();
+    let smooth = |x: u32, y: u32, i: u32| {
+        let wave = |a: f64, b: f64| 127.0 + 90.0 * (f64::from(x) * a + f64::from(y) * b).sin();
+        image::Rgb(
+            [wave(0.05, 0.02), wave(0.01, 0.07), wave(0.03, 0.03 * f64::from(i))].map(|v| v as u8),
+        )
+    };
+    for i in 0..12 {
+        let picture = image::RgbImage::from_fn(700 + i, 500, |x, y| smooth(x, y, i));
+        let mut bytes = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90);
+        picture.write_with_encoder(encoder).unwrap();
+        shard.append(&format!("s{i:05}.jpg"), &bytes).unwrap();
+    }
+    shard.finish().unwrap().seal().unwrap();
+    let set = Arc::new(ShardSet::open(&[folder.path().display().to_string()]).unwrap());
+    let one = read(&set, LoaderOptions { workers: 1, ..options(&set, 4) });
+    assert!(one == read(&set, LoaderOptions { workers: 4, ..options(&set, 4) }));
+    let whole = read(&set, LoaderOptions { reduce: false, ..options(&set, 4) });
+    let mut changed = 0;
+    for ((_, _, views), (_, _, whole)) in one.iter().zip(&whole) {
+        for (a, b) in views.iter().zip(whole) {
+            let off: u64 = a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+            assert!(off <= a.len() as u64, "{off} of {}", a.len());
+            changed += u64::from(a != b);
+        }
+    }
+    // Pure Rust decodes every picture whole.
+    assert_eq!(changed > 0, cfg!(feature = "turbojpeg"), "{changed} changed");
+    let (mut decoder, mut image, mut renderer) = (Decoder::new(), Image::new(), Renderer::new());
+    let (cursor, samples, views) = &whole[0];
+    for (slot, id) in samples.iter().enumerate() {
+        decoder.decode(set.sample(*id).unwrap().jpeg, &mut image).unwrap();
+        let plan = recipe().draw(image.width, image.height, 7, cursor.epoch, *id);
+        let mut crop = vec![0; recipe().global_bytes()];
+        renderer.global(&image, &plan.global[0], &mut crop);
+        assert!(views[0][slot * crop.len()..][..crop.len()] == crop[..]);
+    }
+}

@@ -233,7 +233,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     } else if !args.cold {
         live.fill(&set)?;
         live.say("timing the views' operations".to_owned());
-        ops = operations(&set, &recipe, mode, config.seed);
+        ops = operations(&set, &recipe, mode, &config);
     }
     let (mut runs, mut processes) = (Vec::new(), Vec::new());
     for &workers in &all {
@@ -255,6 +255,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
             decode: args.decode.unwrap_or(config.data.decode),
             gpu: gpu(Number::Bf16, None),
             batches_ahead: config.data.batches_ahead,
+            reduce: config.data.reduce,
             workers,
             seconds: args.seconds,
             warm_up: args.warm_up,
@@ -301,12 +302,13 @@ fn operations(
     set: &ShardSet,
     recipe: &Recipe,
     mode: Mode,
-    seed: u64,
+    config: &Config,
 ) -> std::collections::BTreeMap<String, f64> {
     use detco_shards::pipeline::Views;
+    let (seed, reduction_max) = (config.seed, if config.data.reduce { u32::MAX } else { 1 });
     match mode.views(recipe) {
-        Views::Train(recipe) => ops::measure(set, &recipe, 2, seed),
-        Views::Query(recipe) => ops::measure(set, &recipe, 1, seed),
+        Views::Train(recipe) => ops::measure(set, &recipe, 2, seed, reduction_max),
+        Views::Query(recipe) => ops::measure(set, &recipe, 1, seed, reduction_max),
         Views::Read | Views::Decode | Views::Center { .. } => Default::default(),
     }
 }

@@ -86,6 +86,8 @@ pub struct Plan {
     pub gpu: Setup,
     /// Batches that may be ahead of the consumer.
     pub batches_ahead: usize,
+    /// See [`LoaderOptions::reduce`].
+    pub reduce: bool,
     /// Threads that read, decode and render.
     pub workers: usize,
     /// Length of the measured time.
@@ -156,6 +158,7 @@ pub fn measure(
         views: plan.mode.views(&plan.recipe),
         workers: plan.workers,
         batches_ahead: plan.batches_ahead,
+        reduce: plan.reduce,
         epochs: if plan.once { 1 } else { u32::MAX },
         on_bad_sample: OnBadSample::Skip,
         bad_share_max: 1.0,

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use detco_shards::decode::{Decoder, Image};
+use detco_shards::decode::{DecodeError, Decoder, Frame, Image, Part, probe};
 use detco_shards::stats::Mark;
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{LocalPlan, Op, Recipe, Renderer, ViewPlan};
+use detco_shards::views::{LocalPlan, Op, Recipe, Renderer, ViewPlan, needed};
 
 /// Images at most.
 const IMAGES_MAX: u64 = 48;
@@ -23,25 +23,31 @@ const REPEATS: usize = 3;
 
 /// Microseconds an image by operation: `draw`, `resize global`, `resize local` (both with the way
 /// into the slab), then the operations by the names they have in plans. Images that do not decode
-/// are passed over. `views` says how many of the two global views are rendered.
-pub fn measure(set: &ShardSet, recipe: &Recipe, views: usize, seed: u64) -> BTreeMap<String, f64> {
+/// are passed over. `views` says how many of the two global views are rendered, `reduction_max` the
+/// most that a picture is reduced by its decoder ([`needed`]).
+pub fn measure(
+    set: &ShardSet,
+    recipe: &Recipe,
+    views: usize,
+    seed: u64,
+    reduction_max: u32,
+) -> BTreeMap<String, f64> {
     let mut bench = Bench {
+        decoder: Decoder::new(),
         renderer: Renderer::new(),
         image: Image::new(),
+        part: Part::whole(0, 0),
         out: vec![0; recipe.global_bytes().max(recipe.local_bytes())],
         sums: BTreeMap::new(),
     };
-    let mut decoder = Decoder::new();
     let (mut done, count, begin) = (0, set.len().min(IMAGES_MAX), Instant::now());
     for number in 0..count {
         // Spread evenly; below `len`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(count)) as u64;
         let Ok(sample) = set.sample(id) else { continue };
-        if decoder.decode(sample.jpeg(), &mut bench.image).is_err() {
-            continue;
+        if bench.sample(sample.jpeg(), recipe, (views, reduction_max), (seed, id)).is_ok() {
+            done += 1;
         }
-        bench.sample(recipe, views, seed, id);
-        done += 1;
         if begin.elapsed() > TIME_MAX {
             break;
         }
@@ -51,27 +57,40 @@ pub fn measure(set: &ShardSet, recipe: &Recipe, views: usize, seed: u64) -> BTre
 }
 
 struct Bench {
+    decoder: Decoder,
     renderer: Renderer,
     image: Image,
+    part: Part,
     out: Vec<u8>,
     /// Seconds over all images.
     sums: BTreeMap<String, f64>,
 }
 
 impl Bench {
-    fn sample(&mut self, recipe: &Recipe, views: usize, seed: u64, id: u64) {
-        let (width, height) = (self.image.width, self.image.height);
-        let draw = || recipe.draw(width, height, seed, 0, id);
+    fn sample(
+        &mut self,
+        jpeg: &[u8],
+        recipe: &Recipe,
+        (views, reduction_max): (usize, u32),
+        (seed, id): (u64, u64),
+    ) -> Result<(), DecodeError> {
+        let header = probe(jpeg)?;
+        let draw = || recipe.draw(header.width, header.height, seed, 0, id);
+        let plan = draw();
+        let locals = plan.local.iter().flatten().map(|local| &local.whole);
+        let part = needed(plan.global[..views].iter().chain(locals), reduction_max);
+        let part = part.unwrap_or(Part::whole(header.width, header.height));
+        self.part = self.decoder.decode_part(jpeg, &header, part, &mut self.image)?;
         let seconds = least(|| {
             black_box(draw());
         });
         self.add("draw", seconds);
-        let plan = draw();
         for view in &plan.global[..views] {
             self.prefixes(view, "resize global", |bench, ops| {
                 let cut = ViewPlan { ops, ..view.clone() };
                 let bytes = (cut.size * cut.size * 3) as usize;
-                least(|| bench.renderer.global(&bench.image, &cut, &mut bench.out[..bytes]))
+                let frame = Frame { image: &bench.image, part: bench.part };
+                least(|| bench.renderer.global(frame, &cut, &mut bench.out[..bytes]))
             });
         }
         for view in plan.local.iter().flatten() {
@@ -79,9 +98,11 @@ impl Bench {
                 let whole = ViewPlan { ops, ..view.whole.clone() };
                 let cut = LocalPlan { whole, ..view.clone() };
                 let bytes = (9 * cut.patch * cut.patch * 3) as usize;
-                least(|| bench.renderer.local(&bench.image, &cut, &mut bench.out[..bytes]))
+                let frame = Frame { image: &bench.image, part: bench.part };
+                least(|| bench.renderer.local(frame, &cut, &mut bench.out[..bytes]))
             });
         }
+        Ok(())
     }
 
     /// Times a view with none, one, two ... of its operations.

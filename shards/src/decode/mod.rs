@@ -7,6 +7,7 @@
 mod inks;
 #[cfg(feature = "nvjpeg")]
 pub mod nvjpeg;
+mod part;
 mod png;
 mod probe;
 mod rare;
@@ -14,6 +15,7 @@ mod rare;
 mod turbo;
 mod zune;
 
+pub use part::{Frame, Part, Rect};
 pub use probe::{Components, Format, Probe, probe};
 
 /// Pixels an image may have: 2^28, 0.8 GB of RGB. Larger ones are refused before anything is allocated.
@@ -90,14 +92,43 @@ impl Decoder {
     /// [`DecodeError`]: no image, truncated, damaged, too large or of an unsupported kind.
     pub fn decode(&mut self, bytes: &[u8], into: &mut Image) -> Result<(), DecodeError> {
         let header = probe(bytes)?;
+        let whole = Part::whole(header.width, header.height);
+        self.decode_part(bytes, &header, whole, into).map(drop)
+    }
+
+    /// Decodes at least the `wanted` part of an image with this header, and says what was decoded:
+    /// libjpeg-turbo the least that it can of a JPEG, other decoders and kinds all of it as it is.
+    ///
+    /// At a reduction of 1 the pixels inside the wanted box are those of [`Decoder::decode`], byte
+    /// for byte; around it they need not be. Damage that lies below the box may go unnoticed.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    ///
+    /// # Panics
+    /// Where the box is empty or leaves the image, or the reduction is other than 1, 2 or 4.
+    pub fn decode_part(
+        &mut self,
+        bytes: &[u8],
+        header: &Probe,
+        wanted: Part,
+        into: &mut Image,
+    ) -> Result<Part, DecodeError> {
+        let whole = Part::whole(header.width, header.height);
+        let Part { area, reduction } = wanted;
+        let empty = area.width == 0 || area.height == 0;
+        assert!(!empty && whole.area.contains(&area), "{area:?} of {:?}", whole.area);
+        assert!(matches!(reduction, 1 | 2 | 4), "a reduction of {reduction}");
         match (header.format, &mut self.0) {
-            (Format::Png, _) => png::decode(bytes, &header, &mut into.pixels)?,
-            (Format::Jpeg, Backend::Zune(jpeg)) => jpeg.decode(bytes, &header, into)?,
+            (Format::Png, _) => png::decode(bytes, header, &mut into.pixels)?,
+            (Format::Jpeg, Backend::Zune(jpeg)) => jpeg.decode(bytes, header, into)?,
             #[cfg(feature = "turbojpeg")]
-            (Format::Jpeg, Backend::Turbo(jpeg)) => jpeg.decode(bytes, &header, into)?,
+            (Format::Jpeg, Backend::Turbo(jpeg)) => {
+                return jpeg.decode(bytes, header, wanted, into);
+            }
         }
         (into.width, into.height) = (header.width, header.height);
-        Ok(())
+        Ok(whole)
     }
 }
 

@@ -209,10 +209,10 @@ impl Engine for Host {
                 continue;
             }
             for (plan, out) in plan.global.iter().zip(&mut globals[..shape.globals]) {
-                worker.renderer.global(image, plan, &mut out[slot * global..][..global]);
+                worker.renderer.global(&*image, plan, &mut out[slot * global..][..global]);
             }
             for (plan, out) in plan.local.iter().flatten().zip(&mut locals[..shape.locals]) {
-                worker.renderer.local(image, plan, &mut out[slot * local..][..local]);
+                worker.renderer.local(&*image, plan, &mut out[slot * local..][..local]);
             }
         }
         if let Some(numbers) = numbers {

@@ -300,7 +300,7 @@ impl Counters {
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// Everything that [`Loader`](crate::pipeline::Loader) has as well. `batches_ahead` bounds the
-    /// buffers on the device.
+    /// buffers on the device; `reduce` is without effect: all of a picture is decoded.
     pub loader: LoaderOptions,
     /// How the load is shared between the batch decoder and the workers.
     pub share: Share,

@@ -6,7 +6,7 @@
 
 use super::Vectors;
 use super::plan::Rect;
-use crate::decode::Image;
+use crate::decode::Frame;
 
 /// Bits after the point of a filter weight; Pillow's number, so that its sums are ours.
 pub(super) const WEIGHT_BITS: u32 = 22;
@@ -34,7 +34,7 @@ pub(super) struct Scratch {
 /// A filter along one axis: for each output pixel the inputs it covers and their weights.
 #[derive(Debug, Default)]
 pub(super) struct Axis {
-    /// First and last input pixel of each output, the last one exclusive.
+    /// First and last input of each output, the last one exclusive.
     spans: Vec<[usize; 2]>,
     /// First input pixel that has a weight.
     starts: Vec<usize>,
@@ -63,20 +63,31 @@ pub(super) const SPLIT: u32 = 8;
 
 impl Axis {
     /// A triangle as wide as the reduction (no narrower than for none), cut off at the edges.
+    ///
+    /// Of a picture that was decoded at less than its size an input stands for `1 << bits` pixels,
+    /// and `skipped` of the first one's lie before the box. Its weight is the sum of those of the
+    /// pixels in the box: the filter stays where it was, and as wide.
     #[inline(always)]
-    fn triangle(&mut self, inputs: usize, outputs: usize) {
-        let scale = inputs as f64 / outputs as f64;
+    fn triangle(&mut self, pixels: usize, outputs: usize, (bits, skipped): (u32, usize)) {
+        let inputs = ((skipped + pixels - 1) >> bits) + 1;
+        let scale = pixels as f64 / outputs as f64;
         let stretch = scale.max(1.0);
         let inverse = 1.0 / stretch;
         let center = |output: usize| (output as f64 + 0.5) * scale;
+        // The pixels that an output covers.
+        let covered = |output: usize| {
+            // The casts saturate at 0, where the filter would reach beyond the first pixel.
+            let start = (center(output) - stretch + 0.5) as usize;
+            [start, ((center(output) + stretch + 0.5) as usize).min(pixels)]
+        };
+        let input = |pixel: usize| (skipped + pixel) >> bits;
         self.spans.clear();
         self.spans.extend((0..outputs).map(|output| {
-            // The casts saturate at 0, where the filter would reach beyond the first input.
-            let start = (center(output) - stretch + 0.5) as usize;
-            [start, ((center(output) + stretch + 0.5) as usize).min(inputs)]
+            let [start, end] = covered(output);
+            [input(start), input(end - 1) + 1]
         }));
-        let covered = self.spans.iter().map(|[start, end]| end - start).max();
-        self.taps = covered.unwrap_or(0).next_multiple_of(2);
+        let most = self.spans.iter().map(|[start, end]| end - start).max();
+        self.taps = most.unwrap_or(0).next_multiple_of(2);
         self.starts.clear();
         self.weights.clear();
         self.weights.resize(outputs * self.taps, 0);
@@ -85,12 +96,13 @@ impl Axis {
             // Near the end the window is moved back, so that its inputs exist.
             let first = (*start).min(inputs.saturating_sub(self.taps));
             self.starts.push(first);
-            let real = |input: usize| {
-                let distance = (input as f64 - center(output) + 0.5) * inverse;
-                (1.0 - distance.abs()).max(0.0)
-            };
             self.real.clear();
-            self.real.extend((*start..*end).map(real));
+            self.real.resize(end - start, 0.0);
+            let [from, to] = covered(output);
+            for pixel in from..to {
+                let distance = (pixel as f64 - center(output) + 0.5) * inverse;
+                self.real[input(pixel) - start] += (1.0 - distance.abs()).max(0.0);
+            }
             let sum: f64 = self.real.iter().sum();
             let one = f64::from(1 << WEIGHT_BITS);
             for (weight, real) in weights[start - first..].iter_mut().zip(&self.real) {
@@ -149,25 +161,24 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn crop_resize(
         &mut self,
-        image: &Image,
+        frame: Frame<'_>,
         crop: Rect,
         side: usize,
         vectors: Vectors,
         out: &mut [u8],
     ) {
-        let [left, top, width, height] =
-            [crop.left, crop.top, crop.width, crop.height].map(|length| length as usize);
-        assert!(
-            width > 0
-                && height > 0
-                && left + width <= image.width as usize
-                && top + height <= image.height as usize,
-            "{crop:?} in {}x{}",
-            image.width,
-            image.height
-        );
-        self.columns.triangle(width, side);
-        self.rows.triangle(height, side);
+        let Frame { image, part } = frame;
+        let inside = crop.width > 0 && crop.height > 0 && part.area.contains(&crop);
+        assert!(inside, "{crop:?} in {part:?}");
+        let bits = part.reduction.trailing_zeros();
+        // From the frame's corner to the box's, which may lie within an input.
+        let [x, y] = [crop.left - part.area.left, crop.top - part.area.top].map(|at| at as usize);
+        let [left, top] = [x >> bits, y >> bits];
+        let [columns, rows] = [crop.width, crop.height].map(|length| length as usize);
+        let (width, height) =
+            (((x + columns - 1) >> bits) + 1 - left, ((y + rows - 1) >> bits) + 1 - top);
+        self.columns.triangle(columns, side, (bits, x - (left << bits)));
+        self.rows.triangle(rows, side, (bits, y - (top << bits)));
         // One more than there are: what a weight of zero may point at.
         grow(&mut self.lines, width + 1);
         let lines = &mut self.lines[..=width];

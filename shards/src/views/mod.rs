@@ -21,7 +21,7 @@ mod randaugment;
 mod recipe;
 mod render;
 
-pub use plan::{LocalPlan, Op, Rect, SamplePlan, ViewPlan};
+pub use plan::{LocalPlan, Op, REDUCTIONS, Rect, SamplePlan, ViewPlan, needed};
 pub use recipe::{
     Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, RandAugment, Recipe,
     RecipeError,

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::numbers::{self, Numbers};
 use super::recipe::{CELLS, ColorStep, Crop, GRID, Photometric, Recipe};
+use crate::decode::Part;
+pub use crate::decode::Rect;
 
 /// Streams of a sample's views. Part of the address of every drawn number: never renumber.
 const GLOBAL_VIEWS: [u8; 2] = [0, 1];
@@ -11,19 +13,6 @@ const LOCAL_VIEWS: [u8; 2] = [2, 3];
 
 /// Tries at a random box before the central one is taken; torchvision's number.
 const CROP_TRIES: usize = 10;
-
-/// A box in pixels, never empty, inside its image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rect {
-    /// Pixels left of the box.
-    pub left: u32,
-    /// Pixels above the box.
-    pub top: u32,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-}
 
 /// One photometric operation with its drawn number.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -97,6 +86,34 @@ pub struct SamplePlan {
     pub global: [ViewPlan; 2],
     /// The query's and the key's patch set.
     pub local: Option<[LocalPlan; 2]>,
+}
+
+/// The reductions a picture may be decoded at, and how many of its pixels along each side a pixel of
+/// a view must at least be made of for it: three decoded ones at 1/2, four at 1/4.
+///
+/// So no view of a photograph was further than 0.84 levels of 255 on average from that of the whole
+/// picture, colour and blur included, where a level is allowed. With two decoded ones it would be
+/// 1.2 before colour; at 1/8 hardly a photo has so many (`benches/record/2026-11-23-scale.md`).
+pub const REDUCTIONS: [(u32, u32); 2] = [(2, 6), (4, 16)];
+
+/// The part of a picture that views look at: the smallest box around their crops, and the largest
+/// reduction, of those up to `reduction_max`, that [`REDUCTIONS`] allows for the shorter side of
+/// each. `None` without views.
+pub fn needed<'a>(
+    views: impl IntoIterator<Item = &'a ViewPlan>,
+    reduction_max: u32,
+) -> Option<Part> {
+    let mut reduction = reduction_max;
+    let boxes = views.into_iter().map(|view| {
+        let short = u64::from(view.crop.width.min(view.crop.height));
+        let allowed = REDUCTIONS.iter().rfind(|(reduction, ratio)| {
+            *reduction <= reduction_max && short >= u64::from(view.size) * u64::from(*ratio)
+        });
+        reduction = reduction.min(allowed.map_or(1, |allowed| allowed.0));
+        view.crop
+    });
+    let area = boxes.reduce(|all, one| all.union(&one))?;
+    Some(Part { area, reduction })
 }
 
 impl Recipe {

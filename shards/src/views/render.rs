@@ -3,7 +3,7 @@
 use super::plan::{LocalPlan, Op, ViewPlan};
 use super::recipe::{CELLS, GRID};
 use super::{Vectors, blur, color, geometry, randaugment};
-use crate::decode::Image;
+use crate::decode::Frame;
 
 /// Renders plans. Holds the scratch memory of one thread, which stops growing after the largest
 /// image and view have been seen.
@@ -38,14 +38,15 @@ impl Renderer {
         }
     }
 
-    /// Renders a global view into `out`, `[size, size, 3]`.
+    /// Renders a global view of an [`Image`](crate::decode::Image), or of as much of it as was
+    /// decoded, into `out`, `[size, size, 3]`.
     ///
     /// # Panics
-    /// Where `out` has another length, or `plan` was drawn for an image of another size.
-    pub fn global(&mut self, image: &Image, plan: &ViewPlan, out: &mut [u8]) {
+    /// Where `out` has another length, or the plan's box is not in the frame.
+    pub fn global<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &ViewPlan, out: &mut [u8]) {
         let side = plan.size as usize;
         assert_eq!(out.len(), side * side * 3, "a global view is [{side}, {side}, 3]");
-        self.render(image, plan);
+        self.render(frame.into(), plan);
         for (row, out) in self.view.chunks_exact(3 * side).zip(out.chunks_exact_mut(3 * side)) {
             geometry::interleave(row, 0..side, plan.flip, self.vectors, out);
         }
@@ -54,16 +55,16 @@ impl Renderer {
     /// Renders a local view into `out`, `[9, patch, patch, 3]`: the nine patches in plan order.
     ///
     /// # Panics
-    /// Where `out` has another length, `plan` was drawn for an image of another size, or a patch
-    /// leaves its cell.
-    pub fn local(&mut self, image: &Image, plan: &LocalPlan, out: &mut [u8]) {
+    /// Where `out` has another length, the plan's box is not in the frame, or a patch leaves its
+    /// cell.
+    pub fn local<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &LocalPlan, out: &mut [u8]) {
         let (side, patch) = (plan.whole.size as usize, plan.patch as usize);
         assert_eq!(
             out.len(),
             CELLS as usize * patch * patch * 3,
             "a local view is [9, {patch}, {patch}, 3]"
         );
-        self.render(image, &plan.whole);
+        self.render(frame.into(), &plan.whole);
         let cell_side = side / GRID as usize;
         for (slot, cell) in out.chunks_exact_mut(patch * patch * 3).zip(plan.order) {
             let cell = usize::from(cell);
@@ -82,34 +83,34 @@ impl Renderer {
     }
 
     /// Everything but the flip, into `self.view`.
-    fn render(&mut self, image: &Image, plan: &ViewPlan) {
+    fn render(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
         match self.vectors {
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx2(_) => {
                 #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
                 // SAFETY: this CPU has AVX2: the value proves it.
                 unsafe {
-                    self.render_avx2(image, plan);
+                    self.render_avx2(frame, plan);
                 }
             }
-            Vectors::Plain => self.render_any(image, plan),
+            Vectors::Plain => self.render_any(frame, plan),
         }
     }
 
     /// [`Renderer::render_any`] with vectors of 32 bytes instead of 16: half the time.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn render_avx2(&mut self, image: &Image, plan: &ViewPlan) {
-        self.render_any(image, plan);
+    fn render_avx2(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
+        self.render_any(frame, plan);
     }
 
     // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
     #[inline(always)]
-    fn render_any(&mut self, image: &Image, plan: &ViewPlan) {
+    fn render_any(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
         let side = plan.size as usize;
         self.view.resize(side * side * 3, 0);
         let view = &mut self.view[..];
-        self.geometry.crop_resize(image, plan.crop, side, self.vectors, view);
+        self.geometry.crop_resize(frame, plan.crop, side, self.vectors, view);
         for op in &plan.ops {
             #[cfg(target_arch = "x86_64")]
             if let Vectors::Avx2(avx2) = self.vectors
