@@ -136,37 +136,37 @@ impl Batch {
     }
 }
 
-/// Makes batch after batch. To a GPU, the bytes of one batch travel while the GPU computes with the
-/// one before: through pinned memory, on a stream of their own, two batches in turn. They are
-/// normalised there.
+/// Makes batch after batch from what holds their bytes, `K`. To a GPU, the bytes of one batch travel
+/// while the GPU computes with the one before: from where they lie, on a stream of their own, to two
+/// buffers in turn. They are normalised there.
 #[derive(Debug)]
-pub struct Feeder {
+pub struct Feeder<K> {
     form: Form,
-    lanes: Option<Lanes>,
+    lanes: Option<Lanes<K>>,
 }
 
 /// Two ways, used in turn: one is filled while the other is read.
 #[derive(Debug)]
-struct Lanes {
-    pair: [Lane; 2],
+struct Lanes<K> {
+    pair: [Lane<K>; 2],
     next: usize,
 }
 
-impl Feeder {
+impl<K> Feeder<K> {
     /// For batches of these sizes.
     ///
     /// # Errors
-    /// When the memory for two batches of bytes is not there, on the host or on the device.
-    pub fn new(form: Form, batch_bytes: usize) -> Result<Feeder, BatchError> {
+    /// When the memory for two batches of bytes is not there on the device.
+    pub fn new(form: Form, batch_bytes: usize) -> Result<Feeder<K>, BatchError> {
         // On a CPU there is no way to go: a lane would copy once more.
         let lanes =
             if form.device == Device::Cpu { None } else { Some(Lanes::new(form, batch_bytes)?) };
         Ok(Feeder { form, lanes })
     }
 
-    /// Makes a batch. When it returns the slab may be filled again; the device may not have begun
-    /// to read its copy. `queued` is called when the current stream has been told to wait for the
-    /// bytes, and nothing else.
+    /// Makes a batch from the sections of `keep`, which is kept until its bytes have left it.
+    /// `queued` is called when the current stream has been told to wait for the bytes, and nothing
+    /// else.
     ///
     /// # Errors
     /// When a section has another length than its shape says, or the device failed.
@@ -175,25 +175,43 @@ impl Feeder {
     /// When the sections are not as long together as the feeder was made for.
     pub fn batch(
         &mut self,
-        sections: Sections<'_>,
+        keep: K,
+        sections: impl Fn(&K) -> Sections<'_>,
         queued: impl FnOnce() -> Result<(), ShimError>,
     ) -> Result<Batch, BatchError> {
-        let Some(lanes) = &mut self.lanes else { return Batch::from_slab(sections, self.form) };
-        for (bytes, images, edge) in sections.all() {
+        let Some(lanes) = &mut self.lanes else {
+            return Batch::from_slab(sections(&keep), self.form);
+        };
+        let mut lengths = Vec::new();
+        for (bytes, images, edge) in sections(&keep).all() {
             check(bytes, images, edge)?;
+            lengths.push(bytes.len() as i64);
         }
-        let all: Vec<&[u8]> = sections.all().map(|(bytes, ..)| bytes).collect();
-        let lengths: Vec<i64> = all.iter().map(|section| section.len() as i64).collect();
         lanes.next = 1 - lanes.next;
-        lanes.pair[lanes.next].send(&all, |bytes| {
-            queued()?;
-            Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), sections, self.form)
-        })?
+        lanes.pair[lanes.next].send(
+            keep,
+            |kept| sections(kept).all().map(|(bytes, ..)| bytes).collect(),
+            |bytes, kept| {
+                queued()?;
+                Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), sections(kept), self.form)
+            },
+        )?
+    }
+
+    /// Lets go of what bytes have left; of two that have not, waits for the older, which was sent
+    /// before the last batch. So the loader lacks one slab at most.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn release(&mut self) -> Result<(), BatchError> {
+        let Some(Lanes { pair, next }) = &mut self.lanes else { return Ok(()) };
+        pair[1 - *next].settle()?;
+        Ok(pair[*next].release()?)
     }
 }
 
-impl Lanes {
-    fn new(form: Form, bytes: usize) -> Result<Lanes, BatchError> {
+impl<K> Lanes<K> {
+    fn new(form: Form, bytes: usize) -> Result<Lanes<K>, BatchError> {
         let pair = [Lane::new(form.device, bytes)?, Lane::new(form.device, bytes)?];
         Ok(Lanes { pair, next: 0 })
     }
@@ -329,6 +347,15 @@ mod tests {
         }
     }
 
+    /// Two views' crops, and two views' patches.
+    type Kept = std::sync::Arc<([Vec<u8>; 2], [Vec<u8>; 2])>;
+
+    fn sections(kept: &Kept) -> Sections<'_> {
+        let (crops, patches) = &**kept;
+        let [global, local] = [crops, patches].map(|views| views.each_ref().map(Vec::as_slice));
+        Sections { global, local: Some(local), n: 2, size: 8, patch: 4 }
+    }
+
     /// The way to a GPU, with both of its ends on the CPU.
     #[test]
     fn batches_through_lanes_are_those_made_at_once() {
@@ -338,16 +365,13 @@ mod tests {
         for seed in 0..5 {
             let crops = [bytes(2 * 8 * 8 * 3, seed), bytes(2 * 8 * 8 * 3, seed + 90)];
             let patches = [bytes(2 * 9 * 4 * 4 * 3, seed), bytes(2 * 9 * 4 * 4 * 3, seed + 90)];
-            let (global, local) = (crops.each_ref(), patches.each_ref());
-            let sections = Sections {
-                global: global.map(Vec::as_slice),
-                local: Some(local.map(Vec::as_slice)),
-                n: 2,
-                size: 8,
-                patch: 4,
-            };
-            let at_once = Batch::from_slab(sections, form).unwrap();
-            let through = feeder.batch(sections, || Ok(())).unwrap();
+            let keep = std::sync::Arc::new((crops, patches));
+            let at_once = Batch::from_slab(sections(&keep), form).unwrap();
+            let watch = std::sync::Arc::downgrade(&keep);
+            let through = feeder.batch(keep, sections, || Ok(())).unwrap();
+            assert!(watch.upgrade().is_some(), "kept until it is asked for");
+            feeder.release().unwrap();
+            assert!(watch.upgrade().is_none(), "its bytes have left");
             for view in 0..2 {
                 assert!(through.global[view].equal(&at_once.global[view]), "{seed} {view}");
                 let local = |batch: &Batch| batch.local.as_ref().unwrap()[view].shallow_clone();

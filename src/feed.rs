@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "nvjpeg")]
 use detco_shards::cuda::{CudaError, Stream};
 use detco_shards::device::{Decode, Decoding, Number, Pointers, Setup, Share};
-use detco_shards::pipeline::Views;
+use detco_shards::pipeline::{Filled, Views};
 use tch::Device;
 use thiserror::Error;
 
@@ -160,7 +160,7 @@ pub struct Feed {
     /// Edge of a patch, where the model has local heads.
     patch: Option<usize>,
     /// For views in slabs.
-    feeder: Option<Feeder>,
+    feeder: Option<Feeder<Filled>>,
     /// Batches that tensors may still read.
     lent: Vec<Lent>,
     #[cfg(feature = "nvjpeg")]
@@ -230,35 +230,31 @@ impl Feed {
         })
     }
 
-    /// The tensors of a batch. Views in a slab have been read when this returns; others are lent.
+    /// The tensors of a batch. A slab is kept until its views have left it; others are lent.
     ///
     /// # Errors
     /// When the views are not what the config asks for, or the device failed.
     pub fn take(&mut self, taken: Taken, wait: &mut Wait) -> Result<Fed, FeedError> {
-        match &taken {
-            Taken::Host(filled) => {
-                let sections = Sections {
-                    global: [filled.global(0), filled.global(1)],
-                    local: self.patch.map(|_| [filled.local(0), filled.local(1)]),
-                    n: filled.len(),
-                    size: self.size,
-                    patch: self.patch.unwrap_or(0),
-                };
-                let feeder = self.feeder.as_mut().ok_or(FeedError::NoViews)?;
-                let batch = feeder.batch(sections, || wait.queued())?;
-                Ok(Fed { batch, lent: None })
-            }
-            Taken::Twin(batch) => {
-                let (n, pointers) = (batch.len(), batch.pointers());
-                wait.queued()?;
-                self.lend(taken, n, pointers)
-            }
+        let (n, pointers) = match &taken {
+            Taken::Host(_) => (0, None),
+            Taken::Twin(batch) => (batch.len(), batch.pointers()),
             #[cfg(feature = "nvjpeg")]
             Taken::Gpu(batch) => {
-                let (n, pointers) = (batch.len(), batch.pointers());
                 if let Some(stream) = self.stream()? {
                     batch.wait_on(&stream)?;
                 }
+                (batch.len(), batch.pointers())
+            }
+        };
+        match taken {
+            Taken::Host(filled) => {
+                let (size, patch) = (self.size, self.patch);
+                let feeder = self.feeder.as_mut().ok_or(FeedError::NoViews)?;
+                let queued = || wait.queued();
+                let batch = feeder.batch(filled, |filled| sections(filled, size, patch), queued)?;
+                Ok(Fed { batch, lent: None })
+            }
+            taken => {
                 wait.queued()?;
                 self.lend(taken, n, pointers)
             }
@@ -301,6 +297,9 @@ impl Feed {
     pub fn give_back(&mut self, fed: Fed) -> Result<(), FeedError> {
         let Fed { batch, lent } = fed;
         drop(batch);
+        if let Some(feeder) = &mut self.feeder {
+            feeder.release()?;
+        }
         self.lent.extend(lent);
         // A thread of libtorch's may be about to let go of what the newest step has read.
         let mut held = Vec::new();
@@ -337,5 +336,15 @@ impl Feed {
         // SAFETY: libtorch's streams are of the primary context, as is the pipeline's `Device`, which
         // was opened with this index, and live as long as the process.
         Ok(Some(unsafe { Stream::from_raw(gpu, handle) }))
+    }
+}
+
+fn sections(filled: &Filled, size: usize, patch: Option<usize>) -> Sections<'_> {
+    Sections {
+        global: [filled.global(0), filled.global(1)],
+        local: patch.map(|_| [filled.local(0), filled.local(1)]),
+        n: filled.len(),
+        size,
+        patch: patch.unwrap_or(0),
     }
 }

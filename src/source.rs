@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 #[cfg(feature = "nvjpeg")]
-use detco_shards::cuda::Stream;
+use detco_shards::cuda::{Device, Stream};
 use detco_shards::device::{
     Counts, Decoding, DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Host, Share,
 };
@@ -15,6 +15,8 @@ use detco_shards::device::{
 use detco_shards::device::{Cuda, GpuError};
 use detco_shards::order::Cursor;
 use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions, PipelineError};
+#[cfg(feature = "nvjpeg")]
+use detco_shards::slab::Slab;
 use detco_shards::stats::{Snapshot, Stats};
 use detco_shards::stream::ShardSet;
 use thiserror::Error;
@@ -27,7 +29,7 @@ pub enum SourceError {
     Pipeline(#[source] Box<PipelineError>),
     /// The GPU that decodes and renders.
     #[cfg(feature = "nvjpeg")]
-    #[error("the device pipeline failed: {0}")]
+    #[error("the GPU failed the data path: {0}")]
     Gpu(#[source] Box<GpuError>),
 }
 
@@ -88,7 +90,8 @@ pub enum Taken {
 }
 
 impl Source {
-    /// Starts what `decoding` asks for. `share` is for devices with a batch decoder.
+    /// Starts what `decoding` asks for. `share` is for devices with a batch decoder. Where a GPU is to
+    /// copy from slabs, their pages are locked for it: `copied_by` is its number.
     ///
     /// # Errors
     /// No threads, or no room on the device.
@@ -97,11 +100,12 @@ impl Source {
         options: LoaderOptions,
         decoding: Decoding,
         share: Share,
+        copied_by: Option<u32>,
     ) -> Result<Source, SourceError> {
         let set = Arc::clone(set);
         let of_device = |loader| DeviceOptions { loader, share };
         Ok(match decoding {
-            Decoding::Cpu { .. } => Source::Host(Box::new(Loader::start(set, options)?)),
+            Decoding::Cpu { .. } => Source::Host(Box::new(loader(set, options, copied_by)?)),
             Decoding::Twin(host) => {
                 Source::Twin(Box::new(DeviceLoader::start(set, host, of_device(options))?))
             }
@@ -196,6 +200,31 @@ impl Source {
             Source::Gpu(loader, _) => Some(loader.counts()),
         }
     }
+}
+
+/// A loader, with locked slabs where a GPU is to copy from them.
+#[cfg(feature = "nvjpeg")]
+fn loader(
+    set: Arc<ShardSet>,
+    options: LoaderOptions,
+    copied_by: Option<u32>,
+) -> Result<Loader, SourceError> {
+    let Some(gpu) = copied_by else { return Ok(Loader::start(set, options)?) };
+    let gpu = Device::open(gpu).map_err(GpuError::from)?;
+    Loader::start_in(set, options, |layout| {
+        Slab::locked(layout, &gpu).map_err(|error| GpuError::from(error).into())
+    })
+}
+
+/// A loader. Pages are locked through the data plane's own way to the driver, which is not built:
+/// a copy from other pages is right as well, and slower.
+#[cfg(not(feature = "nvjpeg"))]
+fn loader(
+    set: Arc<ShardSet>,
+    options: LoaderOptions,
+    _copied_by: Option<u32>,
+) -> Result<Loader, SourceError> {
+    Ok(Loader::start(set, options)?)
 }
 
 impl Taken {

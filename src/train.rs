@@ -584,7 +584,11 @@ impl Run {
         };
         let options = loader_options(&config, order.clone(), cursor, member, local_size);
         let decoded_by = decoding.to_string();
-        let source = Source::start(&set, options, decoding, feed::share(&config))?;
+        let copied_by = match device {
+            Device::Cuda(index) => Some(index as u32),
+            _ => None,
+        };
+        let source = Source::start(&set, options, decoding, feed::share(&config), copied_by)?;
         let feed = Feed::new(&config, device, &source, member.size)?;
         let window = Window::new(&source, world.bytes_sent());
         let run = Run {

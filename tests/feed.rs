@@ -205,7 +205,8 @@ fn feed(data: &Path) -> (Source, Feed, Config) {
     let order = Order::shuffled(set.len(), 8, 7).unwrap();
     let options = LoaderOptions::train(config.views.clone(), order, 7, 100);
     let twin = Host::new(true).normalising(feed::number(&config, Device::Cpu));
-    let source = Source::start(&set, options, Decoding::Twin(twin), Share::Fixed(0.5)).unwrap();
+    let source =
+        Source::start(&set, options, Decoding::Twin(twin), Share::Fixed(0.5), None).unwrap();
     let feed = Feed::new(&config, Device::Cpu, &source, 1).unwrap();
     (source, feed, config)
 }

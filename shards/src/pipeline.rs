@@ -499,6 +499,18 @@ pub struct Loader {
 impl Loader {
     /// Starts the threads; the first batch is in work when this returns.
     pub fn start(set: Arc<ShardSet>, options: LoaderOptions) -> Result<Loader, PipelineError> {
+        Loader::start_in(set, options, |layout| Ok(Slab::new(layout)))
+    }
+
+    /// [`Loader::start`] with slabs from elsewhere, such as page-locked ones.
+    ///
+    /// # Errors
+    /// [`PipelineError::Thread`], and what `slab` says.
+    pub fn start_in<E: From<PipelineError>>(
+        set: Arc<ShardSet>,
+        options: LoaderOptions,
+        mut slab: impl FnMut(Layout) -> Result<Slab, E>,
+    ) -> Result<Loader, E> {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = if options.workers == 0 { cores } else { options.workers };
         let (rank, world) = options.rank;
@@ -510,7 +522,7 @@ impl Loader {
         let mut pool = Pool::new();
         let (free, free_slabs) = bounded(slabs);
         for _ in 0..slabs {
-            let sent = free.send(Slab::new(layout));
+            let sent = free.send(slab(layout)?);
             assert!(sent.is_ok(), "the receiver lives in this function");
         }
         let (task_sender, tasks) = bounded::<Task<Slot>>(TASKS_MAX);

@@ -2,13 +2,17 @@
 //!
 //! A [`Slab`] is one allocation with a section for each view, laid out as the trainer reads it:
 //! `[n, h, w, 3]` u8 for a global crop, `[n, 9, p, p, 3]` for a patch set. Slabs circulate between
-//! pipeline and trainer; none is allocated after warm-up (wall 7).
+//! pipeline and trainer; none is allocated after warm-up (wall 7). For a GPU they are page-locked, so
+//! that it copies from them by itself.
 
 #![expect(unsafe_code, reason = "workers write disjoint slots of one allocation")]
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{CudaError, Device, Registered};
 
 /// Sizes of a slab's sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +54,52 @@ impl Layout {
 /// One batch of pixels.
 #[derive(Debug)]
 pub struct Slab {
+    // Before the bytes: pages are unlocked before they are freed.
+    #[cfg(feature = "cuda")]
+    _locked: Option<Registered>,
     bytes: Box<[u8]>,
+    /// Where the sections begin.
+    start: usize,
     layout: Layout,
 }
+
+/// Pages are locked as a whole, so a locked slab has some to itself.
+#[cfg(feature = "cuda")]
+const PAGE: usize = 4096;
 
 impl Slab {
     /// Allocates a zeroed slab.
     pub fn new(layout: Layout) -> Slab {
-        Slab { bytes: vec![0; layout.bytes()].into_boxed_slice(), layout }
+        Slab {
+            #[cfg(feature = "cuda")]
+            _locked: None,
+            bytes: vec![0; layout.bytes()].into_boxed_slice(),
+            start: 0,
+            layout,
+        }
+    }
+
+    /// Allocates a zeroed slab whose pages are locked for `device`.
+    ///
+    /// # Errors
+    /// When that much cannot be locked, or the driver fails.
+    #[cfg(feature = "cuda")]
+    pub fn locked(layout: Layout, device: &Arc<Device>) -> Result<Slab, CudaError> {
+        let mut slab = Slab::on_pages(layout);
+        let len = layout.bytes().next_multiple_of(PAGE);
+        let pointer = slab.bytes[slab.start..][..len].as_mut_ptr();
+        // SAFETY: whole pages of `bytes`, which is neither moved nor freed before `_locked` is.
+        slab._locked = Some(unsafe { Registered::new(device, pointer, len) }?);
+        Ok(slab)
+    }
+
+    /// A zeroed slab that begins with a page, and shares its last one with nobody.
+    #[cfg(feature = "cuda")]
+    fn on_pages(layout: Layout) -> Slab {
+        let len = layout.bytes().next_multiple_of(PAGE);
+        let bytes = vec![0; len + PAGE].into_boxed_slice();
+        let start = bytes.as_ptr().addr().next_multiple_of(PAGE) - bytes.as_ptr().addr();
+        Slab { _locked: None, bytes, start, layout }
     }
 
     /// What the sections hold.
@@ -67,12 +109,12 @@ impl Slab {
 
     /// Global view `view` of the first `n` samples: `[n, h, w, 3]`.
     pub fn global(&self, view: usize, n: usize) -> &[u8] {
-        &self.bytes[self.layout.global(view)][..n * self.layout.global_bytes]
+        &self.bytes[self.start..][self.layout.global(view)][..n * self.layout.global_bytes]
     }
 
     /// Patch set `view` of the first `n` samples: `[n, 9, p, p, 3]`.
     pub fn local(&self, view: usize, n: usize) -> &[u8] {
-        &self.bytes[self.layout.local(view)][..n * self.layout.local_bytes]
+        &self.bytes[self.start..][self.layout.local(view)][..n * self.layout.local_bytes]
     }
 }
 
@@ -139,8 +181,11 @@ impl Slot {
         let base = unsafe { std::ptr::addr_of_mut!((*self.shared.0.get()).bytes) };
         // SAFETY: `base` points at a live Box<[u8]>; as_mut_ptr on the raw slice makes no reference.
         let pointer = unsafe { std::ptr::addr_of_mut!(**base) }.cast::<u8>();
-        // SAFETY: `start + bytes` lies inside the allocation (asserted above; sections tile it).
-        let first = unsafe { pointer.add(start) };
+        // SAFETY: as for `layout`: never written after the slab was made.
+        let sections = unsafe { (*self.shared.0.get()).start };
+        // SAFETY: `start + bytes` lies inside the sections (asserted above; they tile what the slab
+        // allocated for them from `sections` on).
+        let first = unsafe { pointer.add(sections + start) };
         // SAFETY: these bytes belong to this slot alone, since slot numbers are unique and parts of
         // different numbers are disjoint; `&mut self` keeps the caller to one part at a time.
         unsafe { std::slice::from_raw_parts_mut(first, bytes) }
@@ -156,7 +201,34 @@ mod tests {
 
     #[test]
     fn many_threads_fill_one_slab() {
-        let mut slab = Slab::new(LAYOUT);
+        fill(Slab::new(LAYOUT));
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_slab_on_pages_of_its_own_is_filled_as_any() {
+        let slab = Slab::on_pages(LAYOUT);
+        let first = slab.global(0, 64).as_ptr().addr();
+        assert!(first.is_multiple_of(PAGE));
+        let end = slab.bytes.as_ptr().addr() + slab.bytes.len();
+        assert!(first + LAYOUT.bytes().next_multiple_of(PAGE) <= end);
+        fill(slab);
+    }
+
+    /// Where there is a GPU; elsewhere the driver is said to be missing.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn pages_are_locked_for_a_gpu_or_it_is_said_to_be_missing() {
+        match Device::open(0) {
+            Ok(device) => {
+                fill(Slab::locked(LAYOUT, &device).unwrap());
+                println!("locked for {}", device.name());
+            }
+            Err(error) => println!("no GPU here, nothing is locked: {error}"),
+        }
+    }
+
+    fn fill(mut slab: Slab) {
         for _ in 0..20 {
             let slots = std::sync::Mutex::new(slab.into_slots(64));
             let last = std::sync::Mutex::new(None);

@@ -169,7 +169,7 @@ pub fn measure(
     };
     let decoding = plan.decode.resolve(&plan.gpu, &options.views)?;
     let decoder = decoding.to_string();
-    let loader = Source::start(set, options, decoding, Share::Measure)?;
+    let loader = Source::start(set, options, decoding, Share::Measure, None)?;
     let meter = Meter::new(Arc::clone(loader.counters()));
     let found = std::thread::scope(|scope| {
         let clock = scope.spawn(|| meter.run(watch));

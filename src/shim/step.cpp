@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
@@ -275,14 +276,15 @@ extern "C" int32_t detco_step_download_free(void* handle, char* message,
 
 namespace {
 
-// Bytes from the host to the device beside the computation: a pinned buffer, a buffer on the
-// device, a stream between them. On a CPU both buffers are one and nothing is copied.
+// Bytes from the host to the device beside the computation: a buffer on the device, and a stream that
+// fills it. On a CPU the copy is done when it has been asked for.
 struct Lane {
-  Tensor host;
   Tensor device;
   std::optional<c10::Stream> side;
   std::optional<c10::Event> copied;
   std::optional<c10::Event> used;
+
+  bool is_under_way() const { return copied && copied->was_marked_for_recording(); }
 };
 
 }  // namespace
@@ -292,10 +294,8 @@ extern "C" int32_t detco_step_lane_new(int64_t cuda_index, int64_t bytes, void**
   return detco::guarded(message, message_len, [&] {
     auto lane = std::make_unique<Lane>();
     const auto device = device_of(cuda_index);
-    lane->host = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(!device.is_cpu()));
-    lane->device = lane->host;
+    lane->device = at::empty({bytes}, at::TensorOptions(at::kByte).device(device));
     if (!device.is_cpu()) {
-      lane->device = at::empty({bytes}, at::TensorOptions(at::kByte).device(device));
       lane->side = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
       lane->copied.emplace(device.type());
       lane->used.emplace(device.type());
@@ -306,32 +306,47 @@ extern "C" int32_t detco_step_lane_new(int64_t cuda_index, int64_t bytes, void**
   });
 }
 
-// Waits until the last copy has left the host's buffer, and gives its address.
-extern "C" int32_t detco_step_lane_buffer(void* handle, void** address, char* message,
-                                          int64_t message_len) noexcept {
+// Sends sections, one behind the other; what the current stream is given next waits for them. They
+// must stay as they are until the copy is done. The bytes on the device: a new tensor that shares the
+// lane's memory.
+extern "C" int32_t detco_step_lane_send(void* handle, const uint8_t* const* sections,
+                                        const int64_t* lengths, int64_t count, Tensor** out,
+                                        char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     auto* lane = static_cast<Lane*>(handle);
-    if (lane->copied && lane->copied->was_marked_for_recording()) lane->copied->synchronize();
-    *address = lane->host.data_ptr();
-  });
-}
-
-// Sends the host's buffer; what the current stream is given next waits for it. The bytes on the
-// device: a new tensor that shares the lane's memory.
-extern "C" int32_t detco_step_lane_send(void* handle, Tensor** out, char* message,
-                                        int64_t message_len) noexcept {
-  return detco::guarded(message, message_len, [&] {
-    auto* lane = static_cast<Lane*>(handle);
+    const auto copy = [&] {
+      int64_t start = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        auto* bytes = const_cast<uint8_t*>(sections[i]);
+        const auto host = at::from_blob(bytes, {lengths[i]}, at::TensorOptions(at::kByte));
+        lane->device.narrow(0, start, lengths[i]).copy_(host, /*non_blocking=*/true);
+        start += lengths[i];
+      }
+    };
     if (lane->side) {
       lane->used->block(*lane->side);
       {
         c10::StreamGuard guard(*lane->side);
-        lane->device.copy_(lane->host, /*non_blocking=*/true);
+        copy();
         lane->copied->record(*lane->side);
       }
       lane->copied->block(current(lane->device.device()));
+    } else {
+      copy();
     }
     *out = new Tensor(lane->device);
+  });
+}
+
+// Whether the last copy has left the host; with `wait` it has when this returns.
+extern "C" int32_t detco_step_lane_left(void* handle, int32_t wait, int32_t* left, char* message,
+                                        int64_t message_len) noexcept {
+  return detco::guarded(message, message_len, [&] {
+    const auto* lane = static_cast<Lane*>(handle);
+    *left = 1;
+    if (!lane->is_under_way()) return;
+    if (wait) lane->copied->synchronize();
+    else *left = lane->copied->query() ? 1 : 0;
   });
 }
 

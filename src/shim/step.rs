@@ -132,15 +132,19 @@ mod ffi {
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
-        pub(super) fn detco_step_lane_buffer(
+        pub(super) fn detco_step_lane_send(
             handle: *mut c_void,
-            address: *mut *mut c_void,
+            sections: *const *const u8,
+            lengths: *const i64,
+            count: i64,
+            out: *mut *mut C_tensor,
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
-        pub(super) fn detco_step_lane_send(
+        pub(super) fn detco_step_lane_left(
             handle: *mut c_void,
-            out: *mut *mut C_tensor,
+            wait: i32,
+            left: *mut i32,
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
@@ -571,32 +575,36 @@ impl Drop for Download {
     }
 }
 
-/// A way for bytes from the host to the device, beside the computation: a pinned buffer, one on the
-/// device, and a stream of its own between them. On a CPU both buffers are one.
+/// A way for bytes from the host to the device, beside the computation: a buffer on the device, and a
+/// stream of its own that fills it from where the bytes lie. It keeps what they lie in, `K`, until
+/// they have left. From pages that are locked the device copies by itself; from others the driver
+/// copies first.
 #[derive(Debug)]
-pub struct Lane {
+pub struct Lane<K> {
     handle: *mut c_void,
     bytes: usize,
+    /// In a place that does not move with the lane.
+    kept: Option<Box<K>>,
 }
 
-impl Lane {
-    /// Allocates both buffers.
+impl<K> Lane<K> {
+    /// Allocates the buffer.
     ///
     /// # Errors
-    /// When the host or the device is out of memory.
-    pub fn new(device: Device, bytes: usize) -> Result<Lane, ShimError> {
+    /// When the device is out of memory.
+    pub fn new(device: Device, bytes: usize) -> Result<Lane<K>, ShimError> {
         let handle = handle(|out, message, message_len| {
             // SAFETY: numbers, `out` and a buffer, ours for the call.
             unsafe {
                 ffi::detco_step_lane_new(index_of(device), bytes as i64, out, message, message_len)
             }
         })?;
-        Ok(Lane { handle, bytes })
+        Ok(Lane { handle, bytes, kept: None })
     }
 
-    /// Fills the host's buffer with `sections`, one behind the other, once the copy before has left
-    /// it; sends it; gives the bytes on the device to `read`, which must give the current stream
-    /// all that reads them: the next filling overwrites them.
+    /// Sends `sections` of what is kept, one behind the other; gives the bytes on the device to
+    /// `read`, which must give the current stream all that reads them: the next sending overwrites
+    /// them. If the copy before is still under way, waits for it.
     ///
     /// # Errors
     /// When the device failed.
@@ -605,37 +613,79 @@ impl Lane {
     /// When the sections are not as long together as the buffer.
     pub fn send<T>(
         &mut self,
-        sections: &[&[u8]],
-        read: impl FnOnce(&Tensor) -> T,
+        keep: K,
+        sections: impl Fn(&K) -> Vec<&[u8]>,
+        read: impl FnOnce(&Tensor, &K) -> T,
     ) -> Result<T, ShimError> {
+        self.settle()?;
+        // What the bytes lie in is kept before they are sent, also if that fails half-way.
+        let kept = &**self.kept.insert(Box::new(keep));
+        let sections = sections(kept);
         assert_eq!(sections.iter().map(|section| section.len()).sum::<usize>(), self.bytes);
-        let mut to = handle(|out, message, message_len| {
-            // SAFETY: `self.handle` is live; `out` and the buffer are ours.
-            unsafe { ffi::detco_step_lane_buffer(self.handle, out, message, message_len) }
-        })?
-        .cast::<u8>();
-        for section in sections {
-            // SAFETY: the lane's buffer has `self.bytes` bytes, which the sections fill exactly; no
-            // copy reads it any more, and nobody else knows it (`&mut self`).
-            unsafe { to.copy_from_nonoverlapping(section.as_ptr(), section.len()) };
-            // SAFETY: at most one past the end of the buffer, by the sum above.
-            to = unsafe { to.add(section.len()) };
-        }
+        let lengths: Vec<i64> = sections.iter().map(|section| section.len() as i64).collect();
+        let starts: Vec<*const u8> = sections.iter().map(|section| section.as_ptr()).collect();
         let sent = made(|out, message, message_len| {
-            // SAFETY: `self.handle` is live; `out` and the buffer are ours.
-            unsafe { ffi::detco_step_lane_send(self.handle, out, message, message_len) }
+            // SAFETY: the handle is live; both lists are as long as said; `out` and the buffer are
+            // ours. The sections fill the lane's buffer exactly, and are borrowed from `kept`, which
+            // nobody changes and which is dropped only when they have left (`left`, `drop`).
+            unsafe {
+                ffi::detco_step_lane_send(
+                    self.handle,
+                    starts.as_ptr(),
+                    lengths.as_ptr(),
+                    starts.len() as i64,
+                    out,
+                    message,
+                    message_len,
+                )
+            }
         })?;
-        let value = read(&sent);
+        let value = read(&sent, kept);
         call(|message, message_len| {
             // SAFETY: `self.handle` is live; the buffer is as long as said.
             unsafe { ffi::detco_step_lane_used(self.handle, message, message_len) }
         })?;
         Ok(value)
     }
+
+    /// Lets go of what is kept, if its bytes have left.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn release(&mut self) -> Result<(), ShimError> {
+        if self.kept.is_some() && self.left(0)? {
+            self.kept = None;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is kept, when its bytes have left.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn settle(&mut self) -> Result<(), ShimError> {
+        if self.kept.is_some() && self.left(1)? {
+            self.kept = None;
+        }
+        Ok(())
+    }
+
+    fn left(&self, wait: i32) -> Result<bool, ShimError> {
+        let mut left = 0;
+        call(|message, message_len| {
+            // SAFETY: `self.handle` is live; a number and the buffer are ours.
+            unsafe { ffi::detco_step_lane_left(self.handle, wait, &mut left, message, message_len) }
+        })?;
+        Ok(left != 0)
+    }
 }
 
-impl Drop for Lane {
+impl<K> Drop for Lane<K> {
     fn drop(&mut self) {
+        if self.settle().is_err() {
+            // What a copy may still read is better lost than freed.
+            std::mem::forget(self.kept.take());
+        }
         // A device that failed says so at the next call; here there is nothing to do about it.
         let _ = call(|message, message_len| {
             // SAFETY: made by `new`, freed once: here.
@@ -761,13 +811,24 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_carries_its_sections() {
+    fn a_lane_carries_its_sections_and_keeps_what_they_lie_in() {
         let mut lane = Lane::new(Device::Cpu, 5).unwrap();
+        let mut before = std::sync::Weak::new();
         for first in [1_u8, 100] {
-            let sections: [&[u8]; 2] = [&[first, 2], &[3, 4, 5]];
-            let sum = lane.send(&sections, |bytes| bytes.sum(Kind::Int64)).unwrap();
+            let kept = std::sync::Arc::new([vec![first, 2], vec![3, 4, 5]]);
+            let watch = std::sync::Arc::downgrade(&kept);
+            let sum = lane.send(
+                kept,
+                |kept| kept.iter().map(Vec::as_slice).collect(),
+                |bytes, _| bytes.sum(Kind::Int64),
+            );
+            let sum = sum.unwrap();
             assert_eq!(sum.int64_value(&[]), i64::from(first) + 14);
+            assert!(before.upgrade().is_none() && watch.upgrade().is_some());
+            before = watch;
         }
+        lane.release().unwrap();
+        assert!(before.upgrade().is_none(), "on a CPU bytes have left at once");
     }
 
     #[test]

@@ -38,7 +38,7 @@ const DRIVER: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// Every function of the driver that this crate calls. `cudarc` panics at one that is missing, so
 /// all are asked for before the first is called.
-const DRIVER_FUNCTIONS: [&str; 35] = [
+const DRIVER_FUNCTIONS: [&str; 37] = [
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -64,6 +64,8 @@ const DRIVER_FUNCTIONS: [&str; 35] = [
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",

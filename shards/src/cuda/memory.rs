@@ -271,6 +271,52 @@ impl Drop for PinnedBuffer {
     }
 }
 
+/// Memory of the host that somebody else owns, page-locked while this lives: the device copies from it
+/// by itself, as from a [`PinnedBuffer`].
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pointer: *mut u8,
+    device: Arc<Device>,
+}
+
+// SAFETY: the pointer is only given back to the driver, which allows that in every thread.
+unsafe impl Send for Registered {}
+// SAFETY: as above; shared access does nothing.
+unsafe impl Sync for Registered {}
+
+impl Registered {
+    /// Locks the pages of `len` bytes at `pointer`. Slow (page by page).
+    ///
+    /// # Safety
+    /// The bytes begin and end with a page, and stay allocated until this is dropped.
+    ///
+    /// # Errors
+    /// When that much cannot be locked, or the driver fails.
+    pub(crate) unsafe fn new(
+        device: &Arc<Device>,
+        pointer: *mut u8,
+        len: usize,
+    ) -> Result<Registered, CudaError> {
+        device.bind()?;
+        // Every context of this process may copy from it: libtorch's is the same, but need not be.
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
+        // SAFETY: the caller's promise; a context is current. Unlocked by `drop`.
+        let status = unsafe { sys::cuMemHostRegister_v2(pointer.cast(), len, flags) };
+        check("cuMemHostRegister", status)?;
+        Ok(Registered { pointer, device: Arc::clone(device) })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // A copy that still reads these pages is done after this, or has failed.
+        if self.device.synchronize().is_ok() {
+            // SAFETY: locked by `new`, unlocked once. A failure leaves nothing to do.
+            let _ = unsafe { sys::cuMemHostUnregister(self.pointer.cast()) };
+        }
+    }
+}
+
 fn fits(what: &'static str, offset: usize, need: usize, have: usize) -> Result<(), CudaError> {
     let end = offset.checked_add(need);
     if end.is_some_and(|end| end <= have) {

@@ -28,6 +28,7 @@ pub use error::CudaError;
 #[cfg(feature = "nvjpeg")]
 pub(crate) use library::open as open_library;
 pub use library::{Search, launcher};
+pub(crate) use memory::Registered;
 pub use memory::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use module::{Function, Launch, Module};
 pub use nvrtc::{Architecture, Code, Compiled, Nvrtc, Origin, Program};
