@@ -395,7 +395,7 @@ fn reduced_pictures_do_not_depend_on_the_workers_and_can_be_switched_off() {
     let (mut decoder, mut image, mut renderer) = (Decoder::new(), Image::new(), Renderer::new());
     let (cursor, samples, views) = &whole[0];
     for (slot, id) in samples.iter().enumerate() {
-        decoder.decode(set.sample(*id).unwrap().jpeg, &mut image).unwrap();
+        decoder.decode(set.sample(*id).unwrap().jpeg(), &mut image).unwrap();
         let plan = recipe().draw(image.width, image.height, 7, cursor.epoch, *id);
         let mut crop = vec![0; recipe().global_bytes()];
         renderer.global(&image, &plan.global[0], &mut crop);
