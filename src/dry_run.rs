@@ -39,12 +39,14 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     amounts(out, config, &set, &order);
     let rates = rates(config, &order);
     let _ = writeln!(out, "learning rate  {rates}"); // a String takes everything
-    let decoding = feed::decoding(config, &found)?;
-    let way = Way::of(&decoding);
     let precision = if device::in_bf16(&config.train, found.device) { "bf16" } else { "f32" };
     let _ = writeln!(out, "on             {}, {precision}", found.describe());
-    let _ = writeln!(out, "decoding with  {decoding}");
-    drop(decoding); // its GPU's memory is free again
+    let way = {
+        // Closed again before the GPU is asked what is free.
+        let decoding = feed::decoding(config, &found)?;
+        let _ = writeln!(out, "decoding with  {decoding}");
+        Way::of(&decoding)
+    };
     let model = Model::new(config, Device::Cpu)?;
     let needs = Needs::of(&model, config, found.device, way);
     let (batch, parts) = (config.train.batch, config.train.accumulate);
