@@ -79,7 +79,7 @@ fn main() -> Result<()> {
     // The page cache is warm afterwards.
     for sample in 0..set.len() {
         std::hint::black_box(
-            set.sample(sample)?.jpeg.iter().map(|byte| u64::from(*byte)).sum::<u64>(),
+            set.sample(sample)?.jpeg().iter().map(|byte| u64::from(*byte)).sum::<u64>(),
         );
     }
     let mut figures = json!({ "images": set.len(), "workers": options.workers });
