@@ -39,7 +39,6 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 RECIPES = ("detco-r50", "moco-v2-r50")
 DEFAULT = ("tests", "decode", "views", "loader", "step", "train", "eager", "compile")
 PARTS = (*DEFAULT, "cifar")
@@ -54,8 +53,8 @@ class Sizes:
         self.cores = CORES if not smoke else (1, 2)
         self.copies = COPIES if not smoke else 1
         self.batch = 256 if not smoke else 8
-        self.seconds = 5 if not smoke else 1
-        self.steps = 60 if not smoke else 6
+        self.seconds = 4 if not smoke else 1
+        self.steps = 40 if not smoke else 6
         self.every = 5 if not smoke else 1
         self.decode_batch = 64 if not smoke else 16
         self.patience = 1 if not smoke else 4  # of limits: a machine without a GPU is slow
@@ -188,7 +187,8 @@ class Check:
         """The tests that use a GPU where there is one."""
         counts = {}
         for test in sorted((self.bundle / "tests").iterdir()):
-            out = self.run(f"test-{test.name}", [test, "--test-threads", 1, "--nocapture"], 150)
+            which = ["cuda"] if test.name == "detco_shards" else []  # the others need no GPU
+            out = self.run(f"test-{test.name}", [test, *which, "--test-threads", 1, "--nocapture"], 150)
             log = self.folder / f"test-{test.name}.log"
             text = out or (log.read_text() if log.exists() else "")
             found = re.search(r"(\d+) passed; (\d+) failed", text)
@@ -204,9 +204,9 @@ class Check:
         most, seconds = max(self.sizes.cores), self.sizes.seconds
         bench = [self.bundle / "bench" / "device_decode", "--data", self.data(), "--device", self.device]
         self.figures("decode", [*bench, "--workers", most, "--batch", self.sizes.decode_batch, "--seconds", seconds])
-        alone = [sys.executable, HERE / "nvjpeg_alone.py", *self.shards(), "--threads", most]
+        alone = [sys.executable, self.bundle / "nvjpeg_alone.py", *self.shards(), "--threads", most]
         self.figures("decode-alone", [*alone, "--seconds", seconds])
-        torchvision = [sys.executable, HERE / "pytorch_decode.py", *self.shards(), "--device", self.device]
+        torchvision = [sys.executable, self.bundle / "pytorch_decode.py", *self.shards(), "--device", self.device]
         self.figures("decode-torchvision", torchvision)
         self.results["decode-cpu"] = self.profile("decode", "cpu", most, most)
 
@@ -239,7 +239,7 @@ class Check:
     def step(self):
         """Our updates from memory, and what our kernels for batch normalisation are worth."""
         for recipe in RECIPES:
-            for norms in ("kernels", "libtorch"):
+            for norms in ("kernels", "libtorch") if recipe == RECIPES[0] else ("kernels",):
                 command = [self.bundle / "bench" / "step", "--recipe", recipe, "--device", self.device]
                 command += ["--norms", norms, "--set", f"train.batch={self.sizes.batch}"]
                 self.figures(f"step-{recipe}-{norms}", [*command, *self.sizes.sets, *self.sizes.bench], 90)
@@ -258,7 +258,7 @@ class Check:
             lines = (run / "metrics.jsonl").read_text().splitlines()
             records = [json.loads(line) for line in lines]
             records = [record for record in records if "images_per_second" in record]
-            records = records[min(4, len(records) // 3) :]  # cuDNN still tries kernels before
+            records = records[min(2, len(records) // 3) :]  # cuDNN still tries kernels before
             middle = lambda name: statistics.median(record[name] for record in records)  # noqa: E731
             self.results[f"train-{recipe}"] = {
                 "images_per_s": middle("images_per_second"),
@@ -274,8 +274,8 @@ class Check:
         self.pytorch("compile", 240)
 
     def pytorch(self, mode, limit):
-        for recipe in reversed(RECIPES):  # the one that compiles for longest last
-            command = [sys.executable, HERE / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
+        for recipe in RECIPES:
+            command = [sys.executable, self.bundle / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
             command += ["--batch", self.sizes.batch, "--mode", mode, "--device", self.device]
             self.figures(f"{mode}-{recipe}", [*command, *self.sizes.torch], limit)
 
@@ -315,7 +315,10 @@ class Check:
     def write(self):
         results = self.results | {"failures": self.failures}
         (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        text = self.table()
+        try:
+            text = self.table()
+        except Exception as error:  # the figures are in results.json all the same
+            text = f"no table: {error!r}\n"
         (self.folder / "table.md").write_text(text)
         return text
 

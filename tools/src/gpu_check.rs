@@ -67,17 +67,22 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     for program in ["detco", "detco-train"] {
         lay(&programs, program, &bundle.join("bin"))?;
     }
-    for (package, kind, name) in TESTS {
-        // Not optimised to the last: they check more so, and are built sooner.
-        let which = if *kind == "--lib" { String::new() } else { format!(" {name}") };
-        let features = "--features detco-shards/nvjpeg";
-        let words = format!("test --no-run --package {package} {features} {kind}{which}");
-        lay(&built(&words)?, name, &bundle.join("tests"))?;
+    // Both packages at once: what they share is then built once. Tests are not optimised to the last:
+    // they check more so.
+    let both = "--package detco --package detco-shards --features detco-shards/nvjpeg";
+    let tests = TESTS.iter().map(|(_, kind, name)| match *kind {
+        "--lib" => "--lib".to_string(),
+        kind => format!("{kind} {name}"),
+    });
+    let tests = built(&format!("test --no-run {both} {}", tests.collect::<Vec<_>>().join(" ")))?;
+    for (_, _, name) in TESTS {
+        lay(&tests, name, &bundle.join("tests"))?;
     }
-    for (package, name) in BENCHES {
-        let features = "--features detco-shards/nvjpeg";
-        let words = format!("bench --no-run --package {package} {features} --bench {name}");
-        lay(&built(&words)?, name, &bundle.join("bench"))?;
+    let benches = BENCHES.iter().map(|(_, name)| format!("--bench {name}"));
+    let benches =
+        built(&format!("bench --no-run {both} {}", benches.collect::<Vec<_>>().join(" ")))?;
+    for (_, name) in BENCHES {
+        lay(&benches, name, &bundle.join("bench"))?;
     }
     let nvjpeg = find_nvjpeg(&ready.libtorch)?;
     copy(&nvjpeg, &bundle.join("lib").join("libnvjpeg.so.13"))?;
