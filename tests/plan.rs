@@ -40,6 +40,24 @@ fn json_holds_what_went_in_and_what_came_out() {
 }
 
 #[test]
+fn a_step_comes_from_the_gpu_check() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("results.json");
+    let results =
+        r#"{"device": "one", "step-detco-r50-kernels": {"batch": 256, "window_ms": 512.0}}"#;
+    std::fs::write(&file, results).expect("writes");
+    let file = file.to_str().expect("a plain name");
+    let (code, text) = detco(&["--gpus", "1", "--gpu-check", file, "--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(found["forecast"]["images_per_s"], 500.0);
+    let words = ["--gpus", "1", "--gpu-check", file, "--recipe", "moco-v2-r50"];
+    let (code, text) = detco(&words);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("has no step of moco-v2-r50"), "{text}");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let (code, text) = detco(&["--gpus", "8", "--nodes", "2", "--step-ms", "100"]);
     assert_eq!(code, Some(1));

@@ -30,13 +30,17 @@ pub struct Args {
     nodes: u64,
 
     /// Computing of a step on one GPU, without waiting for others or for data
-    #[arg(long, value_name = "MS", value_parser = positive, allow_negative_numbers = true)]
-    step_ms: f64,
+    #[arg(long, value_name = "MS", value_parser = positive, allow_negative_numbers = true,
+          required_unless_present = "gpu_check")]
+    step_ms: Option<f64>,
 
-    /// Samples of such a step on one GPU
-    #[arg(long, value_name = "N", default_value_t = 32,
-          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    batch: u64,
+    /// Samples of such a step on one GPU [default: the GPU check's, or 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    batch: Option<u64>,
+
+    /// The results.json of tools/gpu-check: the recipe's step and its samples are taken from it
+    #[arg(long, value_name = "FILE")]
+    gpu_check: Option<PathBuf>,
 
     /// Network of each node, Gbit/s; needed for more nodes than one
     #[arg(long, value_name = "GBIT/S", value_parser = positive, allow_negative_numbers = true)]
@@ -112,6 +116,7 @@ Examples:
   detco plan --gpus 8 --step-ms 190
   detco plan --gpus 8 --nodes 4 --step-ms 190 --net 100 --cores 64 --store 2000
   detco profile shards/train --json p.json && detco plan --gpus 8 --step-ms 190 --profile p.json
+  detco plan --gpus 8 --gpu-check results.json
 
 With W = nodes x gpus ranks, n = batch, B = W n:
   a rank sends a step      images      n (1 - 1/W) x 12 (size^2 + 9 patch^2) bytes
@@ -168,11 +173,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.recipe, &args.overrides)?;
     let load = Load::of(&config);
     let measured = args.profile.as_deref().map(measured).transpose()?.unwrap_or_default();
+    let checked = args.gpu_check.as_deref().map(|path| checked(path, &args.recipe)).transpose()?;
+    let (found_ms, found_batch) = checked.unzip();
+    let step_ms = args.step_ms.or(found_ms).context("--step-ms or --gpu-check is needed")?;
     let cluster = Cluster {
         nodes: args.nodes,
         gpus: args.gpus,
-        batch: args.batch,
-        step: args.step_ms / 1e3,
+        batch: args.batch.or(found_batch).unwrap_or(32),
+        step: step_ms / 1e3,
         backward: args.backward,
         link: args.link * 1e9,
         net: args.net.map(|gbit| gbit * 1e9 / 8.0).filter(|_| args.nodes > 1),
@@ -241,6 +249,18 @@ fn measured(path: &Path) -> anyhow::Result<Measured> {
     let bytes = best["megabytes_per_s"].as_f64().map(|mb| mb * 1e6 / rate(best));
     let image_bytes = bytes.filter(|bytes| bytes.is_finite() && *bytes > 0.0);
     Ok(Measured { cpu_ms: Some(cpu_ms), image_bytes })
+}
+
+/// Reads the results of `tools/gpu-check`: milliseconds of a recipe's step, and its samples.
+fn checked(path: &Path, recipe: &str) -> anyhow::Result<(f64, u64)> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let results: Value =
+        serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    let step = &results[format!("step-{recipe}-kernels")];
+    match (step["window_ms"].as_f64(), step["batch"].as_u64()) {
+        (Some(ms), Some(batch)) if ms > 0.0 && ms.is_finite() && batch > 0 => Ok((ms, batch)),
+        _ => bail!("{} has no step of {recipe}: tools/gpu-check measures them", path.display()),
+    }
 }
 
 /// What limits it, with a number to act on.

@@ -608,26 +608,30 @@ fn turn8(
     let turns = _mm256_add_ps(turns, _mm256_and_ps(below, one));
     let hue = _mm256_cvttps_epi32(_mm256_mul_ps(turns, full));
     let hue = _mm256_and_si256(_mm256_add_epi32(hue, _mm256_set1_epi32(i32::from(shift))), all);
-    let value = _mm256_max_ps(_mm256_cvtepi32_ps(most), one);
-    let saturation = _mm256_cvttps_epi32(_mm256_div_ps(_mm256_mul_ps(range, full), value));
+    let value = _mm256_cvtepi32_ps(most);
+    let saturation = _mm256_div_ps(_mm256_mul_ps(range, full), _mm256_max_ps(value, one));
+    let saturation = _mm256_cvttps_epi32(saturation);
 
-    let hue6 = _mm256_mullo_epi32(hue, _mm256_set1_epi32(6));
+    // Factors below 2^15: their product as one of pairs whose upper halves are zero.
+    let product = |a, b| _mm256_madd_epi16(a, b);
+    let hue6 = product(hue, _mm256_set1_epi32(6));
     let sector = _mm256_add_epi32(hue6, _mm256_set1_epi32(1));
-    let sector = _mm256_mullo_epi32(sector, _mm256_set1_epi32(257));
+    let sector = product(sector, _mm256_set1_epi32(257));
     let sector = _mm256_srli_epi32::<16>(sector);
-    let within = _mm256_sub_epi32(hue6, _mm256_mullo_epi32(sector, all));
+    let within = _mm256_sub_epi32(hue6, product(sector, all));
     let odd = _mm256_castsi256_ps(_mm256_slli_epi32::<31>(sector));
     let even_away = _mm256_castsi256_ps(_mm256_sub_epi32(all, within));
     let away = _mm256_blendv_ps(even_away, _mm256_castsi256_ps(within), odd);
     let away = _mm256_castps_si256(away);
 
-    let low = _mm256_mullo_epi32(most, _mm256_sub_epi32(all, saturation));
+    let low = product(most, _mm256_sub_epi32(all, saturation));
     let low = _mm256_add_epi32(low, _mm256_set1_epi32(128));
     let low = _mm256_add_epi32(low, _mm256_srli_epi32::<8>(low));
     // Its second byte is the quotient: left where it is.
     let low = _mm256_and_si256(low, _mm256_set1_epi32(0xFF00));
-    let middle = _mm256_sub_epi32(square, _mm256_mullo_epi32(saturation, away));
-    let middle = _mm256_cvtepi32_ps(_mm256_mullo_epi32(middle, most));
+    // Below 2^24: exact in `f32`.
+    let middle = _mm256_sub_epi32(square, product(saturation, away));
+    let middle = _mm256_mul_ps(_mm256_cvtepi32_ps(middle), value);
     let middle = _mm256_mul_ps(middle, _mm256_set1_ps(1.0 / (255.0 * 255.0)));
     let middle = _mm256_cvttps_epi32(_mm256_add_ps(middle, _mm256_set1_ps(0.5)));
 
