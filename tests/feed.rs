@@ -4,6 +4,8 @@
 #![cfg(feature = "train")]
 
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,29 +24,11 @@ use detco_shards::pipeline::LoaderOptions;
 use detco_shards::stream::ShardSet;
 use support::{detco_fails, detco_ok, path, shards};
 use tch::{Device, Tensor};
-
-/// A network so small that an update takes milliseconds; every part of DetCo is in it.
-const TINY: &[&str] = &[
-    "model.width=8",
-    "model.bn_splits=2",
-    "model.dim=16",
-    "loss.queue=64",
-    "train.batch=8",
-    "train.epochs=2",
-    "train.device=cpu",
-    "train.threads=1",
-    "optim.lr=0.2",
-    "optim.lr_batch=8",
-    "views.global.size=32",
-    "views.local.size=36",
-    "views.local.patch=8",
-    "monitor.every_steps=1",
-    "monitor.samples=true",
-    "data.workers=2",
-];
+use tiny::TINY;
 
 fn config(recipe: &str, data: &Path, sets: &[&str]) -> Config {
-    let sets: Vec<String> = TINY.iter().chain(sets).map(ToString::to_string).collect();
+    let own = ["train.epochs=2", "monitor.samples=true", "data.workers=2"];
+    let sets: Vec<String> = TINY.iter().chain(&own).chain(sets).map(ToString::to_string).collect();
     let mut config = Config::load(recipe, &sets).unwrap();
     config.data.shards = vec![path(data).to_owned()];
     config

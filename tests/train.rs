@@ -6,6 +6,8 @@
 #[path = "../shards/tests/remote_server/mod.rs"]
 mod remote_server;
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,23 +17,7 @@ use std::time::{Duration, Instant};
 use detco::checkpoint;
 use remote_server::{Answer, Server};
 use support::{DETCO, detco_fails, detco_ok, path, shards};
-
-/// A network so small that an update takes milliseconds; every part of DetCo is in it.
-const TINY: &[&str] = &[
-    "model.width=8",
-    "model.bn_splits=2",
-    "model.dim=16",
-    "loss.queue=64",
-    "train.batch=8",
-    "train.device=cpu",
-    "train.threads=1",
-    "optim.lr=0.2",
-    "optim.lr_batch=8",
-    "views.global.size=32",
-    "views.local.size=36",
-    "views.local.patch=8",
-    "monitor.every_steps=1",
-];
+use tiny::TINY;
 
 fn new_run<'a>(data: &'a Path, run: &'a Path, sets: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["train", "detco-small", "--data", path(data), "--out", path(run)];

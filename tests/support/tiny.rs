@@ -1,0 +1,18 @@
+//! Settings of a network so small that an update takes milliseconds; every part of DetCo is in it.
+
+/// For `--set`.
+pub(crate) const TINY: &[&str] = &[
+    "model.width=8",
+    "model.bn_splits=2",
+    "model.dim=16",
+    "loss.queue=64",
+    "train.batch=8",
+    "train.device=cpu",
+    "train.threads=1",
+    "optim.lr=0.2",
+    "optim.lr_batch=8",
+    "views.global.size=32",
+    "views.local.size=36",
+    "views.local.patch=8",
+    "monitor.every_steps=1",
+];
