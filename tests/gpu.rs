@@ -2,6 +2,9 @@
 //! is missing.
 #![cfg(feature = "train")]
 
+#[path = "support/narrow.rs"]
+mod narrow;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use detco::batch::Batch;
@@ -11,6 +14,7 @@ use detco::dist::local::Local;
 use detco::model::{Draws, Model, Norms};
 use detco::optim::Sgd;
 use detco::step::{At, StepReport, launch, update};
+use narrow::NARROW;
 use tch::{Device, Tensor};
 
 /// The GPU, for one test at a time: numerics are the process's. Nothing, once it has said why, where
@@ -34,17 +38,7 @@ struct Trainer {
 
 impl Trainer {
     fn new(device: Device, sets: &[&str]) -> Trainer {
-        let small = [
-            "model.backbone=resnet18",
-            "model.width=16",
-            "model.dim=32",
-            "model.bn_splits=4",
-            "train.batch=16",
-            "optim.lr_batch=16",
-            "loss.queue=64",
-            "loss.ema=0.9",
-        ];
-        let sets: Vec<String> = small.iter().chain(sets).map(ToString::to_string).collect();
+        let sets: Vec<String> = NARROW.iter().chain(sets).map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
         device::set_numerics(&config.train).unwrap();
         let model = Model::new(&config, device).unwrap();

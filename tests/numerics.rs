@@ -1,6 +1,9 @@
 //! Precision, layout and lateness: what may change the bits of a step, by how much, and what not.
 #![cfg(feature = "train")]
 
+#[path = "support/narrow.rs"]
+mod narrow;
+
 use detco::batch::Batch;
 use detco::config::Config;
 use detco::dist::local::Local;
@@ -9,21 +12,12 @@ use detco::model::{Draws, Model, Norms};
 use detco::optim::Sgd;
 use detco::shim::step::Meter;
 use detco::step::{At, StepReport, launch, update};
+use narrow::NARROW;
 use tch::{Device, Kind, Tensor};
 
 /// A narrow DetCo with three levels.
 fn config(sets: &[&str]) -> Config {
-    let small = [
-        "model.backbone=resnet18",
-        "model.width=16",
-        "model.dim=32",
-        "model.bn_splits=4",
-        "train.batch=16",
-        "optim.lr_batch=16",
-        "loss.queue=64",
-        "loss.ema=0.9",
-    ];
-    let sets: Vec<String> = small.iter().chain(sets).map(ToString::to_string).collect();
+    let sets: Vec<String> = NARROW.iter().chain(sets).map(ToString::to_string).collect();
     tch::set_num_threads(1);
     Config::load("detco-r50", &sets).unwrap()
 }
