@@ -14,7 +14,7 @@
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, Rings, padded};
+use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, Rings, TOGETHER, padded};
 use super::color;
 use super::geometry::{Axis, HALF, Pair, ROWS, Ring, SPLIT, WEIGHT_BITS};
 use super::plan::Op;
@@ -89,7 +89,7 @@ impl Avx2 {
 
     /// As `geometry::gather`.
     #[inline(always)]
-    pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
+    pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
         unsafe { gather(rows, lines) }
     }
@@ -98,7 +98,7 @@ impl Avx2 {
     #[inline(always)]
     pub(super) fn along_rows(
         self,
-        lines: &[[u8; 4 * ROWS]],
+        lines: &[[u8; ROWS]],
         axis: &Axis,
         plane: usize,
         out: &mut [u8],
@@ -195,34 +195,51 @@ fn eights(from: &[u8; LANES]) -> [&[u8; 8]; 4] {
 
 // ---- geometry
 
-/// Four rows of RGB pixels, side by side: for each column four times RGB and a byte without meaning.
+/// Sixteen rows, side by side: blocks of 16 x 16 bytes are transposed.
 #[target_feature(enable = "avx2")]
-fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
-    let spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
     let width = lines.len();
-    let rows = rows.map(|row| &row[..3 * width]);
-    // A load takes 16 bytes and uses 12.
-    let whole = if width < 6 { 0 } else { (width - 2) / 4 * 4 };
-    let (blocks, _) = lines[..whole].as_chunks_mut::<4>();
+    let rows = rows.map(|row| &row[..width]);
+    let (blocks, rest) = lines.as_chunks_mut::<16>();
+    let whole = width - rest.len();
     for (i, block) in blocks.iter_mut().enumerate() {
-        let pixels = |row: &[u8]| match row[12 * i..].first_chunk() {
-            Some(bytes) => _mm_shuffle_epi8(load16(bytes), spread),
+        let bytes = |row: usize| match rows[row][16 * i..].first_chunk() {
+            Some(bytes) => load16(bytes),
             None => _mm_setzero_si128(),
         };
-        let [a, b, c, d] = [pixels(rows[0]), pixels(rows[1]), pixels(rows[2]), pixels(rows[3])];
-        let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
-        store16(&mut block[0], _mm_unpacklo_epi64(ab, cd));
-        store16(&mut block[1], _mm_unpackhi_epi64(ab, cd));
-        let (ab, cd) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
-        store16(&mut block[2], _mm_unpacklo_epi64(ab, cd));
-        store16(&mut block[3], _mm_unpackhi_epi64(ab, cd));
+        let pair = |row| _mm256_set_m128i(bytes(row + 8), bytes(row));
+        let columns = shuffle(shuffle(shuffle([0, 1, 2, 3, 4, 5, 6, 7].map(pair))));
+        for (to, two) in block.as_chunks_mut::<2>().0.iter_mut().zip(columns) {
+            // Of both columns the first eight rows lie in one half, the others in the other.
+            let two = _mm256_permute4x64_epi64::<0b11_01_10_00>(two);
+            store16(&mut to[0], _mm256_castsi256_si128(two));
+            store16(&mut to[1], _mm256_extracti128_si256::<1>(two));
+        }
     }
-    super::geometry::gather(rows.map(|row| &row[3 * whole..]), &mut lines[whole..]);
+    super::geometry::gather(rows.map(|row| &row[whole..]), rest);
+}
+
+/// In each half a perfect shuffle of its 128 bytes: 0, 64, 1, 65, ... One of the seven bits of a byte's
+/// place moves from the highest to the lowest, so that after three of them the halves, as matrices of
+/// eight rows of 16 bytes, are transposed; and after four, as matrices of 16 rows of eight.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shuffle([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
+    [
+        _mm256_unpacklo_epi8(a, e),
+        _mm256_unpackhi_epi8(a, e),
+        _mm256_unpacklo_epi8(b, f),
+        _mm256_unpackhi_epi8(b, f),
+        _mm256_unpacklo_epi8(c, g),
+        _mm256_unpackhi_epi8(c, g),
+        _mm256_unpacklo_epi8(d, h),
+        _mm256_unpackhi_epi8(d, h),
+    ]
 }
 
 /// Rows of `3 * plane` bytes come out; `plane` is a multiple of [`LANES`].
 #[target_feature(enable = "avx2")]
-fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
     // Reductions by less than three need no loop over the weights.
     match axis.pairs_each() {
         1 => along_rows_by::<1>(lines, axis, plane, out),
@@ -236,46 +253,54 @@ fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8
 #[inline]
 #[target_feature(enable = "avx2")]
 fn along_rows_by<const PAIRS: usize>(
-    lines: &[[u8; 4 * ROWS]],
+    lines: &[[u8; ROWS]],
     axis: &Axis,
     plane: usize,
     out: &mut [u8],
 ) {
     let mut windows = axis.pairs();
-    let mut sums = [_mm256_setzero_si256(); BLOCK];
+    let mut sums = [[_mm256_setzero_si256(); BLOCK]; 3];
     for first in (0..axis.outputs()).step_by(BLOCK) {
-        for (sum, (start, pairs)) in sums.iter_mut().zip(&mut windows) {
-            let half = _mm256_set1_epi32(HALF);
-            let (mut high, mut low) = ([_mm256_setzero_si256(); 2], [half; 2]);
+        for (x, (start, pairs)) in windows.by_ref().take(BLOCK).enumerate() {
             let pairs = if PAIRS == 0 { pairs } else { &pairs[..PAIRS] };
-            let (columns, _) = lines[start..start + 2 * pairs.len()].as_chunks::<2>();
-            for ([a, b], pair) in columns.iter().zip(pairs) {
-                let (a, b) = (load16(a), load16(b));
-                // Of two columns the values of rows 0 and 1, then of rows 2 and 3.
-                let rows = [_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)];
-                let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
-                for (i, row) in rows.into_iter().enumerate() {
-                    let values = _mm256_cvtepu8_epi16(row);
-                    high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
-                    low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
-                }
+            let (columns, _) = lines[3 * start..3 * (start + 2 * pairs.len())].as_chunks::<6>();
+            for (channel, sums) in sums.iter_mut().enumerate() {
+                sums[x] = weighted_columns(columns, channel, pairs);
             }
-            // Rows 0 and 2 in the lower half, 1 and 3 in the upper one.
-            *sum = _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]));
         }
-        let (even, odd) = planes(&sums);
-        for (pair, [lower, upper]) in [(0, even), (1, odd)] {
-            for (half, three) in [(0, lower), (1, upper)] {
-                let row = 2 * pair + half;
-                let Some(row) = out.get_mut(row * 3 * plane..(row + 1) * 3 * plane) else { break };
-                for (channel, value) in three.into_iter().enumerate() {
-                    if let Some(to) = row[channel * plane + first..].first_chunk_mut() {
+        for (channel, sums) in sums.iter().enumerate() {
+            for (i, [lower, upper]) in rows_of(sums).into_iter().enumerate() {
+                let row = if i < 4 { i } else { i + 4 };
+                for (row, value) in [(row, lower), (row + 4, upper)] {
+                    let at = (3 * row + channel) * plane + first;
+                    if let Some(to) = out[at..].first_chunk_mut() {
                         store16(to, value);
                     }
                 }
             }
         }
     }
+}
+
+/// Sixteen rows' weighted sum of a channel of some columns, by pairs of columns, as 16-bit values: of rows
+/// 0 to 3 and 8 to 11, then of rows 4 to 7 and 12 to 15.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn weighted_columns(columns: &[[[u8; ROWS]; 6]], channel: usize, pairs: &[Pair]) -> __m256i {
+    let half = _mm256_set1_epi32(HALF);
+    let (mut high, mut low) = ([_mm256_setzero_si256(); 2], [half; 2]);
+    for (two, pair) in columns.iter().zip(pairs) {
+        let (a, b) = (load16(&two[channel]), load16(&two[channel + 3]));
+        // Of two columns the values of the first eight rows, then of the others.
+        let rows = [_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)];
+        let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
+        for (i, row) in rows.into_iter().enumerate() {
+            let values = _mm256_cvtepu8_epi16(row);
+            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
+            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
+        }
+    }
+    _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]))
 }
 
 /// A sum of products with split weights, of which the lower one holds [`HALF`] already.
@@ -286,37 +311,17 @@ fn rounded(high: __m256i, low: __m256i) -> __m256i {
     _mm256_srli_epi32::<{ (WEIGHT_BITS - SPLIT) as i32 }>(sum)
 }
 
-/// Sixteen pixels of four rows by channel: of rows 0 and 1, then of rows 2 and 3.
+/// Sixteen columns of sixteen rows as rows: two by two, as [`weighted_columns`] has them.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn planes(sums: &[__m256i; BLOCK]) -> ([[__m128i; 3]; 2], [[__m128i; 3]; 2]) {
-    // RGB? of four pixels to RRRR GGGG BBBB.
-    let split = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
-    ));
-    let mut fours = [[_mm256_setzero_si256(); BLOCK / 4]; 2];
-    let (quads, _) = sums.as_chunks::<4>();
-    for (i, [a, b, c, d]) in quads.iter().enumerate() {
-        let ab = _mm256_castsi256_ps(_mm256_packus_epi16(*a, *b));
-        let cd = _mm256_castsi256_ps(_mm256_packus_epi16(*c, *d));
-        let first = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(ab, cd));
-        let second = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(ab, cd));
-        fours[0][i] = _mm256_shuffle_epi8(first, split);
-        fours[1][i] = _mm256_shuffle_epi8(second, split);
+fn rows_of(columns: &[__m256i; BLOCK]) -> [[__m128i; 2]; 8] {
+    let (twos, _) = columns.as_chunks::<2>();
+    let mut bytes = [_mm256_setzero_si256(); 8];
+    for (bytes, [a, b]) in bytes.iter_mut().zip(twos) {
+        *bytes = _mm256_packus_epi16(*a, *b);
     }
-    (channels(&fours[0]), channels(&fours[1]))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn channels([a, b, c, d]: &[__m256i; 4]) -> [[__m128i; 3]; 2] {
-    let (ab, cd) = (_mm256_unpacklo_epi32(*a, *b), _mm256_unpacklo_epi32(*c, *d));
-    let (red, green) = (_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
-    let (ab, cd) = (_mm256_unpackhi_epi32(*a, *b), _mm256_unpackhi_epi32(*c, *d));
-    let blue = _mm256_unpacklo_epi64(ab, cd);
-    let lower = [red, green, blue].map(|three| _mm256_castsi256_si128(three));
-    let upper = [red, green, blue].map(|three| _mm256_extracti128_si256::<1>(three));
-    [lower, upper]
+    shuffle(shuffle(shuffle(shuffle(bytes))))
+        .map(|two| [_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two)])
 }
 
 #[target_feature(enable = "avx2")]
@@ -723,8 +728,8 @@ fn passes<const RADIUS: usize>(
     let around =
         |y: usize| [near(y, margin, 0), near(y, 1, 0), slot(y), near(y, 0, 1), near(y, 0, margin)];
     for y in 0..side + PASSES * margin {
-        if y < side && y.is_multiple_of(ROWS) {
-            let rows = ROWS.min(side - y);
+        if y < side && y.is_multiple_of(TOGETHER) {
+            let rows = TOGETHER.min(side - y);
             along_lines::<RADIUS>(
                 &view[y * stride..(y + rows) * stride],
                 side,

@@ -8,8 +8,12 @@ pub(super) const PASSES: usize = 3;
 /// The largest radius that has loops of its own: DetCo's blurs (sigma up to 2) have 0 or 1.
 pub(super) const RADIUS_MAX: usize = 1;
 
-/// Rows of an image that a ring holds: those that a pass of the largest radius reads, and the four that
-/// are blurred along themselves together.
+/// Rows that are blurred along themselves together.
+#[cfg(target_arch = "x86_64")]
+pub(super) const TOGETHER: usize = 4;
+
+/// Rows of an image that a ring holds: those that a pass of the largest radius reads, and those that
+/// are blurred along themselves [`TOGETHER`].
 #[cfg(target_arch = "x86_64")]
 pub(super) const RING: usize = 16;
 
@@ -23,7 +27,7 @@ pub(super) fn padded(side: usize) -> usize {
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug)]
 pub(super) struct Rings<'a> {
-    /// [Padded](padded) lines of four rows, twice.
+    /// [Padded](padded) lines of [`TOGETHER`] rows, twice.
     pub(super) lines: [&'a mut [i16]; 2],
     /// Rows of `width` values after the passes along rows, and after one and two along columns.
     pub(super) rings: [&'a mut [i16]; 3],
@@ -75,7 +79,7 @@ impl Scratch {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn rings(&mut self, side: usize) -> Rings<'_> {
         let width = (3 * side).next_multiple_of(16);
-        let (lines, ring) = (4 * 3 * padded(side), RING * width);
+        let (lines, ring) = (TOGETHER * 3 * padded(side), RING * width);
         self.words.resize(2 * lines + 3 * ring, 0);
         let (first, rest) = self.words.split_at_mut(lines);
         let (second, rest) = rest.split_at_mut(lines);

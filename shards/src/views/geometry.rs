@@ -13,9 +13,9 @@ pub(super) const WEIGHT_BITS: u32 = 22;
 /// Half, at that precision: added once to a sum, it rounds.
 pub(super) const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// Rows that go through the horizontal filter together, four bytes of a pixel each: two vectors of
-/// eight 32-bit sums.
-pub(super) const ROWS: usize = 4;
+/// Rows that go through the horizontal filter together, a channel at a time: two vectors of eight
+/// 32-bit sums, and no lane is idle.
+pub(super) const ROWS: usize = 16;
 
 /// Planes between the two filters have a multiple of this many bytes, so that vectors need no remainder.
 const PLANE: usize = 32;
@@ -25,8 +25,8 @@ const PLANE: usize = 32;
 pub(super) struct Scratch {
     columns: Axis,
     rows: Axis,
-    /// Source rows side by side: for each column the pixels of [`ROWS`] rows.
-    lines: Vec<[u8; 4 * ROWS]>,
+    /// Source rows side by side, `[columns, 3]`: for each column and channel the values of [`ROWS`] rows.
+    lines: Vec<[u8; ROWS]>,
     /// For [`Ring`]: rows `[3, side]`, the side rounded up to [`PLANE`].
     narrow: Vec<u8>,
 }
@@ -179,9 +179,9 @@ impl Scratch {
             (((x + columns - 1) >> bits) + 1 - left, ((y + rows - 1) >> bits) + 1 - top);
         self.columns.triangle(columns, side, (bits, x - (left << bits)));
         self.rows.triangle(rows, side, (bits, y - (top << bits)));
-        // One more than there are: what a weight of zero may point at.
-        grow(&mut self.lines, width + 1);
-        let lines = &mut self.lines[..=width];
+        // One column more than there are: what a weight of zero may point at.
+        grow(&mut self.lines, 3 * (width + 1));
+        let lines = &mut self.lines[..3 * (width + 1)];
         let (plane, taps) = (side.next_multiple_of(PLANE), self.rows.taps);
         let stride = 3 * plane;
         let count = (taps + ROWS).next_power_of_two();
@@ -194,16 +194,16 @@ impl Scratch {
             let start = self.rows.starts[y];
             while done < (start + taps).min(height) {
                 // Beyond the last row stands the last row.
-                let rows = [0, 1, 2, 3].map(|i| source((done + i).min(height - 1)));
+                let rows = std::array::from_fn(|i| source((done + i).min(height - 1)));
                 let narrow = &mut self.narrow[done % count * stride..][..ROWS * stride];
                 match vectors {
                     #[cfg(target_arch = "x86_64")]
                     Vectors::Avx2(avx2) => {
-                        avx2.gather(rows, &mut lines[..width]);
+                        avx2.gather(rows, &mut lines[..3 * width]);
                         avx2.along_rows(lines, &self.columns, plane, narrow);
                     }
                     Vectors::Plain => {
-                        gather(rows, &mut lines[..width]);
+                        gather(rows, &mut lines[..3 * width]);
                         along_rows(lines, &self.columns, plane, narrow);
                     }
                 }
@@ -245,32 +245,30 @@ fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
     }
 }
 
-/// [`ROWS`] rows of RGB pixels side by side: for each column theirs, four bytes each, the last of them
-/// without meaning.
+/// [`ROWS`] rows side by side: for each byte of a row those of all of them.
 #[inline(always)]
-pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; 4 * ROWS]]) {
-    let [a, b, c, d] = rows.map(|row| row.as_chunks::<3>().0);
-    for ((((line, a), b), c), d) in lines.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-        *line =
-            [a[0], a[1], a[2], 0, b[0], b[1], b[2], 0, c[0], c[1], c[2], 0, d[0], d[1], d[2], 0];
+pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
+    for (row, from) in rows.into_iter().enumerate() {
+        for (line, value) in lines.iter_mut().zip(from) {
+            line[row] = *value;
+        }
     }
 }
 
-/// [`ROWS`] rows of pixels through the filter, into up to as many rows, row-planar, planes of `plane`
-/// bytes.
+/// [`ROWS`] rows of pixels through the filter, into as many rows, row-planar, planes of `plane` bytes.
 #[inline(always)]
-fn along_rows(lines: &[[u8; 4 * ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
-        let mut sums = [HALF; 4 * ROWS];
-        for (pixels, weight) in lines[start..].iter().zip(weights) {
-            for lane in 0..4 * ROWS {
-                sums[lane] += i32::from(pixels[lane]) * weight;
+        for channel in 0..3 {
+            let mut sums = [HALF; ROWS];
+            let columns = lines[3 * start + channel..].iter().step_by(3);
+            for (values, weight) in columns.zip(weights) {
+                for (sum, value) in sums.iter_mut().zip(values) {
+                    *sum += i32::from(*value) * weight;
+                }
             }
-        }
-        let bytes = sums.map(|sum| (sum >> WEIGHT_BITS) as u8);
-        for (row, pixel) in out.chunks_exact_mut(3 * plane).zip(bytes.as_chunks::<4>().0) {
-            for channel in 0..3 {
-                row[channel * plane + x] = pixel[channel];
+            for (row, sum) in out.chunks_exact_mut(3 * plane).zip(sums) {
+                row[channel * plane + x] = (sum >> WEIGHT_BITS) as u8;
             }
         }
     }
