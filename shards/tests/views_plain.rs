@@ -67,15 +67,16 @@ proptest! {
     #[test]
     fn a_patch_set_has_the_same_bytes(
         image in image(),
-        ops in prop::collection::vec(op(), 0..3),
+        ops in prop::collection::vec(op(), 0..6),
         patch in 1u32..70,
+        room in 0u32..22,
         flip: bool,
     ) {
         let recipe = Recipe::detco();
         let drawn = recipe.draw(image.width, image.height, 1, 0, u64::from(patch));
         let [mut plan, _] = drawn.local.expect("DetCo has local views");
-        let size = 3 * (patch + 5);
-        let offsets = plan.offsets.map(|at| at.map(|offset| offset.min(5)));
+        let size = 3 * (patch + room);
+        let offsets = plan.offsets.map(|at| at.map(|offset| offset.min(room)));
         plan = LocalPlan { whole: ViewPlan { size, ops, flip, ..plan.whole }, patch, offsets, ..plan };
         let [fast, plain] = [Renderer::new(), Renderer::plain()].map(|mut renderer| {
             let mut out = vec![0; (9 * patch * patch * 3) as usize];

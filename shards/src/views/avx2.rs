@@ -14,10 +14,11 @@
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, Rings, TOGETHER, padded};
+use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, ROOM, Rings, TOGETHER};
 use super::color;
 use super::geometry::{Axis, HALF, Pair, ROWS, Ring, SPLIT, WEIGHT_BITS};
 use super::plan::Op;
+use super::planes::Planes;
 
 /// Proof that this CPU has AVX2 and FMA, as all have since 2015.
 #[derive(Debug, Clone, Copy)]
@@ -42,49 +43,70 @@ impl Avx2 {
         has.then_some(Avx2(()))
     }
 
-    /// Sets `view` (row-planar, `[side, 3, side]`) to what `op` makes of it, or returns false where that
-    /// operation is not here.
+    /// Does `op` to a picture, or returns false where that operation is not here. A blur is of what lies
+    /// in the box `within`, `[left, top, width, height]`; around it, as far as the blur reaches, pixels
+    /// lose their meaning.
     #[inline(always)]
     pub(super) fn apply(
         self,
         op: &Op,
-        view: &mut [u8],
-        side: usize,
-        blur: &mut super::blur::Scratch,
+        within: [usize; 4],
+        view: &mut Planes,
+        scratch: &mut super::blur::Scratch,
     ) -> bool {
         match *op {
-            // SAFETY: the CPU has AVX2: `self` proves it. So below.
-            Op::Brightness(factor) => unsafe { blend_flat(view, 0, factor) },
+            Op::Brightness(factor) => self.blend_flat(view, 0, factor),
             Op::Contrast(factor) => {
-                // SAFETY: as above.
-                let sum = unsafe { luma_sum(view, side) };
-                let mean = color::mean(sum, side);
-                // SAFETY: as above.
-                unsafe { blend_flat(view, mean, factor) };
+                let mean = self.mean(view);
+                self.blend_flat(view, mean, factor);
             }
+            Op::Saturation(factor) => {
+                view.spread();
+                // SAFETY: the CPU has AVX2: `self` proves it. So below.
+                unsafe { saturation(view, factor) }
+            }
+            Op::Hue(turns) => self.hue(view, color::shift(turns)),
+            Op::Gray if view.is_gray() => {} // gray's luma is itself
             // SAFETY: as above.
-            Op::Saturation(factor) => unsafe { saturation(view, side, factor) },
-            Op::Hue(turns) => self.hue(view, side, color::shift(turns)),
-            // SAFETY: as above.
-            Op::Gray => unsafe { gray(view, side) },
+            Op::Gray => unsafe { gray(view) },
             Op::Blur(sigma) => {
                 let kernel = Kernel::gaussian(sigma);
                 if kernel.radius > RADIUS_MAX {
                     return false;
                 }
                 // SAFETY: as above.
-                unsafe { gaussian(view, side, kernel, blur) };
+                unsafe { gaussian(view, kernel, within, scratch) };
             }
             _ => return false,
         }
         true
     }
 
+    /// As `color::mean` of a picture's luma.
+    #[inline(always)]
+    pub(super) fn mean(self, view: &mut Planes) -> u8 {
+        view.spread();
+        // SAFETY: the CPU has AVX2: `self` proves it.
+        let sum = unsafe { luma_sum(view) };
+        color::mean(sum, view.pixels())
+    }
+
+    /// As `color::brightness`, and as the second half of `color::contrast`.
+    #[inline(always)]
+    pub(super) fn blend_flat(self, view: &mut Planes, from: u8, factor: f32) {
+        let planes = if view.is_gray() { 1 } else { 3 };
+        for plane in view.padded().into_iter().take(planes) {
+            // SAFETY: the CPU has AVX2: `self` proves it.
+            unsafe { blend_flat(plane, from, factor) }
+        }
+    }
+
     /// As `color::hue`, by a shift of 8 bits.
     #[inline(always)]
-    pub(super) fn hue(self, view: &mut [u8], side: usize, shift: u8) {
+    pub(super) fn hue(self, view: &mut Planes, shift: u8) {
+        view.spread();
         // SAFETY: the CPU has AVX2 and FMA: `self` proves it.
-        unsafe { hue(view, side, shift) }
+        unsafe { hue(view, shift) }
     }
 
     /// As `geometry::gather`.
@@ -107,14 +129,14 @@ impl Avx2 {
         unsafe { along_rows(lines, axis, plane, out) }
     }
 
-    /// As `geometry::across`.
+    /// As `geometry::across`, but for the room behind each of `out`, of which whole vectors are written.
     #[inline(always)]
     pub(super) fn across(
         self,
         rows: Ring<'_>,
         (start, pairs): (usize, &[Pair]),
         plane: usize,
-        out: &mut [u8],
+        out: [&mut [u8]; 3],
     ) {
         // SAFETY: the CPU has AVX2: `self` proves it.
         unsafe { across_rows(rows, start, pairs, plane, out) }
@@ -203,12 +225,14 @@ fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
     let (blocks, rest) = lines.as_chunks_mut::<16>();
     let whole = width - rest.len();
     for (i, block) in blocks.iter_mut().enumerate() {
-        let bytes = |row: usize| match rows[row][16 * i..].first_chunk() {
-            Some(bytes) => load16(bytes),
-            None => _mm_setzero_si128(),
-        };
-        let pair = |row| _mm256_set_m128i(bytes(row + 8), bytes(row));
-        let columns = shuffle(shuffle(shuffle([0, 1, 2, 3, 4, 5, 6, 7].map(pair))));
+        let mut pairs = [_mm256_setzero_si256(); 8];
+        for (row, pair) in pairs.iter_mut().enumerate() {
+            let bytes = (rows[row][16 * i..].first_chunk(), rows[row + 8][16 * i..].first_chunk());
+            if let (Some(first), Some(second)) = bytes {
+                *pair = _mm256_set_m128i(load16(second), load16(first));
+            }
+        }
+        let columns = shuffle(shuffle(shuffle(pairs)));
         for (to, two) in block.as_chunks_mut::<2>().0.iter_mut().zip(columns) {
             // Of both columns the first eight rows lie in one half, the others in the other.
             let two = _mm256_permute4x64_epi64::<0b11_01_10_00>(two);
@@ -325,32 +349,74 @@ fn rows_of(columns: &[__m256i; BLOCK]) -> [[__m128i; 2]; 8] {
 }
 
 #[target_feature(enable = "avx2")]
-fn across_rows(rows: Ring<'_>, start: usize, pairs: &[Pair], plane: usize, out: &mut [u8]) {
-    let side = out.len() / 3;
-    for (channel, out) in out.chunks_exact_mut(side).enumerate() {
-        let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        for (i, to) in chunks.iter_mut().enumerate() {
-            store32(to, column(rows, channel * plane + i * LANES, start, pairs));
-        }
-        if !rest.is_empty() {
-            let mut last = [0; LANES];
-            let at = channel * plane + side / LANES * LANES;
-            store32(&mut last, column(rows, at, start, pairs));
-            rest.copy_from_slice(&last[..rest.len()]);
+fn across_rows(rows: Ring<'_>, start: usize, pairs: &[Pair], plane: usize, out: [&mut [u8]; 3]) {
+    match pairs {
+        [a] => across_rows_by(rows, start, &[*a], plane, out),
+        [a, b] => across_rows_by(rows, start, &[*a, *b], plane, out),
+        [a, b, c] => across_rows_by(rows, start, &[*a, *b, *c], plane, out),
+        _ => {
+            for (channel, out) in out.into_iter().enumerate() {
+                for (i, to) in out[..plane].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                    let at = channel * plane / LANES + i;
+                    let mut sums = Sums::new();
+                    for (i, pair) in pairs.iter().enumerate() {
+                        let y = start + 2 * i;
+                        sums.add(&rows.lanes(y)[at], &rows.lanes(y + 1)[at], *pair);
+                    }
+                    store32(to, sums.bytes());
+                }
+            }
         }
     }
 }
 
-/// The filter over 32 columns that begin at byte `at` of each row.
+/// With a number of pairs that the compiler knows: the rows are looked up once.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn column(rows: Ring<'_>, at: usize, start: usize, pairs: &[Pair]) -> __m256i {
-    let zero = _mm256_setzero_si256();
-    let (mut high, mut low) = ([zero; 4], [_mm256_set1_epi32(HALF); 4]);
-    for (i, pair) in pairs.iter().enumerate() {
-        let y = start + 2 * i;
-        let bytes = (rows.row(y)[at..].first_chunk(), rows.row(y + 1)[at..].first_chunk());
-        let (Some(a), Some(b)) = bytes else { continue };
+fn across_rows_by<const PAIRS: usize>(
+    rows: Ring<'_>,
+    start: usize,
+    pairs: &[Pair; PAIRS],
+    plane: usize,
+    out: [&mut [u8]; 3],
+) {
+    let mut taps: [[&[[u8; LANES]]; 2]; PAIRS] = [[&[]; 2]; PAIRS];
+    for (i, tap) in taps.iter_mut().enumerate() {
+        for (row, tap) in tap.iter_mut().enumerate() {
+            *tap = &rows.lanes(start + 2 * i + row)[..3 * plane / LANES];
+        }
+    }
+    let mut at = 0;
+    for out in out {
+        for to in out[..plane].as_chunks_mut::<LANES>().0 {
+            let mut sums = Sums::new();
+            for i in 0..PAIRS {
+                sums.add(&taps[i][0][at], &taps[i][1][at], pairs[i]);
+            }
+            store32(to, sums.bytes());
+            at += 1;
+        }
+    }
+}
+
+/// The filter over 32 columns: sums of products with the weights' upper and lower bits.
+struct Sums {
+    high: [__m256i; 4],
+    low: [__m256i; 4],
+}
+
+impl Sums {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new() -> Sums {
+        Sums { high: [_mm256_setzero_si256(); 4], low: [_mm256_set1_epi32(HALF); 4] }
+    }
+
+    /// Adds a pair of rows.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add(&mut self, a: &[u8; LANES], b: &[u8; LANES], pair: Pair) {
+        let zero = _mm256_setzero_si256();
         let (a, b) = (load32(a), load32(b));
         let (left, right) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
         let values = [
@@ -361,23 +427,29 @@ fn column(rows: Ring<'_>, at: usize, start: usize, pairs: &[Pair]) -> __m256i {
         ];
         let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
         for (i, values) in values.into_iter().enumerate() {
-            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
-            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
+            self.high[i] = _mm256_add_epi32(self.high[i], _mm256_madd_epi16(values, w_high));
+            self.low[i] = _mm256_add_epi32(self.low[i], _mm256_madd_epi16(values, w_low));
         }
     }
-    let left = _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]));
-    let right = _mm256_packs_epi32(rounded(high[2], low[2]), rounded(high[3], low[3]));
-    _mm256_packus_epi16(left, right)
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bytes(self) -> __m256i {
+        let Sums { high, low } = self;
+        let left = _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]));
+        let right = _mm256_packs_epi32(rounded(high[2], low[2]), rounded(high[3], low[3]));
+        _mm256_packus_epi16(left, right)
+    }
 }
 
 #[target_feature(enable = "avx2")]
 fn interleave(planes: [&[u8]; 3], mirrored: bool, out: &mut [u8]) {
-    // Where the three bytes of a store come from: red, green, blue; -1 takes nothing.
-    const SPREAD: [[[i8; 16]; 3]; 3] = {
-        let mut masks = [[[-1; 16]; 3]; 3];
+    // Where the three bytes of a store come from: red, green, blue; 255 takes nothing.
+    const SPREAD: [[[u8; 16]; 3]; 3] = {
+        let mut masks = [[[u8::MAX; 16]; 3]; 3];
         let mut byte = 0;
         while byte < 48 {
-            masks[byte / 16][byte % 3][byte % 16] = (byte / 3) as i8;
+            masks[byte / 16][byte % 3][byte % 16] = (byte / 3) as u8;
             byte += 1;
         }
         masks
@@ -385,17 +457,22 @@ fn interleave(planes: [&[u8]; 3], mirrored: bool, out: &mut [u8]) {
     let columns = planes[0].len();
     let planes = planes.map(|plane| &plane[..columns]);
     let turn = _mm_setr_epi8(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    let masks = SPREAD.map(|of| of.map(|mask| load16(&mask.map(|lane| lane as u8))));
+    let mut masks = [[_mm_setzero_si128(); 3]; 3];
+    for (masks, spread) in masks.iter_mut().flatten().zip(SPREAD.as_flattened()) {
+        *masks = load16(spread);
+    }
     // The last block overlaps the one before it.
     let starts = (0..columns / 16)
         .map(|i| 16 * i)
         .chain((!columns.is_multiple_of(16)).then(|| columns - 16));
     for start in starts {
-        let three = planes.map(|plane| match plane[start..].first_chunk() {
-            Some(bytes) if mirrored => _mm_shuffle_epi8(load16(bytes), turn),
-            Some(bytes) => load16(bytes),
-            None => _mm_setzero_si128(),
-        });
+        let mut three = [_mm_setzero_si128(); 3];
+        for (value, plane) in three.iter_mut().zip(planes) {
+            if let Some(bytes) = plane[start..].first_chunk() {
+                let bytes = load16(bytes);
+                *value = if mirrored { _mm_shuffle_epi8(bytes, turn) } else { bytes };
+            }
+        }
         let to = if mirrored { columns - 16 - start } else { start };
         let (stores, _) = out[3 * to..3 * to + 48].as_chunks_mut::<16>();
         for (to, [r, g, b]) in stores.iter_mut().zip(&masks) {
@@ -408,20 +485,17 @@ fn interleave(planes: [&[u8]; 3], mirrored: bool, out: &mut [u8]) {
 
 // ---- colour
 
-/// As `color::brightness`, and as the second half of `color::contrast`.
 #[target_feature(enable = "avx2")]
-fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
+fn blend_flat(plane: &mut [u8], from: u8, factor: f32) {
     let flat = _mm256_set1_ps(f32::from(from));
     let by = _mm256_set1_ps(factor);
-    let (chunks, rest) = view.as_chunks_mut::<LANES>();
-    for chunk in chunks {
+    for chunk in plane.as_chunks_mut::<LANES>().0 {
         let blended = eights(chunk).map(|part| {
             let value = _mm256_cvtepi32_ps(widen8(part));
             blend(flat, value, by)
         });
         store32(chunk, narrow32(blended));
     }
-    color::blend_flat(rest, from, factor);
 }
 
 /// `from` at factor 0, `to` at factor 1, truncated; clamped by the caller's packs.
@@ -450,39 +524,23 @@ fn floats(parts: [&[u8; 8]; 3]) -> [__m256; 3] {
     parts.map(|part| _mm256_cvtepi32_ps(widen8(part)))
 }
 
-/// 32 pixels.
-type Pixels = [[u8; LANES]; 3];
-
-/// `op` on the pixels of a row-planar view, 32 of them at a time; the last of a row may not be there.
+/// `op` on all pixels, and on what lies behind them.
 #[inline(always)]
-fn for_pixels(view: &mut [u8], side: usize, op: impl Fn(&mut Pixels)) {
-    for row in view.chunks_exact_mut(3 * side) {
-        for start in (0..side).step_by(LANES) {
-            let n = LANES.min(side - start);
-            let mut pixels = [[0; LANES]; 3];
-            for (pixels, plane) in pixels.iter_mut().zip(row.chunks_exact(side)) {
-                match plane[start..].first_chunk() {
-                    Some(whole) => *pixels = *whole,
-                    None => pixels[..n].copy_from_slice(&plane[start..]),
-                }
-            }
-            op(&mut pixels);
-            for (pixels, plane) in pixels.iter().zip(row.chunks_exact_mut(side)) {
-                match plane[start..].first_chunk_mut() {
-                    Some(whole) => *whole = *pixels,
-                    None => plane[start..].copy_from_slice(&pixels[..n]),
-                }
-            }
-        }
+fn for_pixels(view: &mut Planes, op: impl Fn([&mut [u8; LANES]; 3])) {
+    let [r, g, b] = view.padded().map(|plane| plane.as_chunks_mut::<LANES>().0);
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        op([r, g, b]);
     }
 }
 
 /// Sum of the luma of all pixels.
 #[target_feature(enable = "avx2")]
-fn luma_sum(view: &[u8], side: usize) -> u64 {
+fn luma_sum(view: &mut Planes) -> u64 {
+    // So many values of at most 255 a lane.
+    const PART: usize = 1 << 20;
+    let [red, green, blue] = view.planes();
     let mut total = 0;
-    for row in view.chunks_exact(3 * side) {
-        let [r, g, b] = [&row[..side], &row[side..2 * side], &row[2 * side..]];
+    for ((r, g), b) in red.chunks(PART).zip(green.chunks(PART)).zip(blue.chunks(PART)) {
         let mut sum = _mm256_setzero_si256();
         let [(r8, r), (g8, g), (b8, b)] = [r, g, b].map(<[u8]>::as_chunks::<8>);
         for ((r, g), b) in r8.iter().zip(g8).zip(b8) {
@@ -492,22 +550,18 @@ fn luma_sum(view: &[u8], side: usize) -> u64 {
         }
         let mut lanes = [0; LANES];
         store32(&mut lanes, sum);
-        total += lanes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|lane| u64::from(u32::from_le_bytes(*lane)))
-            .sum::<u64>();
+        let lanes = lanes.as_chunks::<4>().0.iter();
+        total += lanes.map(|lane| u64::from(u32::from_le_bytes(*lane))).sum::<u64>();
         total += color::luma_sum(r, g, b);
     }
     total
 }
 
 #[target_feature(enable = "avx2")]
-fn saturation(view: &mut [u8], side: usize, factor: f32) {
+fn saturation(view: &mut Planes, factor: f32) {
     let by = _mm256_set1_ps(factor);
-    for_pixels(view, side, |pixels| {
-        let parts = [eights(&pixels[0]), eights(&pixels[1]), eights(&pixels[2])];
+    for_pixels(view, |[red, green, blue]| {
+        let parts = [eights(red), eights(green), eights(blue)];
         let mut blended = [[_mm256_setzero_si256(); 4]; 3];
         for i in 0..4 {
             let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
@@ -517,39 +571,39 @@ fn saturation(view: &mut [u8], side: usize, factor: f32) {
             blended[1][i] = blend(gray, g, by);
             blended[2][i] = blend(gray, b, by);
         }
-        for (plane, blended) in pixels.iter_mut().zip(blended) {
+        for (plane, blended) in [red, green, blue].into_iter().zip(blended) {
             store32(plane, narrow32(blended));
         }
     });
 }
 
+/// Into the first plane, which then stands for all.
 #[target_feature(enable = "avx2")]
-fn gray(view: &mut [u8], side: usize) {
-    for_pixels(view, side, |pixels| {
-        let parts = [eights(&pixels[0]), eights(&pixels[1]), eights(&pixels[2])];
+fn gray(view: &mut Planes) {
+    for_pixels(view, |[red, green, blue]| {
+        let parts = [eights(red), eights(green), eights(blue)];
         let mut sums = [_mm256_setzero_si256(); 4];
         for (i, sum) in sums.iter_mut().enumerate() {
             let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
             *sum = _mm256_srli_epi32::<16>(_mm256_cvttps_epi32(luma(r, g, b)));
         }
-        let gray = narrow32(sums);
-        for plane in pixels {
-            store32(plane, gray);
-        }
+        store32(red, narrow32(sums));
     });
+    view.set_gray();
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn hue(view: &mut [u8], side: usize, shift: u8) {
-    for_pixels(view, side, |pixels| {
-        let turned = turn([load32(&pixels[0]), load32(&pixels[1]), load32(&pixels[2])], shift);
-        for (plane, turned) in pixels.iter_mut().zip(turned) {
-            store32(plane, turned);
-        }
+fn hue(view: &mut Planes, shift: u8) {
+    for_pixels(view, |[r, g, b]| {
+        let [red, green, blue] = turn([load32(r), load32(g), load32(b)], shift);
+        store32(r, red);
+        store32(g, green);
+        store32(b, blue);
     });
 }
 
-/// As `color::turn`, of 32 pixels.
+/// As `color::turn`, of 32 pixels: hue and saturation in `f32`, eight pixels at a time, the way back in
+/// 16-bit integers, and the choice of channels in bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn turn([r, g, b]: [__m256i; 3], shift: u8) -> [__m256i; 3] {
@@ -558,129 +612,148 @@ fn turn([r, g, b]: [__m256i; 3], shift: u8) -> [__m256i; 3] {
     let least = _mm256_min_epu8(below, b);
     let middle = _mm256_max_epu8(below, _mm256_min_epu8(above, b));
     let not_above = |a, b| _mm256_cmpeq_epi8(_mm256_min_epu8(a, b), a);
-    // The hue in sixths of a turn is `base` plus or minus (most - middle) / range.
+    let (red, green) = (_mm256_cmpeq_epi8(r, most), _mm256_cmpeq_epi8(g, most));
+    let (bg, br, rg) = (not_above(b, g), not_above(b, r), not_above(r, g));
+    // The hue in sixths of a turn is 2 * `place` - 1 plus or minus (most - middle) / range.
     let pick = |mask, yes: i8, no: i8| {
         _mm256_blendv_epi8(_mm256_set1_epi8(no), _mm256_set1_epi8(yes), mask)
     };
-    let (red, green) = (_mm256_cmpeq_epi8(r, most), _mm256_cmpeq_epi8(g, most));
-    let (bg, br, rg) = (not_above(b, g), not_above(b, r), not_above(r, g));
-    let base = _mm256_blendv_epi8(pick(rg, 3, 5), pick(br, 1, 3), green);
-    let base = _mm256_blendv_epi8(base, pick(bg, 1, -1), red);
+    let place = _mm256_blendv_epi8(pick(rg, 2, 3), pick(br, 1, 2), green);
+    let place = _mm256_blendv_epi8(place, pick(bg, 1, 0), red);
     let rises = _mm256_blendv_epi8(rg, br, green);
-    let falls = _mm256_blendv_epi8(pick(rises, 0, -1), bg, red);
+    let falls = _mm256_blendv_epi8(pick(rises, 0, -128), bg, red);
+    let falls = _mm256_and_si256(falls, _mm256_set1_epi8(-128));
 
-    let store = |value| {
-        let mut bytes = [0; LANES];
-        store32(&mut bytes, value);
-        bytes
-    };
-    let gaps = store(_mm256_sub_epi8(most, middle));
-    let ranges = store(_mm256_sub_epi8(most, least));
-    let (mosts, bases, signs) = (store(most), store(base), store(falls));
-    let [gaps, ranges, mosts, bases, signs] = [&gaps, &ranges, &mosts, &bases, &signs].map(eights);
-    let mut pixels = [_mm256_setzero_si256(); 4];
-    for (i, pixel) in pixels.iter_mut().enumerate() {
-        let base = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(widen8(bases[i])));
-        let sign = _mm256_slli_epi32::<31>(widen8(signs[i]));
-        *pixel = turn8(widen8(gaps[i]), widen8(ranges[i]), widen8(mosts[i]), base, sign, shift);
+    let zero = _mm256_setzero_si256();
+    let gaps = words(_mm256_sub_epi8(most, middle));
+    let ranges = words(_mm256_sub_epi8(most, least));
+    let (mosts, places) = (words(most), words(place));
+    // As the highest byte of 32 bits: their sign.
+    let signs = [_mm256_unpacklo_epi8(zero, falls), _mm256_unpackhi_epi8(zero, falls)];
+    let mut back = [[zero; 3]; 2];
+    for half in 0..2 {
+        let (gaps, ranges, values) =
+            (floats_of(gaps[half]), floats_of(ranges[half]), floats_of(mosts[half]));
+        let places = longs(places[half]);
+        let signs =
+            [_mm256_unpacklo_epi16(zero, signs[half]), _mm256_unpackhi_epi16(zero, signs[half])];
+        let hue = _mm256_packs_epi32(
+            hue_of(gaps[0], ranges[0], places[0], signs[0]),
+            hue_of(gaps[1], ranges[1], places[1], signs[1]),
+        );
+        let hue = _mm256_add_epi16(hue, _mm256_set1_epi16(i16::from(shift)));
+        let saturation = _mm256_packs_epi32(
+            saturation_of(ranges[0], values[0]),
+            saturation_of(ranges[1], values[1]),
+        );
+        back[half] = from_hue(hue, saturation, mosts[half], values);
     }
-    from_pixels(pixels)
+    let [first, second] = back;
+    let sector = _mm256_packus_epi16(first[0], second[0]);
+    let low = _mm256_packus_epi16(first[1], second[1]);
+    let middle = _mm256_packus_epi16(first[2], second[2]);
+    // By sector, of which 6 is 0: where a channel is the highest, and where the lowest.
+    const Y: u8 = 255;
+    let of = [sector, most, middle, low];
+    let red = choose(of, [Y, 0, 0, 0, 0, Y, Y, 0], [0, 0, Y, Y, 0, 0, 0, 0]);
+    let green = choose(of, [0, Y, Y, 0, 0, 0, 0, 0], [0, 0, 0, 0, Y, Y, 0, 0]);
+    let blue = choose(of, [0, 0, 0, Y, Y, 0, 0, 0], [Y, Y, 0, 0, 0, 0, Y, 0]);
+    [red, green, blue]
 }
 
-/// Eight pixels, of which is known: most - middle, most - least, most, and where in the circle of hues
-/// they lie: `base` sixths, less the part that is to be computed where `sign` has its highest bit.
+/// A channel, by the sectors where it is the highest, and where the lowest.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn choose([sector, most, middle, low]: [__m256i; 4], highest: [u8; 8], lowest: [u8; 8]) -> __m256i {
+    let (highest, lowest) = (i64::from_le_bytes(highest), i64::from_le_bytes(lowest));
+    let is_highest = _mm256_shuffle_epi8(_mm256_set1_epi64x(highest), sector);
+    let is_lowest = _mm256_shuffle_epi8(_mm256_set1_epi64x(lowest), sector);
+    _mm256_blendv_epi8(_mm256_blendv_epi8(middle, low, is_lowest), most, is_highest)
+}
+
+/// Bytes as 16-bit integers: of each half the lower eight, then the upper ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words(bytes: __m256i) -> [__m256i; 2] {
+    let zero = _mm256_setzero_si256();
+    [_mm256_unpacklo_epi8(bytes, zero), _mm256_unpackhi_epi8(bytes, zero)]
+}
+
+/// 16-bit integers as 32-bit ones, likewise.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn longs(words: __m256i) -> [__m256i; 2] {
+    let zero = _mm256_setzero_si256();
+    [_mm256_unpacklo_epi16(words, zero), _mm256_unpackhi_epi16(words, zero)]
+}
+
+/// As [`longs`], as `f32`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn floats_of(words: __m256i) -> [__m256; 2] {
+    let [a, b] = longs(words);
+    [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)]
+}
+
+/// Eight hues in 255ths of a turn, truncated. `sign` has its highest bit where the part that is computed
+/// is subtracted.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn turn8(
-    gap: __m256i,
-    range: __m256i,
-    most: __m256i,
-    base: __m256i,
-    sign: __m256i,
-    shift: u8,
-) -> __m256i {
-    let [one, full] = [1.0, 255.0].map(|value| _mm256_set1_ps(value));
-    let [all, square] = [255, 255 * 255].map(|value| _mm256_set1_epi32(value));
-    let range = _mm256_cvtepi32_ps(range);
-    let part = _mm256_div_ps(_mm256_cvtepi32_ps(gap), _mm256_max_ps(range, one));
-    let part = _mm256_xor_ps(part, _mm256_castsi256_ps(sign));
-    let sixths = _mm256_add_ps(_mm256_cvtepi32_ps(base), part);
+fn hue_of(gap: __m256, range: __m256, place: __m256i, sign: __m256i) -> __m256i {
+    let one = _mm256_set1_ps(1.0);
+    let base = _mm256_setr_ps(-1.0, 1.0, 3.0, 5.0, -1.0, 1.0, 3.0, 5.0);
+    let base = _mm256_permutevar_ps(base, place);
+    let part = _mm256_div_ps(gap, _mm256_max_ps(range, one));
+    let sixths = _mm256_add_ps(base, _mm256_xor_ps(part, _mm256_castsi256_ps(sign)));
     let below = _mm256_cmp_ps::<_CMP_LT_OQ>(sixths, _mm256_setzero_ps());
     // A division by six: the product's error, divided too.
     let (six, sixth) = (_mm256_set1_ps(6.0), _mm256_set1_ps(1.0 / 6.0));
     let turns = _mm256_mul_ps(sixths, sixth);
     let turns = _mm256_fmadd_ps(_mm256_fnmadd_ps(turns, six, sixths), sixth, turns);
     let turns = _mm256_add_ps(turns, _mm256_and_ps(below, one));
-    let hue = _mm256_cvttps_epi32(_mm256_mul_ps(turns, full));
-    let hue = _mm256_and_si256(_mm256_add_epi32(hue, _mm256_set1_epi32(i32::from(shift))), all);
-    let value = _mm256_cvtepi32_ps(most);
-    let saturation = _mm256_div_ps(_mm256_mul_ps(range, full), _mm256_max_ps(value, one));
-    let saturation = _mm256_cvttps_epi32(saturation);
-
-    // Factors below 2^15: their product as one of pairs whose upper halves are zero.
-    let product = |a, b| _mm256_madd_epi16(a, b);
-    let hue6 = product(hue, _mm256_set1_epi32(6));
-    let sector = _mm256_add_epi32(hue6, _mm256_set1_epi32(1));
-    let sector = product(sector, _mm256_set1_epi32(257));
-    let sector = _mm256_srli_epi32::<16>(sector);
-    let within = _mm256_sub_epi32(hue6, product(sector, all));
-    let odd = _mm256_castsi256_ps(_mm256_slli_epi32::<31>(sector));
-    let even_away = _mm256_castsi256_ps(_mm256_sub_epi32(all, within));
-    let away = _mm256_blendv_ps(even_away, _mm256_castsi256_ps(within), odd);
-    let away = _mm256_castps_si256(away);
-
-    let low = product(most, _mm256_sub_epi32(all, saturation));
-    let low = _mm256_add_epi32(low, _mm256_set1_epi32(128));
-    let low = _mm256_add_epi32(low, _mm256_srli_epi32::<8>(low));
-    // Its second byte is the quotient: left where it is.
-    let low = _mm256_and_si256(low, _mm256_set1_epi32(0xFF00));
-    // Below 2^24: exact in `f32`.
-    let middle = _mm256_sub_epi32(square, product(saturation, away));
-    let middle = _mm256_mul_ps(_mm256_cvtepi32_ps(middle), value);
-    let middle = _mm256_mul_ps(middle, _mm256_set1_ps(1.0 / (255.0 * 255.0)));
-    let middle = _mm256_cvttps_epi32(_mm256_add_ps(middle, _mm256_set1_ps(0.5)));
-
-    // Most, low and middle are bytes 0, 1 and 2 of a lane; the sector says which of them is red, green
-    // and blue. Sector 6 is sector 0.
-    let three = _mm256_or_si256(_mm256_or_si256(most, low), _mm256_slli_epi32::<16>(middle));
-    let order = _mm256_setr_epi32(
-        0x0001_0200,
-        0x0001_0002,
-        0x0002_0001,
-        0x0000_0201,
-        0x0000_0102,
-        0x0002_0100,
-        0x0001_0200,
-        0,
-    );
-    let order = _mm256_permutevar8x32_epi32(order, sector);
-    let lane = _mm256_setr_epi32(
-        0,
-        0x0404_0404,
-        0x0808_0808,
-        0x0C0C_0C0C,
-        0,
-        0x0404_0404,
-        0x0808_0808,
-        0x0C0C_0C0C,
-    );
-    _mm256_shuffle_epi8(three, _mm256_or_si256(order, lane))
+    _mm256_cvttps_epi32(_mm256_mul_ps(turns, _mm256_set1_ps(255.0)))
 }
 
-/// Four vectors of eight pixels RGB? as three planes of 32.
+/// Eight saturations in 255ths, truncated.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn from_pixels(pixels: [__m256i; 4]) -> [__m256i; 3] {
-    let split = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
-    ));
-    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    let [a, b, c, d] = pixels.map(|four| _mm256_shuffle_epi8(four, split));
-    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-    let (red, green) = (_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
-    let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-    let blue = _mm256_unpacklo_epi64(ab, cd);
-    [red, green, blue].map(|plane| _mm256_permutevar8x32_epi32(plane, order))
+fn saturation_of(range: __m256, most: __m256) -> __m256i {
+    let range = _mm256_mul_ps(range, _mm256_set1_ps(255.0));
+    _mm256_cvttps_epi32(_mm256_div_ps(range, _mm256_max_ps(most, _mm256_set1_ps(1.0))))
+}
+
+/// Of sixteen pixels the sector of the turn that the hue (modulo 256) lies in, the lowest and the middle
+/// channel.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn from_hue(hue: __m256i, saturation: __m256i, most: __m256i, values: [__m256; 2]) -> [__m256i; 3] {
+    let all = _mm256_set1_epi16(255);
+    let hue6 = _mm256_mullo_epi16(_mm256_and_si256(hue, all), _mm256_set1_epi16(6));
+    let sector = _mm256_add_epi16(hue6, _mm256_set1_epi16(1));
+    let sector = _mm256_mulhi_epu16(sector, _mm256_set1_epi16(257));
+    let within = _mm256_sub_epi16(hue6, _mm256_mullo_epi16(sector, all));
+    // 255 - within in even sectors.
+    let odd = _mm256_srai_epi16::<15>(_mm256_slli_epi16::<15>(sector));
+    let away = _mm256_xor_si256(within, _mm256_andnot_si256(odd, all));
+
+    let low = _mm256_mullo_epi16(most, _mm256_xor_si256(saturation, all));
+    let low = _mm256_add_epi16(low, _mm256_set1_epi16(128));
+    let low = _mm256_srli_epi16::<8>(_mm256_add_epi16(low, _mm256_srli_epi16::<8>(low)));
+
+    let square = _mm256_set1_epi16((255_u16 * 255) as i16);
+    let rest = _mm256_sub_epi16(square, _mm256_mullo_epi16(saturation, away));
+    let [a, b] = longs(rest);
+    let middle = _mm256_packs_epi32(product(a, values[0]), product(b, values[1]));
+    [sector, low, middle]
+}
+
+/// Eight times `value * rest / 255^2`, rounded. What is rounded is below 2^24: exact in `f32`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn product(rest: __m256i, value: __m256) -> __m256i {
+    let middle = _mm256_mul_ps(_mm256_cvtepi32_ps(rest), value);
+    let middle = _mm256_mul_ps(middle, _mm256_set1_ps(1.0 / (255.0 * 255.0)));
+    _mm256_cvttps_epi32(_mm256_add_ps(middle, _mm256_set1_ps(0.5)))
 }
 
 // ---- blur
@@ -696,7 +769,12 @@ struct Split {
 const BOX_SPLIT: i32 = 10;
 
 #[target_feature(enable = "avx2")]
-fn gaussian(view: &mut [u8], side: usize, kernel: Kernel, scratch: &mut super::blur::Scratch) {
+fn gaussian(
+    view: &mut Planes,
+    kernel: Kernel,
+    within: [usize; 4],
+    scratch: &mut super::blur::Scratch,
+) {
     let pair = |full: u32, far: u32| _mm256_set1_epi32((full | far << 16) as i32);
     let mask = (1 << BOX_SPLIT) - 1;
     let weights = Split {
@@ -704,94 +782,114 @@ fn gaussian(view: &mut [u8], side: usize, kernel: Kernel, scratch: &mut super::b
         low: pair(kernel.full & mask, kernel.far & mask),
     };
     match kernel.radius {
-        0 => passes::<0>(view, side, weights, scratch),
-        _ => passes::<1>(view, side, weights, scratch),
+        0 => passes::<0>(view, weights, within, scratch),
+        _ => passes::<1>(view, weights, within, scratch),
     }
 }
 
 /// All passes, a few rows at a time, so that everything stays in the nearest cache: rows are blurred along
-/// themselves into `rings[0]`, from there along the columns into `rings[1]`, `rings[2]` and back into
-/// the view. A ring holds the newest [`RING`] rows, 16 bits a value.
+/// themselves, what is kept of them goes into `rings[0]`, from there along the columns into `rings[1]`,
+/// `rings[2]` and back into the picture. A ring holds the newest [`RING`] rows, 16 bits a value.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn passes<const RADIUS: usize>(
-    view: &mut [u8],
-    side: usize,
+    view: &mut Planes,
     weights: Split,
+    [left, top, kept, rows]: [usize; 4],
     scratch: &mut super::blur::Scratch,
 ) {
-    let (margin, stride) = (RADIUS + 1, 3 * side);
-    let Rings { mut lines, rings: [along, once, twice], width } = scratch.rings(side);
-    let slot = |y: usize| (y % RING) * width..(y % RING) * width + width;
+    let margin = RADIUS + 1;
+    let (width, height, count) = (view.width(), view.height(), if view.is_gray() { 1 } else { 3 });
+    let mut planes = view.padded();
+    let planes = &mut planes[..count];
+    let Rings { mut lines, rings: [along, once, twice], stride } = scratch.rings(width, kept);
+    let slot = |y: usize| (y % RING) * stride..(y % RING + 1) * stride;
     // Beyond the first and the last row stand those rows.
-    let near = |y: usize, up: usize, down: usize| slot((y + down).saturating_sub(up).min(side - 1));
+    let near =
+        |y: usize, up: usize, down: usize| slot((y + down).saturating_sub(up).min(height - 1));
     let around =
         |y: usize| [near(y, margin, 0), near(y, 1, 0), slot(y), near(y, 0, 1), near(y, 0, margin)];
-    for y in 0..side + PASSES * margin {
-        if y < side && y.is_multiple_of(TOGETHER) {
-            let rows = TOGETHER.min(side - y);
-            along_lines::<RADIUS>(
-                &view[y * stride..(y + rows) * stride],
-                side,
-                weights,
-                &mut lines,
-            );
-            for (i, line) in lines[0].chunks_exact(padded(side)).take(3 * rows).enumerate() {
-                let to = &mut along[slot(y + i / 3)][i % 3 * side..][..side];
-                to.copy_from_slice(&line[margin..margin + side]);
+    // A pass is as many rows behind the one before it as it looks ahead, and needs no more rows than
+    // the later ones read.
+    let row = |y: usize, pass: usize| {
+        let reach = (PASSES - pass) * margin;
+        let y = y.checked_sub(pass * margin)?;
+        (y < height && y + reach >= top && y < top + rows + reach).then_some(y)
+    };
+    for y in 0..height + PASSES * margin {
+        if y < height && y.is_multiple_of(TOGETHER) {
+            let rows = TOGETHER.min(height - y);
+            let first = y..y + rows;
+            let from = planes.iter().flat_map(|plane| first.clone().map(|y| &plane[y * width..]));
+            along_lines::<RADIUS>(from, width, weights, &mut lines);
+            let mut line = ROOM + margin + left;
+            for plane in 0..count {
+                for y in first.clone() {
+                    copy(&lines[0][line..], &mut along[slot(y)][plane * kept..], kept);
+                    line += width + 2 * margin;
+                }
             }
         }
-        let delayed = |rows: usize| y.checked_sub(rows * margin).filter(|y| *y < side);
-        if let Some(y) = delayed(1) {
+        if let Some(y) = row(y, 1) {
             across::<RADIUS>(along, around(y), weights, &mut once[slot(y)]);
         }
-        if let Some(y) = delayed(2) {
+        if let Some(y) = row(y, 2) {
             across::<RADIUS>(once, around(y), weights, &mut twice[slot(y)]);
         }
-        if let Some(y) = delayed(3) {
+        if let Some(y) = row(y, 3) {
             // Row y of `along` is no longer needed.
             let last = &mut along[slot(y)];
             across::<RADIUS>(twice, around(y), weights, last);
-            narrow(last, &mut view[y * stride..(y + 1) * stride]);
+            for (i, plane) in planes.iter_mut().enumerate() {
+                narrow(&last[i * kept..], &mut plane[y * width + left..], kept);
+            }
         }
     }
 }
 
-/// Three passes along a few lines of `side` bytes, into `lines[0]`, whose lines are [padded]. Pass by
-/// pass, not line by line: what a pass has stored has left the CPU's store queue when the next one
-/// reads it.
+/// Three passes along lines of `width` bytes, into `lines[0]`, where each has a margin at both ends and
+/// [`ROOM`] is before the first. Pass by pass, not line by line: what a pass has stored has left the CPU's
+/// store queue when the next one reads it; and a pass goes over all lines as over one, because lines
+/// that are a few vectors long would wait for each other's ends.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn along_lines<const RADIUS: usize>(
-    from: &[u8],
-    side: usize,
+fn along_lines<'a, const RADIUS: usize>(
+    from: impl Iterator<Item = &'a [u8]>,
+    width: usize,
     weights: Split,
     [first, second]: &mut [&mut [i16]; 2],
 ) {
-    let (stride, margin) = (padded(side), RADIUS + 1);
-    let count = from.len() / side;
-    for (line, padded) in from.chunks_exact(side).zip(second.chunks_exact_mut(stride)) {
-        for (to, from) in padded[margin..].iter_mut().zip(line) {
-            *to = i16::from(*from);
+    let margin = RADIUS + 1;
+    let stride = width + 2 * margin;
+    let mut end = ROOM;
+    for line in from {
+        // What is written too much is overwritten with the next line, or lies in the room.
+        let to = second[end + margin..].chunks_exact_mut(WORDS);
+        let from = line.chunks_exact(WORDS).take(width.div_ceil(WORDS));
+        for (to, from) in to.zip(from) {
+            if let (Some(to), Some(from)) = (to.first_chunk_mut(), from.first_chunk()) {
+                store_words(to, _mm256_cvtepu8_epi16(load16(from)));
+            }
         }
+        end += stride;
     }
     for pass in 0..PASSES {
         let (source, target): (&mut [i16], &mut [i16]) =
             if pass % 2 == 0 { (second, first) } else { (first, second) };
-        let sources = source.chunks_exact_mut(stride).take(count);
-        for (source, target) in sources.zip(target.chunks_exact_mut(stride)) {
-            let (left, right) = (source[margin], source[margin + side - 1]);
-            source[..margin].fill(left);
-            source[margin + side..][..margin].fill(right);
-            for start in (0..side).step_by(WORDS) {
-                // One check of bounds for all taps.
-                let Some(window) = source[start..].first_chunk::<WINDOW>() else { break };
-                let tap = |tap: usize| window[tap..].first_chunk().unwrap_or(&[0; WORDS]);
-                let (middle, right) = (margin, 2 * margin);
-                let taps = [tap(0), tap(1), tap(middle), tap(right - 1), tap(right)];
-                if let Some(to) = target[margin + start..].first_chunk_mut() {
-                    store_words(to, weigh::<RADIUS>(taps, weights));
-                }
+        for line in source[ROOM..end].chunks_exact_mut(stride) {
+            let (left, right) = (line[margin], line[stride - 1 - margin]);
+            for i in 0..margin {
+                line[i] = left;
+                line[stride - 1 - i] = right;
+            }
+        }
+        for start in (ROOM..end).step_by(WORDS) {
+            // One check of bounds for all taps. The margins get what nobody reads.
+            let Some(window) = source[start - margin..].first_chunk::<WINDOW>() else { break };
+            let tap = |tap: usize| window[tap..].first_chunk().unwrap_or(&[0; WORDS]);
+            let taps = [tap(0), tap(1), tap(margin), tap(2 * margin - 1), tap(2 * margin)];
+            if let Some(to) = target[start..].first_chunk_mut() {
+                store_words(to, weigh::<RADIUS>(taps, weights));
             }
         }
     }
@@ -814,11 +912,25 @@ fn across<const RADIUS: usize>(
     }
 }
 
-/// 16-bit values of 0..=255 as bytes.
-#[inline(always)]
-fn narrow(from: &[i16], to: &mut [u8]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from as u8;
+/// As many values, and up to whole vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn copy(from: &[i16], to: &mut [i16], count: usize) {
+    let (from, to) = (from.as_chunks::<WORDS>().0, to.as_chunks_mut::<WORDS>().0);
+    for (to, from) in to.iter_mut().zip(from).take(count.div_ceil(WORDS)) {
+        store_words(to, load_words(from));
+    }
+}
+
+/// As many values of 0..=255 as bytes, and up to whole vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn narrow(from: &[i16], to: &mut [u8], count: usize) {
+    let (from, to) = (from.as_chunks::<WORDS>().0, to.as_chunks_mut::<WORDS>().0);
+    for (to, from) in to.iter_mut().zip(from).take(count.div_ceil(WORDS)) {
+        let words = load_words(from);
+        let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        store16(to, _mm_packus_epi16(low, high));
     }
 }
 

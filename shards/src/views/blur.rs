@@ -3,6 +3,8 @@
 //! (Gwosdek, Grewenig, Bruhn, Weickert: "Theoretical Foundations of Gaussian Convolution by
 //! Extended Box Filtering", 2011). Pixels beyond the edge repeat the edge.
 
+use super::planes::Planes;
+
 /// Box blurs in a row; Pillow's number.
 pub(super) const PASSES: usize = 3;
 /// The largest radius that has loops of its own: DetCo's blurs (sigma up to 2) have 0 or 1.
@@ -17,29 +19,27 @@ pub(super) const TOGETHER: usize = 4;
 #[cfg(target_arch = "x86_64")]
 pub(super) const RING: usize = 16;
 
-/// Values of a line with margins at both ends, and room for a vector that begins with its last one.
+/// Values before the first line and behind the last one that vectors may read or write.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn padded(side: usize) -> usize {
-    side + 2 * (RADIUS_MAX + 1) + 16
-}
+pub(super) const ROOM: usize = 32;
 
 /// What the passes hand on.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug)]
 pub(super) struct Rings<'a> {
-    /// [Padded](padded) lines of [`TOGETHER`] rows, twice.
+    /// Lines of [`TOGETHER`] rows with [`RADIUS_MAX`] + 1 values more at both ends, twice; and [`ROOM`].
     pub(super) lines: [&'a mut [i16]; 2],
-    /// Rows of `width` values after the passes along rows, and after one and two along columns.
+    /// Rows of `stride` values after the passes along rows, and after one and two along columns.
     pub(super) rings: [&'a mut [i16]; 3],
-    /// At least three lines.
-    pub(super) width: usize,
+    /// At least the kept pixels of three lines, the last one's filled up to whole vectors.
+    pub(super) stride: usize,
 }
 
-/// A padded line and a padded image: what a pass reads.
+/// A padded line and a padded plane: what a pass reads.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    row: Vec<u8>,
-    rows: Vec<u8>,
+    line: Vec<u8>,
+    lines: Vec<u8>,
     /// For [`Rings`].
     #[cfg(target_arch = "x86_64")]
     words: Vec<i16>,
@@ -74,35 +74,48 @@ impl Kernel {
     }
 }
 
+/// How many pixels around it a blurred pixel depends on, where loops are there for parts of a picture.
+pub(super) fn reach(sigma: f32) -> Option<usize> {
+    let Kernel { radius, .. } = Kernel::gaussian(sigma);
+    (radius <= RADIUS_MAX).then_some(PASSES * (radius + 1))
+}
+
 impl Scratch {
-    /// Memory for views of `side` pixels.
+    /// Memory for up to three planes of lines of `width` pixels, of which `kept` go on to the passes
+    /// along columns.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn rings(&mut self, side: usize) -> Rings<'_> {
-        let width = (3 * side).next_multiple_of(16);
-        let (lines, ring) = (TOGETHER * 3 * padded(side), RING * width);
-        self.words.resize(2 * lines + 3 * ring, 0);
+    #[inline(always)]
+    pub(super) fn rings(&mut self, width: usize, kept: usize) -> Rings<'_> {
+        let stride = (2 * kept + kept.next_multiple_of(16)).next_multiple_of(16);
+        let lines = TOGETHER * 3 * (width + 2 * (RADIUS_MAX + 1)) + 2 * ROOM;
+        let ring = RING * stride;
+        if self.words.len() < 2 * lines + 3 * ring {
+            self.words.resize(2 * lines + 3 * ring, 0);
+        }
         let (first, rest) = self.words.split_at_mut(lines);
         let (second, rest) = rest.split_at_mut(lines);
         let (along, rest) = rest.split_at_mut(ring);
-        let (once, twice) = rest.split_at_mut(ring);
-        Rings { lines: [first, second], rings: [along, once, twice], width }
+        let (once, rest) = rest.split_at_mut(ring);
+        Rings { lines: [first, second], rings: [along, once, &mut rest[..ring]], stride }
     }
 
-    /// Blurs `view`, row-planar `[side, 3, side]`, in place. `sigma` in pixels.
+    /// Blurs a picture in place. `sigma` in pixels.
     #[inline(always)]
-    pub(super) fn gaussian(&mut self, view: &mut [u8], side: usize, sigma: f32) {
+    pub(super) fn gaussian(&mut self, view: &mut Planes, sigma: f32) {
         let kernel = Kernel::gaussian(sigma);
-        for line in view.chunks_exact_mut(side) {
-            for _ in 0..PASSES {
-                pad(line, 1, kernel.radius + 1, &mut self.row);
-                convolve(&self.row, 1, kernel, line);
+        let width = view.width();
+        for plane in view.planes() {
+            for line in plane.chunks_exact_mut(width) {
+                for _ in 0..PASSES {
+                    pad(line, 1, kernel.radius + 1, &mut self.line);
+                    convolve(&self.line, 1, kernel, line);
+                }
             }
-        }
-        let stride = side * 3;
-        for _ in 0..PASSES {
-            // Neighbours along a column are a row apart: the same sum over one long line.
-            pad(view, stride, kernel.radius + 1, &mut self.rows);
-            convolve(&self.rows, stride, kernel, view);
+            for _ in 0..PASSES {
+                // Neighbours along a column are a row apart: the same sum over one long line.
+                pad(plane, width, kernel.radius + 1, &mut self.lines);
+                convolve(&self.lines, width, kernel, plane);
+            }
         }
     }
 }

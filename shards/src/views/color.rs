@@ -1,54 +1,66 @@
 //! Colour, as Pillow's `ImageEnhance` and `convert` do it on 8-bit pixels: blends are computed in
 //! `f32` and truncated, hues partly in `f64`, and every operation rounds to 8 bits before the next.
 //!
-//! Views are row-planar here (see [`super::geometry`]). Loops have no branches and no tables, so that
-//! they become vector code; conversions to integers add 2^52 (or 2^23) and keep the low bits, because
-//! a saturating cast does not.
+//! Loops have no branches and no tables, so that they become vector code; conversions to integers add
+//! 2^52 (or 2^23) and keep the low bits, because a saturating cast does not.
+
+use super::planes::Planes;
 
 /// Blends with black. Factor 1 is the image.
 #[inline(always)]
-pub(super) fn brightness(view: &mut [u8], factor: f32) {
+pub(super) fn brightness(view: &mut Planes, factor: f32) {
     blend_flat(view, 0, factor);
 }
 
 /// Blends with the mean of the image's luma. Factor 1 is the image.
 #[inline(always)]
-pub(super) fn contrast(view: &mut [u8], side: usize, factor: f32) {
-    let rows = view.chunks_exact(3 * side);
-    let sum = rows.map(|row| luma_sum(&row[..side], &row[side..2 * side], &row[2 * side..])).sum();
-    blend_flat(view, mean(sum, side), factor);
+pub(super) fn contrast(view: &mut Planes, factor: f32) {
+    let mean = luma_mean(view);
+    blend_flat(view, mean, factor);
 }
 
-/// Sum of the luma of a row, or of a part of one.
+/// The rounded mean of the image's luma.
+#[inline(always)]
+pub(super) fn luma_mean(view: &mut Planes) -> u8 {
+    let [r, g, b] = view.planes();
+    mean(luma_sum(r, g, b), r.len())
+}
+
+/// Sum of the luma of some pixels.
 #[inline(always)]
 pub(super) fn luma_sum(r: &[u8], g: &[u8], b: &[u8]) -> u64 {
-    // A row of at most 4096 values of at most 255 fits.
-    let sum: u32 = r.iter().zip(g).zip(b).map(|((r, g), b)| luma(*r, *g, *b)).sum();
-    u64::from(sum)
+    // As many values of at most 255 fit.
+    const PART: usize = 1 << 16;
+    let parts = r.chunks(PART).zip(g.chunks(PART)).zip(b.chunks(PART));
+    let sums = parts.map(|((r, g), b)| {
+        let sum: u32 = r.iter().zip(g).zip(b).map(|((r, g), b)| luma(*r, *g, *b)).sum();
+        u64::from(sum)
+    });
+    sums.sum()
 }
 
-/// The rounded mean of a square view, from its sum.
-pub(super) fn mean(sum: u64, side: usize) -> u8 {
-    (sum as f64 / (side * side) as f64 + 0.5) as u8
+/// The rounded mean of so many pixels, from their sum.
+pub(super) fn mean(sum: u64, pixels: usize) -> u8 {
+    (sum as f64 / pixels as f64 + 0.5) as u8
 }
 
 /// Blends with the image's luma. Factor 1 is the image.
 #[inline(always)]
-pub(super) fn saturation(view: &mut [u8], side: usize, factor: f32) {
-    for_pixels(view, side, Saturation(factor));
+pub(super) fn saturation(view: &mut Planes, factor: f32) {
+    for_pixels(view, Saturation(factor));
 }
 
 /// Three equal channels of luma.
 #[inline(always)]
-pub(super) fn gray(view: &mut [u8], side: usize) {
-    for_pixels(view, side, Gray);
+pub(super) fn gray(view: &mut Planes) {
+    for_pixels(view, Gray);
 }
 
 /// Turns the hue, through 8-bit HSV as Pillow does: the shift is truncated to 1/255 turns and the
 /// sum wraps at 256.
 #[inline(always)]
-pub(super) fn hue(view: &mut [u8], side: usize, turns: f32) {
-    for_pixels(view, side, Hue(shift(turns)));
+pub(super) fn hue(view: &mut Planes, turns: f32) {
+    for_pixels(view, Hue(shift(turns)));
 }
 
 /// A part of a turn in units of Pillow's 8-bit hue, truncated, modulo 256.
@@ -58,12 +70,12 @@ pub(super) fn shift(turns: f32) -> u8 {
 
 /// What becomes of a pixel. Not a closure: those cannot be told to be inlined always, and one that is
 /// not is called for each pixel, without vectors.
-pub(super) trait Pixel: Copy {
+trait Pixel: Copy {
     fn map(self, pixel: [u8; 3]) -> [u8; 3];
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Saturation(pub(super) f32);
+struct Saturation(f32);
 
 impl Pixel for Saturation {
     #[inline(always)]
@@ -74,7 +86,7 @@ impl Pixel for Saturation {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Gray;
+struct Gray;
 
 impl Pixel for Gray {
     #[inline(always)]
@@ -84,7 +96,7 @@ impl Pixel for Gray {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Hue(pub(super) u8);
+struct Hue(u8);
 
 impl Pixel for Hue {
     #[inline(always)]
@@ -94,17 +106,8 @@ impl Pixel for Hue {
 }
 
 #[inline(always)]
-fn for_pixels(view: &mut [u8], side: usize, op: impl Pixel) {
-    for row in view.chunks_exact_mut(3 * side) {
-        let (r, rest) = row.split_at_mut(side);
-        let (g, b) = rest.split_at_mut(side);
-        for_columns([r, g, b], op);
-    }
-}
-
-/// The pixels of a row, or of a part of one.
-#[inline(always)]
-pub(super) fn for_columns([r, g, b]: [&mut [u8]; 3], op: impl Pixel) {
+fn for_pixels(view: &mut Planes, op: impl Pixel) {
+    let [r, g, b] = view.planes();
     for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
         [*r, *g, *b] = op.map([*r, *g, *b]);
     }
@@ -125,9 +128,11 @@ pub(super) fn blend(from: f32, to: u8, factor: f32) -> u8 {
 }
 
 #[inline(always)]
-pub(super) fn blend_flat(view: &mut [u8], from: u8, factor: f32) {
-    for value in view {
-        *value = blend(f32::from(from), *value, factor);
+pub(super) fn blend_flat(view: &mut Planes, from: u8, factor: f32) {
+    for plane in view.planes() {
+        for value in plane {
+            *value = blend(f32::from(from), *value, factor);
+        }
     }
 }
 
@@ -231,24 +236,25 @@ mod tests {
     #[test]
     fn hues_turn_as_in_pillow_for_every_pixel() {
         for shift in [0, 1, 26, 128, 230, 255] {
-            let mut row: Vec<u8> = vec![0; 3 * 4096];
+            let [mut row, mut before] = [Planes::default(), Planes::default()];
+            row.reshape(4096, 1);
             for first in (0..1 << 24).step_by(4096) {
+                let [reds, greens, blues] = row.planes();
                 for x in 0..4096 {
                     let [_, r, g, b] = (first + x as u32).to_be_bytes();
-                    [row[x], row[4096 + x], row[2 * 4096 + x]] = [r, g, b];
+                    [reds[x], greens[x], blues[x]] = [r, g, b];
                 }
-                let before = row.clone();
-                for_pixels(&mut row, 4096, Hue(shift));
+                before.cut(&row, [0, 0, 4096, 1]);
+                for_pixels(&mut row, Hue(shift));
                 for x in 0..4096 {
-                    let pixel = |row: &[u8]| [row[x], row[4096 + x], row[2 * 4096 + x]];
+                    let pixel = |row: &Planes| row.row(0).map(|channel| channel[x]);
                     let (is, was) = (pixel(&row), pixel(&before));
                     assert_eq!(is, pillow(was, shift), "{was:?} turned by {shift}");
                 }
                 #[cfg(target_arch = "x86_64")]
                 if let Some(avx2) = super::super::avx2::Avx2::detect() {
-                    let mut fast = before.clone();
-                    avx2.hue(&mut fast, 4096, shift);
-                    assert!(fast == row, "{first:#x} turned by {shift}");
+                    avx2.hue(&mut before, shift);
+                    assert!(before.row(0) == row.row(0), "{first:#x} turned by {shift}");
                 }
             }
         }

@@ -1,11 +1,8 @@
 //! Crop, resize, interleave, mirror.
-//!
-//! While a view is worked on it is *row-planar*, `[side, 3, side]`: each row holds its red, then its
-//! green, then its blue values. Neighbours along a row are adjacent, neighbours along a column a whole
-//! row apart, and every loop runs over contiguous bytes of one meaning.
 
 use super::Vectors;
 use super::plan::Rect;
+use super::planes::Planes;
 use crate::decode::Frame;
 
 /// Bits after the point of a filter weight; Pillow's number, so that its sums are ours.
@@ -155,9 +152,9 @@ impl Axis {
 }
 
 impl Scratch {
-    /// Cuts `crop` out of `image` and resizes it to `side` x `side`, row-planar: along rows, then along
-    /// columns, each rounded to 8 bits, as Pillow's `BILINEAR`. Pixels outside the box are not looked
-    /// at, because torchvision crops first.
+    /// Cuts `crop` out of `image` and resizes it to `side` x `side`: along rows, then along columns,
+    /// each rounded to 8 bits, as Pillow's `BILINEAR`. Pixels outside the box are not looked at,
+    /// because torchvision crops first.
     #[inline(always)]
     pub(super) fn crop_resize(
         &mut self,
@@ -165,8 +162,9 @@ impl Scratch {
         crop: Rect,
         side: usize,
         vectors: Vectors,
-        out: &mut [u8],
+        out: &mut Planes,
     ) {
+        out.reshape(side, side);
         let Frame { image, part } = frame;
         let inside = crop.width > 0 && crop.height > 0 && part.area.contains(&crop);
         assert!(inside, "{crop:?} in {part:?}");
@@ -190,7 +188,7 @@ impl Scratch {
         let source =
             |y: usize| &image.pixels[((top + y) * image.width as usize + left) * 3..][..width * 3];
         let mut done = 0;
-        for (y, out) in out.chunks_exact_mut(3 * side).enumerate() {
+        for y in 0..side {
             let start = self.rows.starts[y];
             while done < (start + taps).min(height) {
                 // Beyond the last row stands the last row.
@@ -213,9 +211,12 @@ impl Scratch {
             match vectors {
                 #[cfg(target_arch = "x86_64")]
                 Vectors::Avx2(avx2) => {
-                    avx2.across(ring, (start, self.rows.pairs_of(y)), plane, out)
+                    avx2.across(ring, (start, self.rows.pairs_of(y)), plane, out.row_on(y))
                 }
-                Vectors::Plain => across(ring, (start, self.rows.weights_of(y)), plane, out),
+                Vectors::Plain => {
+                    let row = out.row_on(y).map(|row| &mut row[..side]);
+                    across(ring, (start, self.rows.weights_of(y)), plane, row);
+                }
             }
         }
     }
@@ -236,6 +237,13 @@ impl<'a> Ring<'a> {
     pub(super) fn row(self, y: usize) -> &'a [u8] {
         &self.bytes[(y & self.mask) * self.stride..][..self.stride]
     }
+
+    /// A row by vectors: planes are whole ones.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn lanes(self, y: usize) -> &'a [[u8; PLANE]] {
+        self.row(y).as_chunks().0
+    }
 }
 
 /// Makes scratch memory at least this long. It never shrinks: filling it anew would cost more.
@@ -255,7 +263,7 @@ pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
     }
 }
 
-/// [`ROWS`] rows of pixels through the filter, into as many rows, row-planar, planes of `plane` bytes.
+/// [`ROWS`] rows of pixels through the filter, into as many rows of three planes of `plane` bytes.
 #[inline(always)]
 fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
@@ -274,12 +282,10 @@ fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
     }
 }
 
-/// Rows of three planes of `plane` bytes, from `start` on, through the filter into one row of three
-/// planes.
+/// Rows of three planes of `plane` bytes, from `start` on, through the filter into one row.
 #[inline(always)]
-fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: &mut [u8]) {
-    let side = out.len() / 3;
-    for (channel, out) in out.chunks_exact_mut(side).enumerate() {
+fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: [&mut [u8]; 3]) {
+    for (channel, out) in out.into_iter().enumerate() {
         for (x, out) in out.chunks_mut(PLANE).enumerate() {
             let mut sums = [HALF; PLANE];
             for (i, weight) in weights.iter().enumerate() {
@@ -295,26 +301,12 @@ fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: 
     }
 }
 
-/// Part of a row-planar row as interleaved RGB: `columns` of it, from left to right, or from right to
-/// left where the row is `mirrored`; the columns are counted in the mirrored row.
+/// A row as interleaved RGB, from left to right, or from right to left where it is `mirrored`.
 #[inline(always)]
-pub(super) fn interleave(
-    row: &[u8],
-    columns: std::ops::Range<usize>,
-    mirrored: bool,
-    vectors: Vectors,
-    out: &mut [u8],
-) {
-    let side = row.len() / 3;
-    let (left, right) = if mirrored {
-        (side - columns.end, side - columns.start)
-    } else {
-        (columns.start, columns.end)
-    };
-    let [r, g, b] = [0, 1, 2].map(|channel| &row[channel * side..][left..right]);
+pub(super) fn interleave([r, g, b]: [&[u8]; 3], mirrored: bool, vectors: Vectors, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if let Vectors::Avx2(avx2) = vectors
-        && right - left >= 16
+        && r.len() >= 16
     {
         return avx2.interleave([r, g, b], mirrored, out);
     }

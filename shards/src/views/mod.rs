@@ -17,6 +17,7 @@ pub mod cuda;
 mod geometry;
 mod numbers;
 mod plan;
+mod planes;
 mod randaugment;
 mod recipe;
 mod render;

@@ -7,6 +7,7 @@
 use super::color;
 use super::numbers::{self, Numbers};
 use super::plan::Op;
+use super::planes::Planes;
 use super::recipe::RandAugment;
 
 /// The strongest magnitude; timm's scale.
@@ -64,36 +65,30 @@ fn turn(degrees: f64, size: f64) -> [f64; 6] {
     [cos, -sin, shift_x, sin, cos, shift_y]
 }
 
-/// Values of one channel of a row-planar view, in any order.
-fn channel(view: &mut [u8], side: usize, channel: usize) -> impl Iterator<Item = &mut u8> {
-    view.chunks_exact_mut(side).skip(channel).step_by(3).flatten()
-}
-
-fn histogram(view: &mut [u8], side: usize, which: usize) -> [u32; 256] {
+fn histogram(plane: &[u8]) -> [u32; 256] {
     let mut counts = [0; 256];
-    channel(view, side, which).for_each(|value| counts[usize::from(*value)] += 1);
+    plane.iter().for_each(|value| counts[usize::from(*value)] += 1);
     counts
 }
 
 /// `ImageOps.autocontrast`: each channel is stretched to 0..=255.
-pub(super) fn auto_contrast(view: &mut [u8], side: usize) {
-    for which in 0..3 {
-        let counts = histogram(view, side, which);
+pub(super) fn auto_contrast(view: &mut Planes) {
+    for plane in view.planes() {
+        let counts = histogram(plane);
         let least = counts.iter().position(|count| *count > 0).unwrap_or(0);
         let most = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
         if most > least {
             let scale = 255.0 / (most - least) as f64;
             let offset = -(least as f64) * scale;
-            channel(view, side, which)
-                .for_each(|value| *value = (f64::from(*value) * scale + offset) as u8);
+            plane.iter_mut().for_each(|value| *value = (f64::from(*value) * scale + offset) as u8);
         }
     }
 }
 
 /// `ImageOps.equalize`: each channel's histogram is evened out.
-pub(super) fn equalize(view: &mut [u8], side: usize) {
-    for which in 0..3 {
-        let counts = histogram(view, side, which);
+pub(super) fn equalize(view: &mut Planes) {
+    for plane in view.planes() {
+        let counts = histogram(plane);
         let last = counts.iter().rev().find(|count| **count > 0).copied().unwrap_or(0);
         // A channel of one value has all its pixels in the last bin: no step.
         let step = (counts.iter().sum::<u32>() - last) / 255;
@@ -106,106 +101,108 @@ pub(super) fn equalize(view: &mut [u8], side: usize) {
             before += count;
             value
         });
-        channel(view, side, which).for_each(|value| *value = table[usize::from(*value)]);
+        plane.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
+    }
+}
+
+fn for_values(view: &mut Planes, op: impl Fn(u8) -> u8) {
+    for plane in view.planes() {
+        plane.iter_mut().for_each(|value| *value = op(*value));
     }
 }
 
 /// `ImageOps.invert`.
-pub(super) fn invert(view: &mut [u8]) {
-    view.iter_mut().for_each(|value| *value = 255 - *value);
+pub(super) fn invert(view: &mut Planes) {
+    for_values(view, |value| 255 - value);
 }
 
 /// `ImageOps.posterize`, for 0 bits too, which leave black.
-pub(super) fn posterize(view: &mut [u8], bits: u8) {
+pub(super) fn posterize(view: &mut Planes, bits: u8) {
     let mask = (0xFF00_u16 >> bits.min(8)) as u8;
-    view.iter_mut().for_each(|value| *value &= mask);
+    for_values(view, |value| value & mask);
 }
 
 /// `ImageOps.solarize`.
-pub(super) fn solarize(view: &mut [u8], threshold: u16) {
-    for value in view {
-        *value = if u16::from(*value) < threshold { *value } else { 255 - *value };
-    }
+pub(super) fn solarize(view: &mut Planes, threshold: u16) {
+    for_values(view, |value| if u16::from(value) < threshold { value } else { 255 - value });
 }
 
 /// Adds to the darker half, up to white.
-pub(super) fn solarize_add(view: &mut [u8], add: u8) {
-    for value in view {
-        *value = if *value < 128 { value.saturating_add(add) } else { *value };
-    }
+pub(super) fn solarize_add(view: &mut Planes, add: u8) {
+    for_values(view, |value| if value < 128 { value.saturating_add(add) } else { value });
 }
 
-/// Memory of what reads pixels that it has written.
+/// Memory of what reads pixels that it has written: the picture as it was.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    view: Vec<u8>,
+    before: Planes,
 }
 
 impl Scratch {
+    fn keep(&mut self, view: &Planes) {
+        self.before.cut(view, [0, 0, view.width(), view.height()]);
+    }
+
     /// `ImageEnhance.Sharpness`: a blend with the image smoothed by a 3x3 filter (5 in the middle, 1
     /// around it, of 13), whose border is the image's.
-    pub(super) fn sharpness(&mut self, view: &mut [u8], side: usize, factor: f32) {
-        self.view.clear();
-        self.view.extend_from_slice(view);
-        let (from, stride) = (&self.view, 3 * side);
-        let mut smooth = |at: usize| {
+    pub(super) fn sharpness(&mut self, view: &mut Planes, factor: f32) {
+        self.keep(view);
+        let (width, height) = (view.width(), view.height());
+        for (from, to) in self.before.planes().into_iter().zip(view.planes()) {
             let row =
                 |at: usize| u32::from(from[at - 1]) + u32::from(from[at]) + u32::from(from[at + 1]);
-            let sum = row(at - stride) + row(at) + row(at + stride) + 4 * u32::from(from[at]);
-            let smoothed = (2 * sum + 13) / 26; // rounded: a 13th is never at a half
-            view[at] = color::blend(smoothed as f32, from[at], factor);
-        };
-        for y in 1..side.saturating_sub(1) {
-            for which in 0..3 {
-                let row = y * stride + which * side;
-                (row + 1..row + side - 1).for_each(&mut smooth);
+            for y in 1..height.saturating_sub(1) {
+                for at in y * width + 1..(y + 1) * width - 1 {
+                    let sum = row(at - width) + row(at) + row(at + width) + 4 * u32::from(from[at]);
+                    let smoothed = (2 * sum + 13) / 26; // rounded: a 13th is never at a half
+                    to[at] = color::blend(smoothed as f32, from[at], factor);
+                }
             }
         }
         // At the border the smoothed image is the image, and so is every blend of the two.
     }
 
     /// `Image.transform` with an affine matrix.
-    pub(super) fn affine(&mut self, view: &mut [u8], side: usize, matrix: [f64; 6], bicubic: bool) {
-        self.view.clear();
-        self.view.extend_from_slice(view);
+    pub(super) fn affine(&mut self, view: &mut Planes, matrix: [f64; 6], bicubic: bool) {
+        self.keep(view);
         let [a, b, c, d, e, f] = matrix;
-        let limit = side as f64;
-        for (y, row) in view.chunks_exact_mut(3 * side).enumerate() {
-            for x in 0..side {
-                let (from_x, from_y) = (x as f64 + 0.5, y as f64 + 0.5);
-                let at = [a * from_x + b * from_y + c, d * from_x + e * from_y + f];
-                let inside = at.iter().all(|at| *at >= 0.0 && *at < limit);
-                for (which, outside) in OUTSIDE.into_iter().enumerate() {
-                    row[which * side + x] = match (inside, bicubic) {
-                        (false, _) => outside,
-                        (true, false) => self.bilinear(side, which, at),
-                        (true, true) => self.bicubic(side, which, at),
-                    };
-                }
+        let (width, height) = (view.width(), view.height());
+        let limits = [width as f64, height as f64];
+        let planes = view.planes();
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+            let (from_x, from_y) = (x as f64 + 0.5, y as f64 + 0.5);
+            let at = [a * from_x + b * from_y + c, d * from_x + e * from_y + f];
+            let inside = at.iter().zip(limits).all(|(at, limit)| *at >= 0.0 && *at < limit);
+            for (which, outside) in OUTSIDE.into_iter().enumerate() {
+                planes[which][y * width + x] = match (inside, bicubic) {
+                    (false, _) => outside,
+                    (true, false) => self.bilinear(which, at),
+                    (true, true) => self.bicubic(which, at),
+                };
             }
         }
     }
 
     /// A value of a channel; coordinates beyond the edge are the edge's.
-    fn value(&self, side: usize, which: usize, x: isize, y: isize) -> f64 {
-        let last = side as isize - 1;
-        let (x, y) = (x.clamp(0, last) as usize, y.clamp(0, last) as usize);
-        f64::from(self.view[y * 3 * side + which * side + x])
+    fn value(&self, which: usize, x: isize, y: isize) -> f64 {
+        let within = |at: isize, length: usize| at.clamp(0, length as isize - 1) as usize;
+        let row = self.before.row(within(y, self.before.height()))[which];
+        f64::from(row[within(x, row.len())])
     }
 
-    fn bilinear(&self, side: usize, which: usize, at: [f64; 2]) -> u8 {
+    fn bilinear(&self, which: usize, at: [f64; 2]) -> u8 {
         let ([x, y], [dx, dy]) = split(at);
         let row = |y| {
-            let left = self.value(side, which, x, y);
-            left + (self.value(side, which, x + 1, y) - left) * dx
+            let left = self.value(which, x, y);
+            left + (self.value(which, x + 1, y) - left) * dx
         };
         let (above, below) = (row(y), row(y + 1));
         (above + (below - above) * dy) as u8
     }
 
-    fn bicubic(&self, side: usize, which: usize, at: [f64; 2]) -> u8 {
+    fn bicubic(&self, which: usize, at: [f64; 2]) -> u8 {
         let ([x, y], [dx, dy]) = split(at);
-        let row = |y| cubic([-1, 0, 1, 2].map(|i| self.value(side, which, x + i, y)), dx);
+        let row = |y| cubic([-1, 0, 1, 2].map(|i| self.value(which, x + i, y)), dx);
         cubic([-1, 0, 1, 2].map(|i| row(y + i)), dy) as u8
     }
 }

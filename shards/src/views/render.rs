@@ -1,6 +1,7 @@
 //! Pixels and a plan in, a view out.
 
 use super::plan::{LocalPlan, Op, ViewPlan};
+use super::planes::Planes;
 use super::recipe::{CELLS, GRID};
 use super::{Vectors, blur, color, geometry, randaugment};
 use crate::decode::Frame;
@@ -11,10 +12,18 @@ use crate::decode::Frame;
 pub struct Renderer {
     vectors: Vectors,
     geometry: geometry::Scratch,
+    scratch: Scratch,
+    /// The view that is worked on.
+    view: Planes,
+    /// A patch of it, and what its blur reaches.
+    patch: Planes,
+}
+
+/// Memory of the operations.
+#[derive(Debug, Default)]
+struct Scratch {
     blur: blur::Scratch,
     randaugment: randaugment::Scratch,
-    /// The view that is worked on, row-planar, `[size, 3, size]`.
-    view: Vec<u8>,
 }
 
 impl Renderer {
@@ -32,9 +41,9 @@ impl Renderer {
         Renderer {
             vectors,
             geometry: geometry::Scratch::default(),
-            blur: blur::Scratch::default(),
-            randaugment: randaugment::Scratch::default(),
-            view: Vec::new(),
+            scratch: Scratch::default(),
+            view: Planes::default(),
+            patch: Planes::default(),
         }
     }
 
@@ -46,9 +55,16 @@ impl Renderer {
     pub fn global<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &ViewPlan, out: &mut [u8]) {
         let side = plan.size as usize;
         assert_eq!(out.len(), side * side * 3, "a global view is [{side}, {side}, 3]");
-        self.render(frame.into(), plan);
-        for (row, out) in self.view.chunks_exact(3 * side).zip(out.chunks_exact_mut(3 * side)) {
-            geometry::interleave(row, 0..side, plan.flip, self.vectors, out);
+        match self.vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2(_) => {
+                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
+                // SAFETY: this CPU has AVX2: the value proves it.
+                unsafe {
+                    self.global_avx2(frame.into(), plan, out);
+                }
+            }
+            Vectors::Plain => self.global_any(frame.into(), plan, out),
         }
     }
 
@@ -58,13 +74,59 @@ impl Renderer {
     /// Where `out` has another length, the plan's box is not in the frame, or a patch leaves its
     /// cell.
     pub fn local<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &LocalPlan, out: &mut [u8]) {
-        let (side, patch) = (plan.whole.size as usize, plan.patch as usize);
-        assert_eq!(
-            out.len(),
-            CELLS as usize * patch * patch * 3,
-            "a local view is [9, {patch}, {patch}, 3]"
-        );
-        self.render(frame.into(), &plan.whole);
+        let patch = plan.patch as usize;
+        let bytes = CELLS as usize * patch * patch * 3;
+        assert_eq!(out.len(), bytes, "a local view is [9, {patch}, {patch}, 3]");
+        match self.vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2(_) => {
+                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
+                // SAFETY: this CPU has AVX2: the value proves it.
+                unsafe {
+                    self.local_avx2(frame.into(), plan, out);
+                }
+            }
+            Vectors::Plain => self.local_any(frame.into(), plan, out),
+        }
+    }
+
+    /// [`Renderer::global_any`] with vectors of 32 bytes instead of 16: half the time.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn global_avx2(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
+        self.global_any(frame, plan, out);
+    }
+
+    /// [`Renderer::local_any`], likewise.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn local_avx2(&mut self, frame: Frame<'_>, plan: &LocalPlan, out: &mut [u8]) {
+        self.local_any(frame, plan, out);
+    }
+
+    // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
+    #[inline(always)]
+    fn global_any(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
+        let side = plan.size as usize;
+        self.geometry.crop_resize(frame, plan.crop, side, self.vectors, &mut self.view);
+        for op in &plan.ops {
+            self.scratch.apply(op, [0, 0, side, side], self.vectors, &mut self.view);
+        }
+        for (y, out) in out.chunks_exact_mut(3 * side).enumerate() {
+            geometry::interleave(self.view.row(y), plan.flip, self.vectors, out);
+        }
+    }
+
+    #[inline(always)]
+    fn local_any(&mut self, frame: Frame<'_>, plan: &LocalPlan, out: &mut [u8]) {
+        let ViewPlan { size, crop, ref ops, flip } = plan.whole;
+        let (side, patch, vectors) = (size as usize, plan.patch as usize, self.vectors);
+        self.geometry.crop_resize(frame, crop, side, vectors, &mut self.view);
+        let (first, tail) = split(ops, vectors);
+        for op in first {
+            self.scratch.apply(op, [0, 0, side, side], vectors, &mut self.view);
+        }
+        let blend = tail.contrast.map(|factor| (mean(vectors, &mut self.view), factor));
         let cell_side = side / GRID as usize;
         for (slot, cell) in out.chunks_exact_mut(patch * patch * 3).zip(plan.order) {
             let cell = usize::from(cell);
@@ -75,67 +137,115 @@ impl Renderer {
             );
             let left = cell % GRID as usize * cell_side + left;
             let top = cell / GRID as usize * cell_side + top;
-            let rows = self.view.chunks_exact(side * 3).skip(top);
-            for (row, out) in rows.zip(slot.chunks_exact_mut(patch * 3)) {
-                geometry::interleave(row, left..left + patch, plan.whole.flip, self.vectors, out);
+            // Places count in the mirrored view.
+            let left = if flip { side - left - patch } else { left };
+            let [x, y] = self.cut([left, top], patch, tail.reach);
+            if let Some((mean, factor)) = blend {
+                blend_flat(vectors, &mut self.patch, mean, factor);
+            }
+            for op in tail.ops {
+                self.scratch.apply(op, [x, y, patch, patch], vectors, &mut self.patch);
+            }
+            for (row, out) in slot.chunks_exact_mut(patch * 3).enumerate() {
+                let row = self.patch.row(y + row).map(|channel| &channel[x..x + patch]);
+                geometry::interleave(row, flip, vectors, out);
             }
         }
     }
 
-    /// Everything but the flip, into `self.view`.
-    fn render(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
-        match self.vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2(_) => {
-                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
-                // SAFETY: this CPU has AVX2: the value proves it.
-                unsafe {
-                    self.render_avx2(frame, plan);
-                }
-            }
-            Vectors::Plain => self.render_any(frame, plan),
-        }
-    }
-
-    /// [`Renderer::render_any`] with vectors of 32 bytes instead of 16: half the time.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn render_avx2(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
-        self.render_any(frame, plan);
-    }
-
-    // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
+    /// Sets `self.patch` to the patch at `[left, top]` and as much of the view around it as `reach` says;
+    /// returns where in it the patch lies.
     #[inline(always)]
-    fn render_any(&mut self, frame: Frame<'_>, plan: &ViewPlan) {
-        let side = plan.size as usize;
-        self.view.resize(side * side * 3, 0);
-        let view = &mut self.view[..];
-        self.geometry.crop_resize(frame, plan.crop, side, self.vectors, view);
-        for op in &plan.ops {
-            #[cfg(target_arch = "x86_64")]
-            if let Vectors::Avx2(avx2) = self.vectors
-                && avx2.apply(op, view, side, &mut self.blur)
-            {
-                continue;
+    fn cut(&mut self, [left, top]: [usize; 2], patch: usize, reach: usize) -> [usize; 2] {
+        let side = self.view.width();
+        let [x, y] = [left, top].map(|at| at.min(reach));
+        let [right, bottom] = [left, top].map(|at| (at + patch + reach).min(side));
+        let [left, top] = [left - x, top - y];
+        self.patch.cut(&self.view, [left, top, right - left, bottom - top]);
+        [x, y]
+    }
+}
+
+/// Operations at the end of a plan that are done to each patch by itself.
+#[derive(Debug, Clone, Copy)]
+struct Tail<'a> {
+    /// The factor of a contrast before them. It comes in two parts: the mean of the whole view, and the
+    /// blend with it.
+    contrast: Option<f32>,
+    ops: &'a [Op],
+    /// The one blur among them depends on so many pixels around a patch.
+    reach: usize,
+}
+
+/// What has to be done to a whole view, and what may be done to its patches: two fifths of the view are
+/// in none. In plain loops nothing is, so that they show what should come out.
+#[inline(always)]
+fn split(ops: &[Op], vectors: Vectors) -> (&[Op], Tail<'_>) {
+    let (mut first, mut contrast, mut reach) = (ops, None, 0);
+    while let Some((op, before)) = first.split_last() {
+        match *op {
+            _ if matches!(vectors, Vectors::Plain) => break,
+            Op::Brightness(_) | Op::Saturation(_) | Op::Hue(_) | Op::Gray => {}
+            Op::Blur(sigma) => match blur::reach(sigma) {
+                Some(pixels) if reach == 0 => reach = pixels,
+                _ => break,
+            },
+            Op::Contrast(factor) => contrast = Some(factor),
+            _ => break,
+        }
+        first = before;
+        if contrast.is_some() {
+            return (first, Tail { contrast, ops: &ops[first.len() + 1..], reach });
+        }
+    }
+    (first, Tail { contrast, ops: &ops[first.len()..], reach })
+}
+
+#[inline(always)]
+fn mean(vectors: Vectors, view: &mut Planes) -> u8 {
+    match vectors {
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2(avx2) => avx2.mean(view),
+        Vectors::Plain => color::luma_mean(view),
+    }
+}
+
+#[inline(always)]
+fn blend_flat(vectors: Vectors, view: &mut Planes, from: u8, factor: f32) {
+    match vectors {
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2(avx2) => avx2.blend_flat(view, from, factor),
+        Vectors::Plain => color::blend_flat(view, from, factor),
+    }
+}
+
+impl Scratch {
+    /// Does `op` to a picture; a blur to what lies in the box `within`, `[left, top, width, height]`, and
+    /// what is around it may lose its meaning.
+    #[inline(always)]
+    fn apply(&mut self, op: &Op, within: [usize; 4], vectors: Vectors, view: &mut Planes) {
+        #[cfg(target_arch = "x86_64")]
+        if let Vectors::Avx2(avx2) = vectors {
+            if avx2.apply(op, within, view, &mut self.blur) {
+                return;
             }
-            match *op {
-                Op::Brightness(factor) => color::brightness(view, factor),
-                Op::Contrast(factor) => color::contrast(view, side, factor),
-                Op::Saturation(factor) => color::saturation(view, side, factor),
-                Op::Hue(turns) => color::hue(view, side, turns),
-                Op::Gray => color::gray(view, side),
-                Op::Blur(sigma) => self.blur.gaussian(view, side, sigma),
-                Op::AutoContrast => randaugment::auto_contrast(view, side),
-                Op::Equalize => randaugment::equalize(view, side),
-                Op::Invert => randaugment::invert(view),
-                Op::Posterize(bits) => randaugment::posterize(view, bits),
-                Op::Solarize(threshold) => randaugment::solarize(view, threshold),
-                Op::SolarizeAdd(add) => randaugment::solarize_add(view, add),
-                Op::Sharpness(factor) => self.randaugment.sharpness(view, side, factor),
-                Op::Affine { matrix, bicubic } => {
-                    self.randaugment.affine(view, side, matrix, bicubic);
-                }
-            }
+            view.spread();
+        }
+        match *op {
+            Op::Brightness(factor) => color::brightness(view, factor),
+            Op::Contrast(factor) => color::contrast(view, factor),
+            Op::Saturation(factor) => color::saturation(view, factor),
+            Op::Hue(turns) => color::hue(view, turns),
+            Op::Gray => color::gray(view),
+            Op::Blur(sigma) => self.blur.gaussian(view, sigma),
+            Op::AutoContrast => randaugment::auto_contrast(view),
+            Op::Equalize => randaugment::equalize(view),
+            Op::Invert => randaugment::invert(view),
+            Op::Posterize(bits) => randaugment::posterize(view, bits),
+            Op::Solarize(threshold) => randaugment::solarize(view, threshold),
+            Op::SolarizeAdd(add) => randaugment::solarize_add(view, add),
+            Op::Sharpness(factor) => self.randaugment.sharpness(view, factor),
+            Op::Affine { matrix, bicubic } => self.randaugment.affine(view, matrix, bicubic),
         }
     }
 }
