@@ -4,17 +4,37 @@
 //! cargo bench -p detco-shards --bench soak -- --seconds 3600 --workers 2 SHARDS
 //! ```
 //!
-//! Samples the process sixty times (once a minute in an hour) and prints a table. The verdict
-//! compares the last sixth of the run (minutes 50 to 60 of an hour) with minutes 5 to 15, after the
-//! warm-up: memory of our own (`RssAnon`; the shards' pages, `RssFile`, are the system's cache),
-//! open descriptors, images a second by the clock, and CPU time an image, which other programs on
-//! the machine disturb less. Ends with code 1 when memory grew or a descriptor was lost.
+//! Takes sixty readings (one a minute in an hour) and prints a table. The verdict compares the last
+//! sixth of the run (minutes 50 to 60 of an hour) with minutes 5 to 15, after the warm-up: memory of
+//! our own (`RssAnon`; the shards' pages, `RssFile`, are the system's cache), open descriptors, and
+//! throughput.
+//!
+//! # Throughput
+//!
+//! The clock alone cannot show a drift of 2 % on a machine whose other guests change its speed by
+//! 30 % from second to second. So the run goes in turns of a second or so: the loader makes a fixed
+//! number of batches, stands still with all its slabs full, and a yardstick of the same kind of work
+//! (`soak/yardstick.rs`: the same images each time, as many threads, decoders and renderers of its
+//! own) measures what the machine is worth just then. What drifts is the loader's speed as a share of
+//! the yardstick's, by the clock (images a second) and by CPU time (CPU ms an image). A reading is the
+//! median over its turns, so that one in which the process was stopped does not count; the two parts
+//! of the run are compared by the means of their readings, and `±` is twice the standard error of
+//! that difference, from how far the readings scatter. A line through all readings after the warm-up
+//! gives the slope an hour.
+//!
+//! What slowed both alike, loader and yardstick, would not show in the share; the table has both
+//! rates as well.
+//!
+//! Ends with code 1 when memory grew, a descriptor was lost, or the loader became slower by more than
+//! 2 % beyond doubt.
 //!
 //! Damaged samples are skipped within a budget of 2 %, so that a set with some exercises that way
 //! too. As a test it runs for two seconds over images of its own.
 
 #[path = "../tests/support/images.rs"]
 mod images;
+#[path = "soak/yardstick.rs"]
+mod yardstick;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,6 +46,8 @@ use detco_shards::order::Order;
 use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample};
 use detco_shards::stream::ShardSet;
 use detco_shards::views::Recipe;
+use rustix::time::{ClockId, clock_gettime};
+use yardstick::Yardstick;
 
 /// Readings of a run.
 const READINGS: u32 = 60;
@@ -34,12 +56,14 @@ const READINGS: u32 = 60;
 /// pages more or less of what it was given back.
 const GROWTH_MAX: (f64, f64) = (2e6, 0.02);
 
-/// Images a second may fall by this share; other programs on the machine can do that as well, so
-/// the verdict names it and the exit code leaves it out.
+/// The share of its speed, measured with the yardstick, that the loader may lose.
 const SLOWER_MAX: f64 = 0.02;
 
-/// `/proc/self/stat` counts in these, on every Linux that this runs on.
-const TICK: Duration = Duration::from_millis(10);
+/// Batches of a turn, at least the slabs of the loader: half a second or more of two workers.
+const TURN_BATCHES: usize = 8;
+
+/// Images of the yardstick's part of a turn: half as long.
+const YARDSTICK_IMAGES: u64 = 256;
 
 struct Arguments {
     measured: bool,
@@ -69,8 +93,9 @@ fn main() -> ExitCode {
         }
     };
     let readings = run(&set, &arguments);
+    let fine = verdict(&readings, arguments.seconds as f64);
     // Two seconds of an unoptimised build say that it runs, and nothing about an hour.
-    if verdict(&readings) || !arguments.measured { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if fine || !arguments.measured { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn arguments() -> Option<Arguments> {
@@ -104,12 +129,58 @@ fn write_shards(folder: &Path) {
     shard.finish().expect("a file").seal().expect("a shard");
 }
 
-/// The process at one moment.
+/// Work that was done, and what it took.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    images: u64,
+    wall: Duration,
+    cpu: Duration,
+}
+
+impl Work {
+    /// Does it, and measures: `work` returns its images.
+    fn of(work: impl FnOnce() -> u64) -> Work {
+        let (start, before) = (Instant::now(), cpu());
+        let images = work();
+        Work { images, wall: start.elapsed(), cpu: cpu() - before }
+    }
+
+    fn and(self, other: Work) -> Work {
+        let (images, wall) = (self.images + other.images, self.wall + other.wall);
+        Work { images, wall, cpu: self.cpu + other.cpu }
+    }
+
+    /// Images a second.
+    fn rate(self) -> f64 {
+        self.images as f64 / self.wall.as_secs_f64()
+    }
+
+    /// CPU seconds an image.
+    fn cost(self) -> f64 {
+        self.cpu.as_secs_f64() / self.images as f64
+    }
+}
+
+/// CPU time of the process.
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// What happened since the reading before, and the process at its end.
 struct Reading {
     seconds: f64,
-    images: u64,
+    loader: Work,
+    yardstick: Work,
+    /// Images a second and CPU time an image of the loader, as shares of the yardstick's: medians
+    /// over the turns.
+    rate: f64,
+    cost: f64,
     bad: u64,
-    cpu: Duration,
+    process: Process,
+}
+
+struct Process {
     anonymous: u64,
     mapped: u64,
     descriptors: usize,
@@ -125,57 +196,97 @@ fn run(set: &Arc<ShardSet>, arguments: &Arguments) -> Vec<Reading> {
         bad_share_max: 0.02,
         ..LoaderOptions::train(Recipe::detco(), order, 1, u32::MAX)
     };
+    let (samples, workers, length) = (set.len(), arguments.workers, arguments.seconds);
+    println!("{samples} samples, {workers} workers, batches of {batch}, {length} s");
     println!(
-        "{} samples, {} workers, batches of {batch}, {} s",
-        set.len(),
-        arguments.workers,
-        arguments.seconds
+        "   time s  images/s  yardstick   share  CPU ms/image  yardstick   share  \
+         own MB  mapped MB  descriptors  threads  bad"
     );
-    println!("   time s   images/s  CPU ms/image  own MB  mapped MB  descriptors  threads  bad");
+    // A test's images are few, and its turns are to be so short that there are some.
+    let (batches, images) =
+        if arguments.measured { (TURN_BATCHES, YARDSTICK_IMAGES) } else { (4, 8) };
+    let mut yardstick = Yardstick::new(set, images, workers, batch);
+    let mut loader = Loader::start(Arc::clone(set), options).expect("threads");
+    wait_for_stillness();
     let start = Instant::now();
     let every = Duration::from_secs(arguments.seconds) / READINGS;
-    let (mut images, mut bad) = (0, 0);
-    let mut readings = vec![read(start, images, bad)];
-    let loader = Loader::start(Arc::clone(set), options).expect("threads");
-    for filled in loader {
-        let filled = filled.expect("at most 2 % of the samples are damaged");
-        images += filled.len() as u64;
-        bad += filled.bad.len() as u64;
-        drop(filled);
-        if start.elapsed() >= every * readings.len() as u32 {
-            readings.push(read(start, images, bad));
-            print_row(&readings);
+    let mut readings = Vec::new();
+    while start.elapsed() < every * READINGS {
+        // After a pause of the whole process the next reading is a whole one again.
+        let number = start.elapsed().as_nanos() / every.as_nanos() + 1;
+        let end = every * u32::try_from(number).expect("at most READINGS");
+        let (mut turns, mut bad) = (Vec::new(), 0);
+        while turns.is_empty() || start.elapsed() < end {
+            let made = Work::of(|| {
+                let (images, damaged) = take(&mut loader, batches);
+                bad += damaged;
+                wait_for_stillness();
+                images
+            });
+            turns.push((made, Work::of(|| yardstick.measure(set))));
         }
-        if start.elapsed() >= every * READINGS {
-            break;
-        }
+        readings.push(reading(start, &turns, bad));
+        print_row(&readings[readings.len() - 1]);
     }
     readings
 }
 
-fn read(start: Instant, images: u64, bad: u64) -> Reading {
-    let text =
-        |path: &str| std::fs::read_to_string(path).expect("this program needs Linux's /proc");
-    let status = text("/proc/self/status");
+/// Takes so many batches: their images, and how many of those stand in for damaged ones.
+fn take(loader: &mut Loader, batches: usize) -> (u64, u64) {
+    let filled = loader.take(batches).map(|filled| {
+        let filled = filled.expect("at most 2 % of the samples are damaged");
+        (filled.len() as u64, filled.bad.len() as u64)
+    });
+    filled.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+/// Until every other thread sleeps: the loader's slabs are full. A worker that waits its turn for a
+/// core does not sleep, and one between two samples is not seen asleep three times.
+fn wait_for_stillness() {
+    let mut still = 0;
+    while still < 3 {
+        std::thread::sleep(Duration::from_millis(2));
+        still = if others_sleep() { still + 1 } else { 0 };
+    }
+}
+
+fn others_sleep() -> bool {
+    let own = std::process::id().to_string();
+    let threads = std::fs::read_dir("/proc/self/task").expect("this program needs Linux's /proc");
+    threads.flatten().filter(|thread| thread.file_name() != *own).all(|thread| {
+        // The second field is a name in brackets and may hold blanks; the state comes after it.
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        stat.is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" S")))
+    })
+}
+
+fn reading(start: Instant, turns: &[(Work, Work)], bad: u64) -> Reading {
+    // The yardstick's threads end a moment after their work.
+    wait_for_stillness();
+    let sum = |of: fn(&(Work, Work)) -> Work| turns.iter().map(of).fold(Work::default(), Work::and);
+    let share = |of: fn(Work) -> f64| {
+        let mut shares: Vec<f64> = turns.iter().map(|turn| of(turn.0) / of(turn.1)).collect();
+        shares.sort_by(f64::total_cmp);
+        (shares[(shares.len() - 1) / 2] + shares[shares.len() / 2]) / 2.0
+    };
+    Reading {
+        seconds: start.elapsed().as_secs_f64(),
+        loader: sum(|turn| turn.0),
+        yardstick: sum(|turn| turn.1),
+        rate: share(Work::rate),
+        cost: share(Work::cost),
+        bad,
+        process: process(),
+    }
+}
+
+fn process() -> Process {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
     let field = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).expect("a field of status");
         line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).expect("a number")
     };
-    // The second field is a name in brackets and may hold blanks; utime is the 14th, stime the
-    // 15th.
-    let stat = text("/proc/self/stat");
-    let after = stat.rsplit_once(')').expect("a name in brackets").1;
-    let ticks: u32 = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|word| word.parse::<u32>().expect("a number"))
-        .sum();
-    Reading {
-        seconds: start.elapsed().as_secs_f64(),
-        images,
-        bad,
-        cpu: TICK * ticks,
+    Process {
         anonymous: field("RssAnon:") * 1024,
         mapped: field("RssFile:") * 1024,
         descriptors: std::fs::read_dir("/proc/self/fd").expect("a folder").count(),
@@ -183,63 +294,100 @@ fn read(start: Instant, images: u64, bad: u64) -> Reading {
     }
 }
 
-fn print_row(readings: &[Reading]) {
-    let [.., before, now] = readings else { return };
+fn print_row(reading: &Reading) {
+    let Reading { loader, yardstick, process, .. } = reading;
     println!(
-        "{:9.1}  {:9.1}  {:12.3}  {:6.1}  {:9.1}  {:11}  {:7}  {:3}",
-        now.seconds,
-        rate(before, now),
-        cpu_per_image(before, now) * 1e3,
-        now.anonymous as f64 / 1e6,
-        now.mapped as f64 / 1e6,
-        now.descriptors,
-        now.threads,
-        now.bad - before.bad,
+        "{:9.1}  {:8.1}  {:9.1}  {:6.4}  {:12.3}  {:9.3}  {:6.4}  {:6.1}  {:9.1}  {:11}  {:7}  {:3}",
+        reading.seconds,
+        loader.rate(),
+        yardstick.rate(),
+        reading.rate,
+        loader.cost() * 1e3,
+        yardstick.cost() * 1e3,
+        reading.cost,
+        process.anonymous as f64 / 1e6,
+        process.mapped as f64 / 1e6,
+        process.descriptors,
+        process.threads,
+        reading.bad,
     );
 }
 
-fn rate(from: &Reading, to: &Reading) -> f64 {
-    (to.images - from.images) as f64 / (to.seconds - from.seconds)
-}
-
-fn cpu_per_image(from: &Reading, to: &Reading) -> f64 {
-    (to.cpu - from.cpu).as_secs_f64() / (to.images - from.images) as f64
-}
-
 /// Compares the last sixth of the run with minutes 5 to 15 of an hour, and says so.
-fn verdict(readings: &[Reading]) -> bool {
-    let n = readings.len();
-    let (early, late) = (&readings[n / 12..=n / 4], &readings[n * 5 / 6..]);
-    let ([first, .., second], [third, .., last]) = (early, late) else {
-        println!("{n} readings are too few to compare");
+fn verdict(readings: &[Reading], length: f64) -> bool {
+    let part = |from: f64, to: f64| -> Vec<&Reading> {
+        let middle = |reading: &Reading| reading.seconds - length / f64::from(READINGS) / 2.0;
+        let inside = from * length..to * length;
+        readings.iter().filter(|reading| inside.contains(&middle(reading))).collect()
+    };
+    let (early, late) = (part(1.0 / 12.0, 0.25), part(5.0 / 6.0, 1.1));
+    if early.len() < 3 || late.len() < 3 {
+        println!("{} and {} readings are too few to compare", early.len(), late.len());
         return false;
-    };
-    let memory = |part: &[Reading]| {
-        part.iter().map(|reading| reading.anonymous as f64).sum::<f64>() / part.len() as f64
-    };
-    let (grown, before) = (memory(late) - memory(early), memory(early));
-    let faster = rate(third, last) / rate(first, second) - 1.0;
-    let dearer = cpu_per_image(third, last) / cpu_per_image(first, second) - 1.0;
-    let descriptors = |part: &[Reading]| part.iter().map(|reading| reading.descriptors).max();
-    let (some, more) = (descriptors(early).unwrap_or(0), descriptors(late).unwrap_or(0));
+    }
+    let memory = |part: &[&Reading]| mean(part, |reading| reading.process.anonymous as f64);
+    let (grown, before) = (memory(&late) - memory(&early), memory(&early));
     let flat = grown <= GROWTH_MAX.0 || grown <= GROWTH_MAX.1 * before;
+    let most = |part: &[&Reading]| part.iter().map(|reading| reading.process.descriptors).max();
+    let (some, more) = (most(&early).unwrap_or(0), most(&late).unwrap_or(0));
+    let count = |of: fn(&Reading) -> u64| readings.iter().map(of).sum::<u64>();
     println!(
-        "{} images, {} damaged ones skipped; {:.0} to {:.0} s against {:.0} to {:.0} s: \
-         memory {:+.2} MB ({:+.2} %, {}), descriptors {some} then {more} ({}), \
-         images/s {:+.2} % ({}), CPU an image {:+.2} %",
-        last.images,
-        last.bad,
-        third.seconds,
-        last.seconds,
-        first.seconds,
-        second.seconds,
+        "{} images, {} damaged ones skipped; minutes 50 to 60 of an hour against 5 to 15 ({} and {} \
+         readings): memory {:+.2} MB ({:+.2} %, {}), descriptors {some} then {more} ({})",
+        count(|reading| reading.loader.images),
+        count(|reading| reading.bad),
+        late.len(),
+        early.len(),
         grown / 1e6,
         grown / before * 100.0,
         if flat { "flat" } else { "GROWS" },
         if some == more { "constant" } else { "NOT CONSTANT" },
-        faster * 100.0,
-        if faster > -SLOWER_MAX { "steady" } else { "SLOWER" },
-        dearer * 100.0,
     );
-    flat && some == more
+    let warm = part(1.0 / 12.0, 1.1);
+    let speed = drift("images/s", [&early, &late, &warm], |reading| reading.rate);
+    drift("CPU an image", [&early, &late, &warm], |reading| reading.cost);
+    let slower = speed.0 + speed.1 < -SLOWER_MAX;
+    println!(
+        "throughput: {}",
+        match speed.0 - speed.1 > -SLOWER_MAX {
+            true => "steady",
+            false if slower => "SLOWER",
+            false => "not decided: the readings scatter too much",
+        }
+    );
+    flat && some == more && !slower
+}
+
+fn mean(readings: &[&Reading], of: impl Fn(&Reading) -> f64) -> f64 {
+    readings.iter().map(|reading| of(reading)).sum::<f64>() / readings.len() as f64
+}
+
+/// How far a share moved from the first part to the second, and twice the standard error of that;
+/// both printed, beside the slope of the third part.
+fn drift(name: &str, parts: [&[&Reading]; 3], of: fn(&Reading) -> f64) -> (f64, f64) {
+    let [early, late, warm] = parts;
+    let of = |reading: &Reading| of(reading).ln();
+    let spread = |part: &[&Reading]| {
+        let center = mean(part, of);
+        let n = part.len() as f64;
+        mean(part, |reading| (of(reading) - center).powi(2)) / (n - 1.0)
+    };
+    let moved = (mean(late, of) - mean(early, of)).exp_m1();
+    let error = 2.0 * (spread(early) + spread(late)).sqrt();
+
+    let hours = |reading: &Reading| reading.seconds / 3600.0;
+    let (x, y, n) = (mean(warm, hours), mean(warm, of), warm.len() as f64);
+    let xx = mean(warm, |reading| (hours(reading) - x).powi(2));
+    let slope = mean(warm, |reading| (hours(reading) - x) * (of(reading) - y)) / xx;
+    let line = |reading: &Reading| y + slope * (hours(reading) - x);
+    let rest = mean(warm, |reading| (of(reading) - line(reading)).powi(2));
+    let slope_error = 2.0 * (rest / xx / (n - 2.0)).sqrt();
+    println!(
+        "{name} as a share of the yardstick's: {:+.2} ± {:.2} %, slope {:+.2} ± {:.2} % an hour",
+        moved * 100.0,
+        error * 100.0,
+        slope * 100.0,
+        slope_error * 100.0,
+    );
+    (moved, error)
 }
