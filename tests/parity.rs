@@ -1,13 +1,15 @@
 //! The trainer against PyTorch: same weights, same views, same shuffles, compared after every step.
 //!
 //! The other side is `tools/reference/*.py`, with torchvision's ResNet inside. An error is
-//! `max |a - b| / max |b|` of a tensor; the worst of each kind is printed (`--nocapture`).
+//! `max |a - b| / max |b|` of a tensor; the worst of each kind is printed (`--nocapture`). Tensors go
+//! from one side to the other through pipes: in double precision a step of a ResNet-50 is a gigabyte,
+//! and several tests run at once.
 #![cfg(feature = "train")]
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use detco::batch::Batch;
 use detco::config::{Backbone, Config};
@@ -15,7 +17,8 @@ use detco::dist::local::Local;
 use detco::model::{Draws, Model, Moments, Scope};
 use detco::optim::Sgd;
 use detco::step::{At, permutation, update_watched};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// One each, so that both sides sum in the same order.
@@ -28,11 +31,83 @@ fn python() -> PathBuf {
     python
 }
 
-fn reference(script: &str, folder: &Path) -> Command {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/reference").join(script);
-    let mut command = Command::new(python());
-    command.arg(script).arg(folder);
-    command
+/// A script of `tools/reference` at work. Its `tensors.py` says how tensors travel.
+struct Reference {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+/// What a tensor's bytes follow.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    name: String,
+    dtype: String,
+    shape: Vec<i64>,
+}
+
+impl Reference {
+    fn start(script: &str, settings: &Value) -> Reference {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/reference").join(script);
+        let mut child = Command::new(python())
+            .arg(script)
+            // torchvision makes this folder, which stays empty, wherever it is told to.
+            .env("TORCHINDUCTOR_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        writeln!(input, "{settings}").unwrap();
+        Reference { child, input, output }
+    }
+
+    fn send<N: AsRef<str>, T: AsRef<Tensor>>(&mut self, group: &[(N, T)]) {
+        for (name, tensor) in group {
+            let (name, tensor) = (name.as_ref().to_string(), tensor.as_ref());
+            let head = Head { name, dtype: dtype(tensor.kind()).into(), shape: tensor.size() };
+            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            writeln!(self.input, "{}", serde_json::to_string(&head).unwrap()).unwrap();
+            self.input.write_all(&bytes).unwrap();
+        }
+        writeln!(self.input).unwrap();
+    }
+
+    /// The next tensor of a group, `None` at its end.
+    fn receive(&mut self) -> Option<(String, Tensor)> {
+        let mut line = String::new();
+        let read = self.output.read_line(&mut line).unwrap();
+        assert!(read > 0, "the reference ended early");
+        if line == "\n" {
+            return None;
+        }
+        let Head { name, dtype: theirs, shape } = serde_json::from_str(&line).unwrap();
+        let kinds = [Kind::Float, Kind::Double, Kind::Int64];
+        let kind = kinds.into_iter().find(|kind| dtype(*kind) == theirs).unwrap();
+        let numbers = usize::try_from(shape.iter().product::<i64>()).unwrap();
+        let mut bytes = vec![0; numbers * kind.elt_size_in_bytes()];
+        self.output.read_exact(&mut bytes).unwrap();
+        Some((name, Tensor::from_data_size(&bytes, &shape, kind)))
+    }
+
+    fn end(self) {
+        let Reference { mut child, input, output } = self;
+        drop((input, output));
+        let status = child.wait().expect("the reference was started by this test");
+        assert!(status.success(), "the reference failed: {status}");
+    }
+}
+
+/// What torch calls it.
+fn dtype(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Float => "float32",
+        Kind::Double => "float64",
+        Kind::Int64 => "int64",
+        kind => panic!("nothing here is compared in {kind:?}"),
+    }
 }
 
 /// `max |a - b| / max |b|`.
@@ -72,12 +147,6 @@ struct Case {
 }
 
 const STEPS: u64 = 5;
-
-fn stop(mut child: Child) {
-    drop(child.stdin.take());
-    let status = child.wait().expect("the reference was started by this test");
-    assert!(status.success(), "the reference failed: {status}");
-}
 
 fn name_of(backbone: Backbone) -> String {
     serde_json::to_value(backbone).unwrap().as_str().unwrap().to_string()
@@ -175,24 +244,18 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
         "level_weights": config.loss.level_weights, "queue": config.loss.queue,
         "ema": config.loss.ema, "batch": n, "lr": lr, "momentum": momentum,
         "weight_decay": decay, "threads": THREADS, "shuffles": shuffles,
-        "dtype": if kind == Kind::Double { "float64" } else { "float32" },
+        "dtype": dtype(kind),
     });
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("case.json"), settings.to_string()).unwrap();
+    let mut reference = Reference::start("detco_reference.py", &settings);
     // The reference has to make its own key encoder: it is given none.
     let mut initial = model.tensors();
     initial.retain(|(name, _)| !name.starts_with("key."));
-    Tensor::write_safetensors(&initial, folder.path().join("initial.safetensors")).unwrap();
-    Tensor::write_safetensors(&views, folder.path().join("views.safetensors")).unwrap();
-
-    let mut child = reference("detco_reference.py", folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    reference.send(&initial);
+    drop(initial);
+    reference.send(&views);
     let views: HashMap<String, Tensor> = views.into_iter().collect();
     let (mut worst, mut trace) = (Worst::default(), Vec::new());
+    let follows = kind == Kind::Float;
     for step in 0..STEPS {
         let view = |scope: &str| [0, 1].map(|i| views[&format!("{step}.{scope}.{i}")].copy());
         let local = config.model.local.then(|| view("local"));
@@ -224,32 +287,29 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
         }
         ours.extend(state(&model, &sgd));
 
-        let line = lines.next().expect("the reference ended early").unwrap();
-        assert_eq!(line, step.to_string());
-        let theirs = Tensor::read_safetensors(folder.path().join("step.safetensors")).unwrap();
-        let next = (kind == Kind::Float).then(|| theirs.iter().map(|(n, t)| (n.clone(), t.copy())));
-        let next: Option<Vec<_>> = next.map(Iterator::collect);
-        let mut theirs: HashMap<String, Tensor> = theirs.into_iter().collect();
-        for (kind, name, ours) in ours {
-            match theirs.remove(&name) {
-                Some(theirs) => {
-                    worst.note(&kind, &name, step, error(&ours, &theirs));
-                }
-                // torch has no momentum for what never had a gradient; ours must be untouched.
-                None if kind == "momentum" => assert_eq!(ours.abs().max().double_value(&[]), 0.0),
-                None => panic!("the reference has no {name}"),
+        let mut ours: HashMap<String, (String, Tensor)> =
+            ours.into_iter().map(|(kind, name, tensor)| (name, (kind, tensor))).collect();
+        let mut theirs = Vec::new();
+        while let Some((name, tensor)) = reference.receive() {
+            let (kind, ours) = ours.remove(&name).unwrap_or_else(|| panic!("not compared: {name}"));
+            worst.note(&kind, &name, step, error(&ours, &tensor));
+            if follows {
+                theirs.push((name, tensor));
             }
         }
-        assert!(theirs.is_empty(), "not compared: {:?}", theirs.keys());
+        for (name, (kind, ours)) in ours {
+            // torch has no momentum for what never had a gradient; ours must be untouched.
+            assert_eq!(kind, "momentum", "the reference has no {name}");
+            assert_eq!(ours.abs().max().double_value(&[]), 0.0);
+        }
         // In float32 both sides go on from the reference's state, so that each step is compared on
         // its own: let run free, rounding flips a ReLU sooner or later, and from a few samples a
         // group that grows a thousandfold a step. In float64 both run free.
-        if let Some(next) = next {
-            follow(&mut model, &mut sgd, next);
+        if follows {
+            follow(&mut model, &mut sgd, theirs);
         }
-        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     }
-    stop(child);
+    reference.end();
 
     println!("{} {sets:?} in {kind:?}: losses {}", case.recipe, trace.join(" "));
     for (kind, (by_step, _, place)) in &worst.0 {
@@ -378,18 +438,12 @@ fn features_equal_torchvisions(backbone: &str) {
     drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen)));
     model.query.settle(&seen);
 
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
     let settings = json!({ "backbone": backbone, "threads": THREADS });
-    std::fs::write(path("case.json"), settings.to_string()).unwrap();
-    let weights = model.query.backbone_tensors();
-    Tensor::write_safetensors(&weights, path("weights.safetensors")).unwrap();
-    Tensor::write_safetensors(&[("images", &images)], path("images.safetensors")).unwrap();
-    let status = reference("torchvision_resnet.py", folder.path()).status().unwrap();
-    assert!(status.success(), "{status}");
-
-    let theirs = Tensor::read_safetensors(path("maps.safetensors")).unwrap();
-    let theirs: HashMap<String, Tensor> = theirs.into_iter().collect();
+    let mut reference = Reference::start("torchvision_resnet.py", &settings);
+    reference.send(&model.query.backbone_tensors());
+    reference.send(&[("images", &images)]);
+    let theirs: HashMap<String, Tensor> = std::iter::from_fn(|| reference.receive()).collect();
+    reference.end();
     let maps = model.query.maps(&images).into_iter().zip(2..);
     let mut ours: Vec<(String, Tensor)> =
         maps.map(|(map, level)| (format!("res{level}"), map)).collect();

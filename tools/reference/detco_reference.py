@@ -1,11 +1,10 @@
 """DetCo and MoCo in PyTorch, as short as the papers allow: what the trainer is compared with.
 
-    python detco_reference.py FOLDER
+    python detco_reference.py
 
-FOLDER holds `case.json` (settings and, for each step, the shuffle), `initial.safetensors` (the query
-encoder and the queues) and `views.safetensors` (`<step>.global.0`, `<step>.local.1`, ...). After each
-step everything that can be compared is written to `step.safetensors`, a line is printed, and a line is
-awaited on stdin before the next step.
+Standard input brings a line of JSON (settings and, for each step, the shuffle) and two groups of tensors
+(`tensors.py`): the query encoder and the queues, then the views (`<step>.global.0`, `<step>.local.1`,
+...). After each step everything that can be compared leaves as a group by standard output.
 
 DetCo: Xie et al., ICCV 2021, equations 1 to 5. MoCo: He et al., CVPR 2020, algorithm 1, section 3.3.
 """
@@ -13,11 +12,10 @@ DetCo: Xie et al., ICCV 2021, equations 1 to 5. MoCo: He et al., CVPR 2020, algo
 import copy
 import json
 import sys
-from pathlib import Path
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from tensors import receive, send
 from torch import nn
 from torch.nn import functional as F
 
@@ -169,13 +167,13 @@ class DetCo:
         self.pointer = (self.pointer + n) % self.case["queue"]
 
 
-def main(folder):
-    case = json.loads((folder / "case.json").read_text())
+def main():
+    case = json.loads(sys.stdin.buffer.readline())
     torch.set_num_threads(case["threads"])
     torch.set_default_dtype(getattr(torch, case["dtype"]))
     PerDeviceBatchNorm.devices = case["bn_splits"]
-    views = load_file(folder / "views.safetensors")
-    detco = DetCo(case, load_file(folder / "initial.safetensors"))
+    detco = DetCo(case, receive())
+    views = receive()
     weights = dict(zip(case["levels"], case["level_weights"]))
     sgd = torch.optim.SGD(
         detco.query.parameters(),
@@ -203,10 +201,8 @@ def main(folder):
             if p.grad is not None:
                 out[f"grad.{name}"] = p.grad
                 out[f"momentum.{name}"] = sgd.state[p]["momentum_buffer"]
-        save_file({k: v.detach().contiguous() for k, v in out.items()}, folder / "step.safetensors")
-        print(step, flush=True)
-        sys.stdin.readline()
+        send(out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

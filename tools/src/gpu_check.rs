@@ -89,8 +89,10 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     for script in SCRIPTS {
         copy(&root.join("tools/gpu-check").join(script), &bundle.join(script))?;
     }
-    let reference = "detco_reference.py";
-    copy(&root.join("tools/reference").join(reference), &bundle.join("reference").join(reference))?;
+    let reference = root.join("tools/reference");
+    for script in ["detco_reference.py", "tensors.py"] {
+        copy(&reference.join(script), &bundle.join("reference").join(script))?;
+    }
     shards(&options, bundle)?;
     let (name, archive) = (bundle.display(), archive(bundle)?);
     eprintln!("\nOn the machine with the GPU, with the folder or the archive:");
