@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 
 from recipe import BATCH
@@ -126,7 +127,7 @@ def main():
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     if options.check:
         check(options.peer)
-        leave()
+        return
     with open(options.files, encoding="utf-8") as names:
         options.files = names.read().splitlines()
     module = importlib.import_module(PEERS[options.peer][0])
@@ -136,7 +137,6 @@ def main():
     else:
         images, elapsed = window(batches, options.workers, options.seconds)
         print(json.dumps({"images_per_s": images / elapsed, "images": images, "seconds": elapsed}))
-    leave()
 
 
 def leave():
@@ -150,4 +150,8 @@ def leave():
 
 
 if __name__ == "__main__":
-    main()
+    # Libraries leave files where temporary ones go (DALI one an expression): they go with this folder.
+    with tempfile.TemporaryDirectory(prefix="detco-peer-", ignore_cleanup_errors=True) as scratch:
+        os.environ["TMPDIR"] = tempfile.tempdir = scratch
+        main()
+    leave()
