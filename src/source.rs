@@ -19,6 +19,7 @@ use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions, PipelineE
 use detco_shards::slab::Slab;
 use detco_shards::stats::{Snapshot, Stats};
 use detco_shards::stream::ShardSet;
+use indicatif::HumanCount;
 use thiserror::Error;
 
 /// Why there is no next batch.
@@ -200,6 +201,18 @@ impl Source {
             Source::Gpu(loader, _) => Some(loader.counts()),
         }
     }
+}
+
+/// Who decoded how many images, and in which ratio, as reports say it.
+pub fn who_decoded(counts: &Counts) -> String {
+    let Counts { batched, single, cpu, refused, share } = *counts;
+    let [batched, single, cpu, refused] = [batched, single, cpu, refused].map(HumanCount);
+    let share = share.map(|share| format!("{:.0} %", share * 100.0));
+    let share = share.as_deref().unwrap_or("still being measured");
+    format!(
+        "{batched} by the hardware, {single} one by one, {cpu} by the CPU; batches refused: {refused}; \
+         share of the hardware: {share}"
+    )
 }
 
 /// A loader, with locked slabs where a GPU is to copy from them.

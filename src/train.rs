@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use detco_shards::device::Decoding;
+use detco_shards::device::{Counts, Decoding};
 use detco_shards::format::ShardError;
 use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{LoaderOptions, PipelineError, Views};
@@ -38,7 +38,7 @@ use crate::profile::training;
 use crate::schedule::learning_rate;
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
-use crate::source::{Source, SourceError, Taken};
+use crate::source::{Source, SourceError, Taken, who_decoded};
 use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
 
@@ -292,6 +292,9 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     run.save()?;
     let Some(lead) = &run.lead else { return Ok(outcome) };
     lead.progress.finish();
+    if let Some(counts) = run.source.counts() {
+        eprintln!("decoded: {}", who_decoded(&counts));
+    }
     match outcome {
         Outcome::Finished => {
             eprintln!("finished: {} updates in {}", run.step, run.folder.display())
@@ -521,14 +524,16 @@ struct Window {
     samples: u64,
     /// The loader's counters at the start.
     loader: Snapshot,
+    /// Who had decoded how many images at the start.
+    decoded: Option<Counts>,
     /// Bytes that had been sent to other ranks at the start.
     sent: u64,
 }
 
 impl Window {
     fn new(source: &Source, sent: u64) -> Window {
-        let (start, loader) = (Instant::now(), source.stats());
-        Window { start, waited: Duration::ZERO, samples: 0, loader, sent }
+        let (start, loader, decoded) = (Instant::now(), source.stats(), source.counts());
+        Window { start, waited: Duration::ZERO, samples: 0, loader, decoded, sent }
     }
 }
 
@@ -782,6 +787,9 @@ impl Run {
         record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
         let (counted, workers) = (self.source.stats(), self.source.counters().workers());
         training::push(record, &counted.since(&self.window.loader), workers, seconds);
+        if let (Some(now), Some(before)) = (self.source.counts(), self.window.decoded) {
+            training::push_decoded(record, &now.since(before));
+        }
         if self.world.size() > 1 {
             let steps = self.window.samples as f64 / self.config.train.batch as f64;
             let bytes = (self.world.bytes_sent() - self.window.sent) as f64;

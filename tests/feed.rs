@@ -173,15 +173,29 @@ fn a_bad_sample_is_judged_the_same() {
 fn the_profile_reads_the_counters_of_a_run_from_the_device_pipeline() {
     let (folder, data) = shards(14);
     let folder = folder.path().join("run");
-    run(&folder, &config("detco-small", &data, &[]), From::Twin).unwrap();
+    // The share of the batch decoder is fixed in such a run.
+    run(&folder, &config("detco-small", &data, &["train.deterministic=true"]), From::Twin).unwrap();
     let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     // Not every record has rates: before a checkpoint two updates are looked at in a row.
     let last = text.lines().rfind(|line| line.contains("loader/images")).unwrap();
     let last: serde_json::Value = serde_json::from_str(last).unwrap();
     assert!(last["loader/images"].as_f64().is_some(), "{last}");
     assert!((0.0..=1.0).contains(&last["wait_share"].as_f64().unwrap()), "{last}");
+    assert_eq!(last["loader/decoded/share"], 0.5);
+    let sum = |name: &str| -> f64 {
+        let lines =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter_map(|line| line[format!("loader/{name}")].as_f64()).sum()
+    };
+    let [batched, single, cpu] =
+        ["batched", "single", "cpu"].map(|way| sum(&format!("decoded/{way}")));
+    assert!(batched > 0.0 && single + cpu > 0.0, "{batched}, {single}, {cpu}");
+    // Each image is counted as read before it is counted as decoded: they are apart by what is in work.
+    let apart = (batched + single + cpu - sum("images")).abs();
+    assert!(apart <= 5.0 * 8.0, "{batched} + {single} + {cpu} of {}", sum("images"));
     let report = detco_ok(&["profile", "--run", path(&folder)]);
     assert!(report.contains("train"), "{report}");
+    assert!(report.contains(" one by one, ") && report.contains("hardware: 50 %"), "{report}");
 }
 
 /// A feed from the twin, and what it reads.

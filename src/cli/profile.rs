@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use detco_shards::device::{Counts, Number};
+use detco_shards::device::Number;
 use detco_shards::stats::{CHANNELS, STAGES};
 use detco_shards::stream::ShardSet;
 use detco_shards::trace::Trace;
@@ -25,6 +25,7 @@ use crate::profile::measure::{Mode, Plan, Progress, Watch, measure};
 use crate::profile::timeline::{self, Process, SPANS_MAX};
 use crate::profile::verdict::{count, percent};
 use crate::profile::{Data, Report, Run, Settings, Size, flops, html, ops, training};
+use crate::source::who_decoded;
 
 /// Measure the data path, and say what limits it
 ///
@@ -535,18 +536,6 @@ fn amount(size: &Size) -> String {
     format!("{} samples in {shards}{of}, {}", HumanCount(size.samples), HumanBytes(size.bytes))
 }
 
-/// Who decoded how many images, and in which ratio.
-fn decoding(run: &Run) -> String {
-    let Some(counts) = run.decoded else { return String::new() };
-    let Counts { batched, single, cpu, refused, share } = counts;
-    let [batched, single, cpu, refused] = [batched, single, cpu, refused].map(HumanCount);
-    let share = share.map_or("still being measured".to_owned(), percent);
-    format!(
-        "  decoded: {batched} by the hardware, {single} one by one, {cpu} by the CPU; batches refused: \
-         {refused}; share of the hardware: {share}\n"
-    )
-}
-
 /// One run's figures.
 fn table(run: &Run, out: &mut String) {
     let low = run.windows.iter().copied().fold(f64::INFINITY, f64::min);
@@ -561,7 +550,9 @@ fn table(run: &Run, out: &mut String) {
         count(high),
         count(run.megabytes_per_s),
     );
-    *out += &decoding(run);
+    if let Some(counts) = &run.decoded {
+        *out += &format!("  decoded: {}\n", who_decoded(counts));
+    }
     *out += "  stage       ms an image      on a CPU    of the time\n";
     for stage in STAGES {
         let Some(time) = run.stages.get(stage.name()) else { continue };

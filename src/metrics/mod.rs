@@ -49,6 +49,16 @@ pub mod names {
     pub const LOADER_DISPATCHER_BUSY: &str = "loader/dispatcher_busy";
     /// Share of its time that the dispatcher waited for shards from URLs, 0 to 1.
     pub const LOADER_SHARD_WAIT: &str = "loader/shard_wait";
+    /// Where a device decodes: images in them that its batch decoder decoded.
+    pub const DECODED_BATCHED: &str = "loader/decoded/batched";
+    /// Images that the device decoded one by one.
+    pub const DECODED_SINGLE: &str = "loader/decoded/single";
+    /// Images that the CPU decoded in the device's place.
+    pub const DECODED_CPU: &str = "loader/decoded/cpu";
+    /// Batches that the batch decoder refused; their images are counted where they went.
+    pub const DECODED_REFUSED: &str = "loader/decoded/refused";
+    /// Share of what the batch decoder takes that goes there, 0 to 1, once it is known.
+    pub const DECODED_SHARE: &str = "loader/decoded/share";
     /// kNN top-1 in percent.
     pub const KNN_TOP1: &str = "knn/top1";
     /// kNN top-5 in percent.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use detco_shards::device::Counts;
 use detco_shards::stats::{STAGES, Snapshot};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -67,6 +68,18 @@ pub fn push(record: &mut Record, counted: &Snapshot, workers: usize, seconds: f6
     }
 }
 
+/// Adds who decoded how many images, where a device decodes.
+pub fn push_decoded(record: &mut Record, counted: &Counts) {
+    let Counts { batched, single, cpu, refused, share } = *counted;
+    record.push(names::DECODED_BATCHED, batched as f64);
+    record.push(names::DECODED_SINGLE, single as f64);
+    record.push(names::DECODED_CPU, cpu as f64);
+    record.push(names::DECODED_REFUSED, refused as f64);
+    if let Some(share) = share {
+        record.push(names::DECODED_SHARE, share);
+    }
+}
+
 /// The loader's counters of one record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Line {
@@ -82,6 +95,8 @@ struct Line {
     shard_wait: f64,
     wall_ms: [f64; STAGES.len()],
     cpu_ms: [f64; STAGES.len()],
+    /// None where the CPU decoded all.
+    decoded: Option<Counts>,
 }
 
 impl Line {
@@ -95,6 +110,16 @@ impl Line {
                 *value = get(&name(stage.name()))?;
             }
             Some(values)
+        };
+        let decoded = || {
+            let count = |name: &str| Some(get(name)? as u64);
+            Some(Counts {
+                batched: count(names::DECODED_BATCHED)?,
+                single: count(names::DECODED_SINGLE)?,
+                cpu: count(names::DECODED_CPU)?,
+                refused: count(names::DECODED_REFUSED)?,
+                share: get(names::DECODED_SHARE),
+            })
         };
         Some(Line {
             step: fields.get("step")?.as_u64()?,
@@ -110,6 +135,7 @@ impl Line {
             shard_wait: get(names::LOADER_SHARD_WAIT).unwrap_or(0.0),
             wall_ms: each(&names::loader_wall_ms)?,
             cpu_ms: each(&names::loader_cpu_ms)?,
+            decoded: decoded(),
         })
     }
 }
@@ -172,6 +198,13 @@ fn summary(lines: &[Line], config: &Config) -> Option<Run> {
     };
     let mut run = Run::of("train", seconds, images as u64, &evidence);
     run.consumer.batches = last.step - first.step + config.monitor.every_steps;
+    run.decoded = lines.iter().filter_map(|line| line.decoded).reduce(|all, line| Counts {
+        batched: all.batched + line.batched,
+        single: all.single + line.single,
+        cpu: all.cpu + line.cpu,
+        refused: all.refused + line.refused,
+        share: line.share,
+    });
     run.slabs = Slabs { count: config.data.batches_ahead + 1, ..Slabs::default() };
     let rate = |lines: &[Line]| {
         let seconds: f64 = lines.iter().map(|line| line.seconds).sum();

@@ -282,6 +282,19 @@ pub struct Counts {
     pub share: Option<f64>,
 }
 
+impl Counts {
+    /// What was counted after `earlier`, and the share as it is now.
+    pub fn since(self, earlier: Counts) -> Counts {
+        Counts {
+            batched: self.batched - earlier.batched,
+            single: self.single - earlier.single,
+            cpu: self.cpu - earlier.cpu,
+            refused: self.refused - earlier.refused,
+            share: self.share,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     batched: AtomicU64,
