@@ -585,7 +585,9 @@ pub struct Train {
     pub layout: Layout,
     /// The same bits from the same seed on the same GPU, more slowly. On a CPU it is so anyway.
     pub deterministic: bool,
-    /// libtorch's intra-op threads; 0 leaves its default. Bit-identical resume needs the same number.
+    /// libtorch's intra-op threads; 0 leaves its default, one a core or `OMP_NUM_THREADS`. They spin
+    /// while they wait for each other, so beside other busy programs fewer are faster. Bit-identical
+    /// resume needs the same number.
     pub threads: i32,
 }
 
