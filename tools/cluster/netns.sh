@@ -7,38 +7,15 @@
 set -euo pipefail
 detco=$1
 data=$2
-id=$$
-a=detco-a-$id b=detco-b-$id
-out=$(mktemp -d)
-
-clean() {
-  ip netns pids "$a" 2>/dev/null | xargs -r kill -9 || true
-  ip netns pids "$b" 2>/dev/null | xargs -r kill -9 || true
-  ip netns del "$a" 2>/dev/null || true
-  ip netns del "$b" 2>/dev/null || true
-  rm -rf "$out"
-}
-trap clean EXIT
-
-ip netns add "$a"
-ip netns add "$b"
-ip link add veth0 netns "$a" type veth peer name veth0 netns "$b"
-node=1
-for ns in "$a" "$b"; do
-  ip -n "$ns" address add 10.77.0.$node/24 dev veth0
-  ip -n "$ns" link set lo up
-  ip -n "$ns" link set veth0 up
-  tc -n "$ns" qdisc add dev veth0 root tbf rate 100mbit burst 64kbit latency 50ms
-  node=2
-done
+# shellcheck source=nodes.sh
+source "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
+sets+=(--start-timeout 60 --set train.epochs=4 --set checkpoint.every_steps=5
+  --set dist.timeout_seconds=10 --set dist.slow_seconds=5)
+shape 100
 
 rank() { # rank RANK NAMESPACE: in the background, what it says goes to $out/said.RANK
-  RANK=$1 WORLD_SIZE=2 MASTER_ADDR=10.77.0.1 MASTER_PORT=29700 OMP_NUM_THREADS=1 \
-    ip netns exec "$2" "$detco" train detco-small --data "$data" --out "$out/run" --or-resume \
-    --start-timeout 60 --set train.device=cpu --set train.threads=1 --set data.workers=1 \
-    --set train.batch=32 --set train.epochs=4 --set checkpoint.every_steps=5 \
-    --set monitor.every_steps=1 --set dist.timeout_seconds=10 --set dist.slow_seconds=5 \
-    >>"$out/said.$1" 2>&1 &
+  RANK=$1 WORLD_SIZE=2 ip netns exec "$2" "$detco" train detco-small --data "$data" \
+    --out "$out/run" --or-resume "${sets[@]}" >>"$out/said.$1" 2>&1 &
 }
 
 steps() { grep -c '"loss"' "$out/run/metrics.jsonl" 2>/dev/null || true; }
