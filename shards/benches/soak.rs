@@ -12,15 +12,15 @@
 //! # Throughput
 //!
 //! The clock alone cannot show a drift of 2 % on a machine whose other guests change its speed by
-//! 30 % from second to second. So the run goes in turns of a second or so: the loader makes a fixed
+//! 30 % from second to second. So the run goes in turns of half a second: the loader makes a fixed
 //! number of batches, stands still with all its slabs full, and a yardstick of the same kind of work
 //! (`soak/yardstick.rs`: the same images each time, as many threads, decoders and renderers of its
 //! own) measures what the machine is worth just then. What drifts is the loader's speed as a share of
 //! the yardstick's, by the clock (images a second) and by CPU time (CPU ms an image). A reading is the
 //! median over its turns, so that one in which the process was stopped does not count; the two parts
-//! of the run are compared by the means of their readings, and `±` is twice the standard error of
-//! that difference, from how far the readings scatter. A line through all readings after the warm-up
-//! gives the slope an hour.
+//! of the run are compared by the means of their readings, weighed by their turns, and `±` is twice
+//! the standard error of that difference, from how far the readings scatter. A line through all
+//! readings after the warm-up gives the slope an hour.
 //!
 //! What slowed both alike, loader and yardstick, would not show in the share; the table has both
 //! rates as well.
@@ -59,11 +59,12 @@ const GROWTH_MAX: (f64, f64) = (2e6, 0.02);
 /// The share of its speed, measured with the yardstick, that the loader may lose.
 const SLOWER_MAX: f64 = 0.02;
 
-/// Batches of a turn, at least the slabs of the loader: half a second or more of two workers.
-const TURN_BATCHES: usize = 8;
+/// Batches of a turn: a quarter of a second of two workers with a core each. The shorter a turn, the
+/// more alike is what its two parts meet.
+const TURN_BATCHES: usize = 4;
 
 /// Images of the yardstick's part of a turn: half as long.
-const YARDSTICK_IMAGES: u64 = 256;
+const YARDSTICK_IMAGES: u64 = 128;
 
 struct Arguments {
     measured: bool,
@@ -138,11 +139,11 @@ struct Work {
 }
 
 impl Work {
-    /// Does it, and measures: `work` returns its images.
-    fn of(work: impl FnOnce() -> u64) -> Work {
+    /// Does it, and measures: `work` returns its images and when they were done.
+    fn of(work: impl FnOnce() -> (u64, Instant)) -> Work {
         let (start, before) = (Instant::now(), cpu());
-        let images = work();
-        Work { images, wall: start.elapsed(), cpu: cpu() - before }
+        let (images, end) = work();
+        Work { images, wall: end - start, cpu: cpu() - before }
     }
 
     fn and(self, other: Work) -> Work {
@@ -161,15 +162,19 @@ impl Work {
     }
 }
 
-/// CPU time of the process.
+/// CPU time of the other threads: what this one spends on watching them depends on how long they take.
 fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    let read = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    read(ClockId::ProcessCPUTime).saturating_sub(read(ClockId::ThreadCPUTime))
 }
 
 /// What happened since the reading before, and the process at its end.
 struct Reading {
     seconds: f64,
+    turns: usize,
     loader: Work,
     yardstick: Work,
     /// Images a second and CPU time an image of the loader, as shares of the yardstick's: medians
@@ -199,12 +204,12 @@ fn run(set: &Arc<ShardSet>, arguments: &Arguments) -> Vec<Reading> {
     let (samples, workers, length) = (set.len(), arguments.workers, arguments.seconds);
     println!("{samples} samples, {workers} workers, batches of {batch}, {length} s");
     println!(
-        "   time s  images/s  yardstick   share  CPU ms/image  yardstick   share  \
+        "   time s  turns  images/s  yardstick   share  CPU ms/image  yardstick   share  \
          own MB  mapped MB  descriptors  threads  bad"
     );
     // A test's images are few, and its turns are to be so short that there are some.
     let (batches, images) =
-        if arguments.measured { (TURN_BATCHES, YARDSTICK_IMAGES) } else { (4, 8) };
+        if arguments.measured { (TURN_BATCHES, YARDSTICK_IMAGES) } else { (2, 8) };
     let mut yardstick = Yardstick::new(set, images, workers, batch);
     let mut loader = Loader::start(Arc::clone(set), options).expect("threads");
     wait_for_stillness();
@@ -220,10 +225,9 @@ fn run(set: &Arc<ShardSet>, arguments: &Arguments) -> Vec<Reading> {
             let made = Work::of(|| {
                 let (images, damaged) = take(&mut loader, batches);
                 bad += damaged;
-                wait_for_stillness();
-                images
+                (images, wait_for_stillness())
             });
-            turns.push((made, Work::of(|| yardstick.measure(set))));
+            turns.push((made, Work::of(|| (yardstick.measure(set), Instant::now()))));
         }
         readings.push(reading(start, &turns, bad));
         print_row(&readings[readings.len() - 1]);
@@ -240,14 +244,23 @@ fn take(loader: &mut Loader, batches: usize) -> (u64, u64) {
     filled.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
-/// Until every other thread sleeps: the loader's slabs are full. A worker that waits its turn for a
-/// core does not sleep, and one between two samples is not seen asleep three times.
-fn wait_for_stillness() {
-    let mut still = 0;
+/// Until every other thread sleeps, the loader's slabs being full; returns when that was seen first. A
+/// worker that waits its turn for a core does not sleep, and one between two samples is not seen
+/// asleep three times.
+fn wait_for_stillness() -> Instant {
+    let (mut still, mut first) = (0, Instant::now());
     while still < 3 {
         std::thread::sleep(Duration::from_millis(2));
-        still = if others_sleep() { still + 1 } else { 0 };
+        if !others_sleep() {
+            still = 0;
+            continue;
+        }
+        if still == 0 {
+            first = Instant::now();
+        }
+        still += 1;
     }
+    first
 }
 
 fn others_sleep() -> bool {
@@ -271,6 +284,7 @@ fn reading(start: Instant, turns: &[(Work, Work)], bad: u64) -> Reading {
     };
     Reading {
         seconds: start.elapsed().as_secs_f64(),
+        turns: turns.len(),
         loader: sum(|turn| turn.0),
         yardstick: sum(|turn| turn.1),
         rate: share(Work::rate),
@@ -297,8 +311,9 @@ fn process() -> Process {
 fn print_row(reading: &Reading) {
     let Reading { loader, yardstick, process, .. } = reading;
     println!(
-        "{:9.1}  {:8.1}  {:9.1}  {:6.4}  {:12.3}  {:9.3}  {:6.4}  {:6.1}  {:9.1}  {:11}  {:7}  {:3}",
+        "{:9.1}  {:5}  {:8.1}  {:9.1}  {:6.4}  {:12.3}  {:9.3}  {:6.4}  {:6.1}  {:9.1}  {:11}  {:7}  {:3}",
         reading.seconds,
+        reading.turns,
         loader.rate(),
         yardstick.rate(),
         reading.rate,
@@ -362,26 +377,42 @@ fn mean(readings: &[&Reading], of: impl Fn(&Reading) -> f64) -> f64 {
     readings.iter().map(|reading| of(reading)).sum::<f64>() / readings.len() as f64
 }
 
+/// A mean in which every turn counts alike: a minute in which others left little has few, and they
+/// scatter more.
+fn by_turns(readings: &[&Reading], of: impl Fn(&Reading) -> f64) -> f64 {
+    let weighed = |reading: &&Reading| of(reading) * reading.turns as f64;
+    let turns: usize = readings.iter().map(|reading| reading.turns).sum();
+    readings.iter().map(weighed).sum::<f64>() / turns as f64
+}
+
+/// The variance of a sum over readings, weighed by turns, from what is left of each: a share of all
+/// turns times a number around 0. `fitted` numbers were fitted.
+fn variance(readings: &[&Reading], fitted: usize, rest: impl Fn(&Reading) -> f64) -> f64 {
+    let turns: usize = readings.iter().map(|reading| reading.turns).sum();
+    let (n, share) = (readings.len() as f64, |one: &Reading| one.turns as f64 / turns as f64);
+    let squares: f64 = readings.iter().map(|one| (share(one) * rest(one)).powi(2)).sum();
+    squares * n / (n - fitted as f64)
+}
+
 /// How far a share moved from the first part to the second, and twice the standard error of that;
 /// both printed, beside the slope of the third part.
 fn drift(name: &str, parts: [&[&Reading]; 3], of: fn(&Reading) -> f64) -> (f64, f64) {
     let [early, late, warm] = parts;
     let of = |reading: &Reading| of(reading).ln();
     let spread = |part: &[&Reading]| {
-        let center = mean(part, of);
-        let n = part.len() as f64;
-        mean(part, |reading| (of(reading) - center).powi(2)) / (n - 1.0)
+        let center = by_turns(part, of);
+        variance(part, 1, |reading| of(reading) - center)
     };
-    let moved = (mean(late, of) - mean(early, of)).exp_m1();
+    let moved = (by_turns(late, of) - by_turns(early, of)).exp_m1();
     let error = 2.0 * (spread(early) + spread(late)).sqrt();
 
     let hours = |reading: &Reading| reading.seconds / 3600.0;
-    let (x, y, n) = (mean(warm, hours), mean(warm, of), warm.len() as f64);
-    let xx = mean(warm, |reading| (hours(reading) - x).powi(2));
-    let slope = mean(warm, |reading| (hours(reading) - x) * (of(reading) - y)) / xx;
-    let line = |reading: &Reading| y + slope * (hours(reading) - x);
-    let rest = mean(warm, |reading| (of(reading) - line(reading)).powi(2));
-    let slope_error = 2.0 * (rest / xx / (n - 2.0)).sqrt();
+    let (x, y) = (by_turns(warm, hours), by_turns(warm, of));
+    let from = |reading: &Reading| hours(reading) - x;
+    let xx = by_turns(warm, |reading| from(reading).powi(2));
+    let slope = by_turns(warm, |reading| from(reading) * (of(reading) - y)) / xx;
+    let rest = |reading: &Reading| of(reading) - y - slope * from(reading);
+    let slope_error = 2.0 * variance(warm, 2, |one| from(one) * rest(one)).sqrt() / xx;
     println!(
         "{name} as a share of the yardstick's: {:+.2} ± {:.2} %, slope {:+.2} ± {:.2} % an hour",
         moved * 100.0,
