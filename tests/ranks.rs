@@ -256,6 +256,7 @@ fn torchrun_starts_two_ranks_and_starts_them_again() {
     assert!(torchrun.is_file(), "no {}: run `cargo xtask setup`", torchrun.display());
     let sets = ["--or-resume", "--set", "train.epochs=30", "--set", "checkpoint.every_steps=4"];
     let mut command = Command::new(torchrun);
+    command.env("TMPDIR", folder.path()); // its logs stay behind
     command.args(["--no-python", "--nproc-per-node=2", "--max-restarts=1"]);
     command.args(["--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d"]);
     command.args(["--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.1"]);

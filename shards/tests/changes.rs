@@ -368,11 +368,13 @@ fn role() -> Option<String> {
     std::env::var_os("DETCO_SIGBUS_CHILD").and_then(|role| role.into_string().ok())
 }
 
-/// Runs the test `name` of this binary in a process of its own.
-fn child(name: &str, role: &str) -> std::process::Output {
+/// Runs the test `name` of this binary in a process of its own, which may end too soon to remove
+/// what it has left in `folder`.
+fn child(name: &str, role: &str, folder: &Path) -> std::process::Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env("DETCO_SIGBUS_CHILD", role)
+        .env("TMPDIR", folder)
         .output()
         .unwrap()
 }
@@ -401,10 +403,11 @@ fn three_signals_that_are_none_of_ours_go_where_they_went_before() {
     const NAME: &str = "three_signals_that_are_none_of_ours_go_where_they_went_before";
     let folder = tempfile::tempdir().unwrap();
     let Some(role) = role() else {
-        let signal = |role| child(NAME, role).status.signal();
+        let child = |role| child(NAME, role, folder.path()).status;
+        let signal = |role| child(role).signal();
         assert_eq!(signal("foreign map"), Some(libc::SIGBUS));
         assert_eq!(signal("sent"), Some(libc::SIGBUS));
-        assert_eq!(child(NAME, "handler").status.code(), Some(42));
+        assert_eq!(child("handler").code(), Some(42));
         return;
     };
     if role == "handler" {

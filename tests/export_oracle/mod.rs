@@ -23,6 +23,8 @@ pub(crate) fn run(script: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
     let output = Command::new(python())
         .arg(&script)
         .args(arguments.iter().map(|argument| argument.as_ref()))
+        // torchvision makes this folder, which stays empty, wherever it is told to.
+        .env("TORCHINDUCTOR_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
         .output()
         .expect("python was found above");
     let (said, complained) =
