@@ -20,7 +20,7 @@
 //! median over its turns, so that one in which the process was stopped does not count; the two parts
 //! of the run are compared by the means of their readings, weighed by their turns, and `±` is twice
 //! the standard error of that difference, from how far the readings scatter. A line through all
-//! readings after the warm-up gives the slope an hour.
+//! readings after the warm-up gives the slope an hour. An interval wider than ± 2 % decides nothing.
 //!
 //! What slowed both alike, loader and yardstick, would not show in the share; the table has both
 //! rates as well.
@@ -361,10 +361,12 @@ fn verdict(readings: &[Reading], length: f64) -> bool {
     let warm = part(1.0 / 12.0, 1.1);
     let speed = drift("images/s", [&early, &late, &warm], |reading| reading.rate);
     drift("CPU an image", [&early, &late, &warm], |reading| reading.cost);
-    let slower = speed.0 + speed.1 < -SLOWER_MAX;
+    // An interval wider than what is asked for decides nothing, wherever it lies.
+    let decided = speed.1 <= SLOWER_MAX;
+    let slower = decided && speed.0 + speed.1 < -SLOWER_MAX;
     println!(
         "throughput: {}",
-        match speed.0 - speed.1 > -SLOWER_MAX {
+        match decided && speed.0 - speed.1 > -SLOWER_MAX {
             true => "steady",
             false if slower => "SLOWER",
             false => "not decided: the readings scatter too much",
