@@ -16,7 +16,7 @@ use std::arch::x86_64::*;
 
 use super::blur::{Kernel, PASSES, RADIUS_MAX, RING, ROOM, Rings, TOGETHER};
 use super::color;
-use super::geometry::{Axis, HALF, Pair, ROWS, Ring, SPLIT, WEIGHT_BITS};
+use super::geometry::{Axis, Column, HALF, Pair, ROWS, Ring, SPLIT, WEIGHT_BITS};
 use super::plan::Op;
 use super::planes::Planes;
 
@@ -111,20 +111,14 @@ impl Avx2 {
 
     /// As `geometry::gather`.
     #[inline(always)]
-    pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
+    pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [Column]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
         unsafe { gather(rows, lines) }
     }
 
     /// As `geometry::along_rows`.
     #[inline(always)]
-    pub(super) fn along_rows(
-        self,
-        lines: &[[u8; ROWS]],
-        axis: &Axis,
-        plane: usize,
-        out: &mut [u8],
-    ) {
+    pub(super) fn along_rows(self, lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
         unsafe { along_rows(lines, axis, plane, out) }
     }
@@ -180,6 +174,21 @@ fn store16(to: &mut [u8; 16], value: __m128i) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
+fn load_columns(from: &[Column; 2]) -> __m128i {
+    // SAFETY: reads the 16 bytes that are borrowed; no alignment is asked for.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+/// The lower half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store8(to: &mut [u8; 8], value: __m128i) {
+    // SAFETY: writes the 8 bytes that are borrowed; no alignment is asked for.
+    unsafe { _mm_storel_epi64(to.as_mut_ptr().cast(), value) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 fn load_words(from: &[i16; WORDS]) -> __m256i {
     // SAFETY: reads the 32 bytes that are borrowed; no alignment is asked for.
     unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
@@ -217,30 +226,70 @@ fn eights(from: &[u8; LANES]) -> [&[u8; 8]; 4] {
 
 // ---- geometry
 
-/// Sixteen rows, side by side: blocks of 16 x 16 bytes are transposed.
+/// Sixteen rows, side by side: blocks of 16 x 16 bytes are transposed, three for 16 pixels.
 #[target_feature(enable = "avx2")]
-fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
-    let width = lines.len();
-    let rows = rows.map(|row| &row[..width]);
-    let (blocks, rest) = lines.as_chunks_mut::<16>();
-    let whole = width - rest.len();
-    for (i, block) in blocks.iter_mut().enumerate() {
-        let mut pairs = [_mm256_setzero_si256(); 8];
-        for (row, pair) in pairs.iter_mut().enumerate() {
-            let bytes = (rows[row][16 * i..].first_chunk(), rows[row + 8][16 * i..].first_chunk());
-            if let (Some(first), Some(second)) = bytes {
-                *pair = _mm256_set_m128i(load16(second), load16(first));
-            }
-        }
-        let columns = shuffle(shuffle(shuffle(pairs)));
-        for (to, two) in block.as_chunks_mut::<2>().0.iter_mut().zip(columns) {
-            // Of both columns the first eight rows lie in one half, the others in the other.
-            let two = _mm256_permute4x64_epi64::<0b11_01_10_00>(two);
-            store16(&mut to[0], _mm256_castsi256_si128(two));
-            store16(&mut to[1], _mm256_extracti128_si256::<1>(two));
+fn gather(rows: [&[u8]; ROWS], lines: &mut [Column]) {
+    let width = rows[0].len() / 3;
+    if width < BLOCK {
+        return super::geometry::gather(rows, lines);
+    }
+    let rows = rows.map(|row| &row[..3 * width]);
+    let columns = lines.len() / 6;
+    // The last pixels overlap those before them.
+    let starts = (0..width / BLOCK)
+        .map(|i| BLOCK * i)
+        .chain((!width.is_multiple_of(BLOCK)).then(|| width - BLOCK));
+    let mut planes = lines.chunks_exact_mut(columns);
+    let [a, b, c, d, e, f]: [_; 6] = std::array::from_fn(|_| planes.next().unwrap_or_default());
+    for start in starts {
+        let mut planes = [
+            block(a, start),
+            block(b, start),
+            block(c, start),
+            block(d, start),
+            block(e, start),
+            block(f, start),
+        ];
+        gather_block::<0>(&rows, start, &mut planes);
+        gather_block::<1>(&rows, start, &mut planes);
+        gather_block::<2>(&rows, start, &mut planes);
+    }
+}
+
+#[inline]
+fn block(plane: &mut [Column], start: usize) -> &mut [Column; BLOCK] {
+    plane[start..].first_chunk_mut().expect("blocks end where the line does, or before")
+}
+
+/// One of the three blocks of the pixels from `start` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn gather_block<const PART: usize>(
+    rows: &[&[u8]; ROWS],
+    start: usize,
+    planes: &mut [&mut [Column; BLOCK]; 6],
+) {
+    let at = 3 * start + 16 * PART;
+    let mut pairs = [_mm256_setzero_si256(); 8];
+    for (row, pair) in pairs.iter_mut().enumerate() {
+        if let (Some(a), Some(b)) =
+            (rows[row][at..].first_chunk(), rows[row + 8][at..].first_chunk())
+        {
+            *pair = _mm256_set_m128i(load16(b), load16(a));
         }
     }
-    super::geometry::gather(rows.map(|row| &row[whole..]), rest);
+    // Two bytes of a row each: of the first eight rows in one half, of the others in the other.
+    for (i, two) in shuffle(shuffle(shuffle(pairs))).into_iter().enumerate() {
+        let [first, second] = [16 * PART + 2 * i, 16 * PART + 2 * i + 1];
+        let halves = [_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two)];
+        for (half, bytes) in halves.into_iter().enumerate() {
+            store8(&mut planes[2 * (first % 3) + half][first / 3], bytes);
+            store8(
+                &mut planes[2 * (second % 3) + half][second / 3],
+                _mm_unpackhi_epi64(bytes, bytes),
+            );
+        }
+    }
 }
 
 /// In each half a perfect shuffle of its 128 bytes: 0, 64, 1, 65, ... One of the seven bits of a byte's
@@ -263,7 +312,7 @@ fn shuffle([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
 
 /// Rows of `3 * plane` bytes come out; `plane` is a multiple of [`LANES`].
 #[target_feature(enable = "avx2")]
-fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
     // Reductions by less than three need no loop over the weights.
     match axis.pairs_each() {
         1 => along_rows_by::<1>(lines, axis, plane, out),
@@ -276,27 +325,24 @@ fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
 /// With this many pairs of weights each; 0 for any number.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn along_rows_by<const PAIRS: usize>(
-    lines: &[[u8; ROWS]],
-    axis: &Axis,
-    plane: usize,
-    out: &mut [u8],
-) {
+fn along_rows_by<const PAIRS: usize>(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
+    let columns = lines.len() / 6;
     let mut windows = axis.pairs();
     let mut sums = [[_mm256_setzero_si256(); BLOCK]; 3];
     for first in (0..axis.outputs()).step_by(BLOCK) {
         for (x, (start, pairs)) in windows.by_ref().take(BLOCK).enumerate() {
             let pairs = if PAIRS == 0 { pairs } else { &pairs[..PAIRS] };
-            let (columns, _) = lines[3 * start..3 * (start + 2 * pairs.len())].as_chunks::<6>();
             for (channel, sums) in sums.iter_mut().enumerate() {
-                sums[x] = weighted_columns(columns, channel, pairs);
+                let at = 2 * channel * columns + start;
+                let (upper, _) = lines[at..][..2 * pairs.len()].as_chunks();
+                let (lower, _) = lines[at + columns..][..2 * pairs.len()].as_chunks();
+                sums[x] = weighted_columns(upper, lower, pairs);
             }
         }
         for (channel, sums) in sums.iter().enumerate() {
-            for (i, [lower, upper]) in rows_of(sums).into_iter().enumerate() {
-                let row = if i < 4 { i } else { i + 4 };
-                for (row, value) in [(row, lower), (row + 4, upper)] {
-                    let at = (3 * row + channel) * plane + first;
+            for (row, halves) in rows_of(sums).into_iter().enumerate() {
+                for (half, value) in halves.into_iter().enumerate() {
+                    let at = (3 * (row + half * ROWS / 2) + channel) * plane + first;
                     if let Some(to) = out[at..].first_chunk_mut() {
                         store16(to, value);
                     }
@@ -306,25 +352,37 @@ fn along_rows_by<const PAIRS: usize>(
     }
 }
 
-/// Sixteen rows' weighted sum of a channel of some columns, by pairs of columns, as 16-bit values: of rows
-/// 0 to 3 and 8 to 11, then of rows 4 to 7 and 12 to 15.
+/// Sixteen rows' weighted sum of a channel of some columns, by pairs of columns, as 16-bit values.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn weighted_columns(columns: &[[[u8; ROWS]; 6]], channel: usize, pairs: &[Pair]) -> __m256i {
+fn weighted_columns(upper: &[[Column; 2]], lower: &[[Column; 2]], pairs: &[Pair]) -> __m256i {
+    // Of both columns' eight bytes the first four in turn, as 16-bit values; then the others.
+    const TURNS: [[u8; LANES]; 2] = [in_turn(0), in_turn(4)];
+    let turns = [load32(&TURNS[0]), load32(&TURNS[1])];
     let half = _mm256_set1_epi32(HALF);
     let (mut high, mut low) = ([_mm256_setzero_si256(); 2], [half; 2]);
-    for (two, pair) in columns.iter().zip(pairs) {
-        let (a, b) = (load16(&two[channel]), load16(&two[channel + 3]));
-        // Of two columns the values of the first eight rows, then of the others.
-        let rows = [_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)];
+    for ((upper, lower), pair) in upper.iter().zip(lower).zip(pairs) {
+        let columns = _mm256_set_m128i(load_columns(lower), load_columns(upper));
         let (w_high, w_low) = (_mm256_set1_epi32(pair.high), _mm256_set1_epi32(pair.low));
-        for (i, row) in rows.into_iter().enumerate() {
-            let values = _mm256_cvtepu8_epi16(row);
+        for (i, turns) in turns.into_iter().enumerate() {
+            let values = _mm256_shuffle_epi8(columns, turns);
             high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, w_high));
             low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(values, w_low));
         }
     }
     _mm256_packs_epi32(rounded(high[0], low[0]), rounded(high[1], low[1]))
+}
+
+/// For a shuffle: of eight bytes and those after them, four from `first` on in turn, each with a zero behind.
+const fn in_turn(first: u8) -> [u8; LANES] {
+    let mut turns = [u8::MAX; LANES];
+    let mut at = 0;
+    while at < LANES {
+        let [pair, second] = [(at % 16 / 4) as u8, (at % 4 / 2) as u8];
+        turns[at] = first + pair + 8 * second;
+        at += 2;
+    }
+    turns
 }
 
 /// A sum of products with split weights, of which the lower one holds [`HALF`] already.
@@ -335,7 +393,7 @@ fn rounded(high: __m256i, low: __m256i) -> __m256i {
     _mm256_srli_epi32::<{ (WEIGHT_BITS - SPLIT) as i32 }>(sum)
 }
 
-/// Sixteen columns of sixteen rows as rows: two by two, as [`weighted_columns`] has them.
+/// Sixteen columns of sixteen rows as rows: the first with the ninth, and so on.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn rows_of(columns: &[__m256i; BLOCK]) -> [[__m128i; 2]; 8] {
@@ -506,22 +564,32 @@ fn blend(from: __m256, to: __m256, factor: __m256) -> __m256i {
     _mm256_cvttps_epi32(_mm256_add_ps(from, part))
 }
 
-/// Luma times 65,536, rounding included: whole numbers below 2^24, exact in `f32`.
+/// Luma of 32 pixels: of each half the first four of its [`words`], then the others.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn luma(r: __m256, g: __m256, b: __m256) -> __m256 {
-    let red = _mm256_mul_ps(r, _mm256_set1_ps(19595.0));
-    let green = _mm256_mul_ps(g, _mm256_set1_ps(38470.0));
-    let blue = _mm256_mul_ps(b, _mm256_set1_ps(7471.0));
-    let half = _mm256_set1_ps(32768.0);
-    _mm256_add_ps(_mm256_add_ps(red, green), _mm256_add_ps(blue, half))
+fn lumas([r, g, b]: [[__m256i; 2]; 3]) -> [__m256i; 4] {
+    // Green's weight is more than 16 bits with a sign: half of it, twice.
+    let pair = |a: i32, b: i32| _mm256_set1_epi32(a | b << 16);
+    let (red_green, blue_green) = (pair(19595, 38470 / 2), pair(7471, 38470 / 2));
+    let half = _mm256_set1_epi32(32768);
+    let mut lumas = [half; 4];
+    for i in 0..2 {
+        let red = [_mm256_unpacklo_epi16(r[i], g[i]), _mm256_unpackhi_epi16(r[i], g[i])];
+        let blue = [_mm256_unpacklo_epi16(b[i], g[i]), _mm256_unpackhi_epi16(b[i], g[i])];
+        for j in 0..2 {
+            let luma = _mm256_madd_epi16(red[j], red_green);
+            let luma = _mm256_add_epi32(luma, _mm256_madd_epi16(blue[j], blue_green));
+            lumas[2 * i + j] = _mm256_srli_epi32::<16>(_mm256_add_epi32(luma, half));
+        }
+    }
+    lumas
 }
 
-/// The three channels of eight pixels.
+/// Vectors of 32-bit integers, as [`words`] and [`longs`] of them were made, as bytes, clamped to 0..=255.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn floats(parts: [&[u8; 8]; 3]) -> [__m256; 3] {
-    parts.map(|part| _mm256_cvtepi32_ps(widen8(part)))
+fn bytes([a, b, c, d]: [__m256i; 4]) -> __m256i {
+    _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d))
 }
 
 /// `op` on all pixels, and on what lies behind them.
@@ -542,11 +610,11 @@ fn luma_sum(view: &mut Planes) -> u64 {
     let mut total = 0;
     for ((r, g), b) in red.chunks(PART).zip(green.chunks(PART)).zip(blue.chunks(PART)) {
         let mut sum = _mm256_setzero_si256();
-        let [(r8, r), (g8, g), (b8, b)] = [r, g, b].map(<[u8]>::as_chunks::<8>);
-        for ((r, g), b) in r8.iter().zip(g8).zip(b8) {
-            let [r, g, b] = floats([r, g, b]);
-            let luma = _mm256_srli_epi32::<16>(_mm256_cvttps_epi32(luma(r, g, b)));
-            sum = _mm256_add_epi32(sum, luma);
+        let [(r32, r), (g32, g), (b32, b)] = [r, g, b].map(<[u8]>::as_chunks::<LANES>);
+        for ((r, g), b) in r32.iter().zip(g32).zip(b32) {
+            let [a, b, c, d] = lumas([words(load32(r)), words(load32(g)), words(load32(b))]);
+            let four = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+            sum = _mm256_add_epi32(sum, four);
         }
         let mut lanes = [0; LANES];
         store32(&mut lanes, sum);
@@ -560,19 +628,20 @@ fn luma_sum(view: &mut Planes) -> u64 {
 #[target_feature(enable = "avx2")]
 fn saturation(view: &mut Planes, factor: f32) {
     let by = _mm256_set1_ps(factor);
-    for_pixels(view, |[red, green, blue]| {
-        let parts = [eights(red), eights(green), eights(blue)];
-        let mut blended = [[_mm256_setzero_si256(); 4]; 3];
-        for i in 0..4 {
-            let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
-            let gray = _mm256_mul_ps(luma(r, g, b), _mm256_set1_ps(1.0 / 65536.0));
-            let gray = _mm256_floor_ps(gray);
-            blended[0][i] = blend(gray, r, by);
-            blended[1][i] = blend(gray, g, by);
-            blended[2][i] = blend(gray, b, by);
-        }
-        for (plane, blended) in [red, green, blue].into_iter().zip(blended) {
-            store32(plane, narrow32(blended));
+    for_pixels(view, |planes| {
+        let [r, g, b] = &planes;
+        let pixels = [words(load32(r)), words(load32(g)), words(load32(b))];
+        let grays = lumas(pixels);
+        for (plane, words) in planes.into_iter().zip(pixels) {
+            let mut blended = grays;
+            for i in 0..2 {
+                let values = floats_of(words[i]);
+                for j in 0..2 {
+                    let gray = _mm256_cvtepi32_ps(grays[2 * i + j]);
+                    blended[2 * i + j] = blend(gray, values[j], by);
+                }
+            }
+            store32(plane, bytes(blended));
         }
     });
 }
@@ -581,13 +650,8 @@ fn saturation(view: &mut Planes, factor: f32) {
 #[target_feature(enable = "avx2")]
 fn gray(view: &mut Planes) {
     for_pixels(view, |[red, green, blue]| {
-        let parts = [eights(red), eights(green), eights(blue)];
-        let mut sums = [_mm256_setzero_si256(); 4];
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let [r, g, b] = floats([parts[0][i], parts[1][i], parts[2][i]]);
-            *sum = _mm256_srli_epi32::<16>(_mm256_cvttps_epi32(luma(r, g, b)));
-        }
-        store32(red, narrow32(sums));
+        let lumas = lumas([words(load32(red)), words(load32(green)), words(load32(blue))]);
+        store32(red, bytes(lumas));
     });
     view.set_gray();
 }

@@ -14,6 +14,9 @@ pub(super) const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 /// 32-bit sums, and no lane is idle.
 pub(super) const ROWS: usize = 16;
 
+/// A channel of a column of half of [`ROWS`] rows.
+pub(super) type Column = [u8; ROWS / 2];
+
 /// Planes between the two filters have a multiple of this many bytes, so that vectors need no remainder.
 const PLANE: usize = 32;
 
@@ -22,8 +25,9 @@ const PLANE: usize = 32;
 pub(super) struct Scratch {
     columns: Axis,
     rows: Axis,
-    /// Source rows side by side, `[columns, 3]`: for each column and channel the values of [`ROWS`] rows.
-    lines: Vec<[u8; ROWS]>,
+    /// [`ROWS`] source rows side by side, `[3, 2, columns]`: neighbours along a row are a vector's two
+    /// halves.
+    lines: Vec<Column>,
     /// For [`Ring`]: rows `[3, side]`, the side rounded up to [`PLANE`].
     narrow: Vec<u8>,
 }
@@ -31,8 +35,15 @@ pub(super) struct Scratch {
 /// A filter along one axis: for each output pixel the inputs it covers and their weights.
 #[derive(Debug, Default)]
 pub(super) struct Axis {
-    /// First and last input of each output, the last one exclusive.
-    spans: Vec<[usize; 2]>,
+    /// What each output covers.
+    centers: Vec<f64>,
+    firsts: Vec<f64>,
+    ends: Vec<f64>,
+    /// Weights as they are computed, `[taps, outputs]`: from one output to the next the same is done.
+    real: Vec<f64>,
+    folded: Vec<f64>,
+    sums: Vec<f64>,
+    rounded: Vec<i32>,
     /// First input pixel that has a weight.
     starts: Vec<usize>,
     /// `[outputs, taps]`; zero beyond the inputs that are covered.
@@ -42,7 +53,6 @@ pub(super) struct Axis {
     /// Weights of each output: the most inputs that one covers, rounded up to an even number. Where
     /// there are fewer inputs, the last weights are zero and belong to none.
     taps: usize,
-    real: Vec<f64>,
 }
 
 /// Two neighbouring weights as 16-bit halves of 32 bits, the first one lower: products with 16 bits
@@ -69,41 +79,46 @@ impl Axis {
         let inputs = ((skipped + pixels - 1) >> bits) + 1;
         let scale = pixels as f64 / outputs as f64;
         let stretch = scale.max(1.0);
+        let Axis { centers, firsts, ends, real, .. } = self;
+        // Where the filter would reach beyond the first pixel or the last one, it ends there.
+        let at = |place: f64| place.floor().clamp(0.0, pixels as f64);
+        centers.clear();
+        centers.extend((0..outputs as u32).map(|output| (f64::from(output) + 0.5) * scale));
+        firsts.clear();
+        firsts.extend(centers.iter().map(|center| at(center - stretch + 0.5)));
+        ends.clear();
+        ends.extend(centers.iter().map(|center| at(center + stretch + 0.5)));
+        let covered = firsts.iter().zip(ends.iter()).map(|(first, end)| (end - first) as usize);
+        let most = covered.max().unwrap_or(0);
+
+        grow(real, most * outputs);
         let inverse = 1.0 / stretch;
-        let center = |output: usize| (output as f64 + 0.5) * scale;
-        // The pixels that an output covers.
-        let covered = |output: usize| {
-            // The casts saturate at 0, where the filter would reach beyond the first pixel.
-            let start = (center(output) - stretch + 0.5) as usize;
-            [start, ((center(output) + stretch + 0.5) as usize).min(pixels)]
-        };
-        let input = |pixel: usize| (skipped + pixel) >> bits;
-        self.spans.clear();
-        self.spans.extend((0..outputs).map(|output| {
-            let [start, end] = covered(output);
-            [input(start), input(end - 1) + 1]
-        }));
-        let most = self.spans.iter().map(|[start, end]| end - start).max();
-        self.taps = most.unwrap_or(0).next_multiple_of(2);
+        for (tap, real) in real.chunks_exact_mut(outputs).take(most).enumerate() {
+            let spans = centers.iter().zip(firsts.iter()).zip(ends.iter());
+            for (real, ((center, first), end)) in real.iter_mut().zip(spans) {
+                let pixel = first + tap as f64;
+                let weight = 1.0 - ((pixel - center + 0.5) * inverse).abs();
+                *real = if weight > 0.0 && pixel < *end { weight } else { 0.0 };
+            }
+        }
+        let most = if bits > 0 { self.fold(most, bits, skipped) } else { most };
+        self.round(most, outputs);
+
+        let input = |pixel: f64| (skipped + pixel as usize) >> bits;
+        self.taps = most.next_multiple_of(2);
         self.starts.clear();
         self.weights.clear();
         self.weights.resize(outputs * self.taps, 0);
         let rows = self.weights.chunks_exact_mut(self.taps.max(1));
-        for (output, ([start, end], weights)) in self.spans.iter().zip(rows).enumerate() {
+        let spans = self.firsts.iter().zip(&self.ends);
+        for (output, ((first, end), weights)) in spans.zip(rows).enumerate() {
+            let (start, count) = (input(*first), input(end - 1.0) + 1 - input(*first));
             // Near the end the window is moved back, so that its inputs exist.
-            let first = (*start).min(inputs.saturating_sub(self.taps));
-            self.starts.push(first);
-            self.real.clear();
-            self.real.resize(end - start, 0.0);
-            let [from, to] = covered(output);
-            for pixel in from..to {
-                let distance = (pixel as f64 - center(output) + 0.5) * inverse;
-                self.real[input(pixel) - start] += (1.0 - distance.abs()).max(0.0);
-            }
-            let sum: f64 = self.real.iter().sum();
-            let one = f64::from(1 << WEIGHT_BITS);
-            for (weight, real) in weights[start - first..].iter_mut().zip(&self.real) {
-                *weight = (0.5 + real / sum * one) as i32;
+            let moved = start.min(inputs.saturating_sub(self.taps));
+            self.starts.push(moved);
+            let rounded = self.rounded[output..].iter().step_by(outputs);
+            for (weight, rounded) in weights[start - moved..][..count].iter_mut().zip(rounded) {
+                *weight = *rounded;
             }
         }
         self.pairs.clear();
@@ -111,6 +126,47 @@ impl Axis {
             high: a >> SPLIT | b >> SPLIT << 16,
             low: (a & 0xFF) | (b & 0xFF) << 16,
         }));
+    }
+
+    /// Adds up the weights of `taps` pixels an output by the inputs they lie in; returns the most inputs
+    /// that an output covers.
+    fn fold(&mut self, taps: usize, bits: u32, skipped: usize) -> usize {
+        let outputs = self.centers.len();
+        let input = |pixel: f64| (skipped + pixel as usize) >> bits;
+        let spans = || self.firsts.iter().zip(&self.ends);
+        let inputs = spans().map(|(first, end)| input(end - 1.0) + 1 - input(*first));
+        let most = inputs.max().unwrap_or(0);
+        self.folded.clear();
+        self.folded.resize(most * outputs, 0.0);
+        for (output, first) in self.firsts.iter().enumerate() {
+            for tap in 0..taps {
+                // What no pixel stands behind weighs nothing.
+                let at = (input(first + tap as f64) - input(*first)).min(most - 1);
+                self.folded[at * outputs + output] += self.real[tap * outputs + output];
+            }
+        }
+        std::mem::swap(&mut self.real, &mut self.folded);
+        most
+    }
+
+    /// Divides `taps` weights an output by their sum, and rounds them to [`WEIGHT_BITS`] bits.
+    #[inline(always)]
+    fn round(&mut self, taps: usize, outputs: usize) {
+        let Axis { real, sums, rounded, .. } = self;
+        sums.clear();
+        sums.resize(outputs, 0.0);
+        for real in real.chunks_exact(outputs).take(taps) {
+            for (sum, real) in sums.iter_mut().zip(real) {
+                *sum += real;
+            }
+        }
+        grow(rounded, taps * outputs);
+        let rows = rounded.chunks_exact_mut(outputs).zip(real.chunks_exact(outputs));
+        for (rounded, real) in rows.take(taps) {
+            for ((rounded, real), sum) in rounded.iter_mut().zip(real).zip(sums.iter()) {
+                *rounded = (0.5 + real / sum * f64::from(1 << WEIGHT_BITS)) as i32;
+            }
+        }
     }
 
     /// Output pixels.
@@ -178,8 +234,8 @@ impl Scratch {
         self.columns.triangle(columns, side, (bits, x - (left << bits)));
         self.rows.triangle(rows, side, (bits, y - (top << bits)));
         // One column more than there are: what a weight of zero may point at.
-        grow(&mut self.lines, 3 * (width + 1));
-        let lines = &mut self.lines[..3 * (width + 1)];
+        grow(&mut self.lines, 6 * (width + 1));
+        let lines = &mut self.lines[..6 * (width + 1)];
         let (plane, taps) = (side.next_multiple_of(PLANE), self.rows.taps);
         let stride = 3 * plane;
         let count = (taps + ROWS).next_power_of_two();
@@ -197,11 +253,11 @@ impl Scratch {
                 match vectors {
                     #[cfg(target_arch = "x86_64")]
                     Vectors::Avx2(avx2) => {
-                        avx2.gather(rows, &mut lines[..3 * width]);
+                        avx2.gather(rows, lines);
                         avx2.along_rows(lines, &self.columns, plane, narrow);
                     }
                     Vectors::Plain => {
-                        gather(rows, &mut lines[..3 * width]);
+                        gather(rows, lines);
                         along_rows(lines, &self.columns, plane, narrow);
                     }
                 }
@@ -253,29 +309,35 @@ fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
     }
 }
 
-/// [`ROWS`] rows side by side: for each byte of a row those of all of them.
+/// Rows of interleaved RGB side by side, `[3, 2, columns]`, where there may be more columns than pixels.
 #[inline(always)]
-pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [[u8; ROWS]]) {
+pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [Column]) {
+    let columns = lines.len() / 6;
     for (row, from) in rows.into_iter().enumerate() {
-        for (line, value) in lines.iter_mut().zip(from) {
-            line[row] = *value;
+        let [half, row] = [row / (ROWS / 2), row % (ROWS / 2)];
+        for (x, pixel) in from.as_chunks::<3>().0.iter().enumerate() {
+            for (channel, value) in pixel.iter().enumerate() {
+                lines[(2 * channel + half) * columns + x][row] = *value;
+            }
         }
     }
 }
 
-/// [`ROWS`] rows of pixels through the filter, into as many rows of three planes of `plane` bytes.
+/// [`ROWS`] rows of pixels, as [`gather`] lays them, through the filter, into as many rows of three planes
+/// of `plane` bytes.
 #[inline(always)]
-fn along_rows(lines: &[[u8; ROWS]], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
-        for channel in 0..3 {
-            let mut sums = [HALF; ROWS];
-            let columns = lines[3 * start + channel..].iter().step_by(3);
-            for (values, weight) in columns.zip(weights) {
+        for (i, columns) in lines.chunks_exact(lines.len() / 6).enumerate() {
+            let (channel, half) = (i / 2, i % 2);
+            let mut sums = [HALF; ROWS / 2];
+            for (values, weight) in columns[start..].iter().zip(weights) {
                 for (sum, value) in sums.iter_mut().zip(values) {
                     *sum += i32::from(*value) * weight;
                 }
             }
-            for (row, sum) in out.chunks_exact_mut(3 * plane).zip(sums) {
+            let rows = out.chunks_exact_mut(3 * plane).skip(half * sums.len());
+            for (row, sum) in rows.zip(sums) {
                 row[channel * plane + x] = (sum >> WEIGHT_BITS) as u8;
             }
         }
