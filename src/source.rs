@@ -201,6 +201,16 @@ impl Source {
             Source::Gpu(loader, _) => Some(loader.counts()),
         }
     }
+
+    /// What the GPU said of the first image or batch that it refused although it decodes such ones.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Source::Host(_) => None,
+            Source::Twin(loader) => loader.refusal(),
+            #[cfg(feature = "nvjpeg")]
+            Source::Gpu(loader, _) => loader.refusal(),
+        }
+    }
 }
 
 /// Who decoded how many images, and in which ratio, as reports say it.

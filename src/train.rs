@@ -294,6 +294,9 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     lead.progress.finish();
     if let Some(counts) = run.source.counts() {
         eprintln!("decoded: {}", who_decoded(&counts));
+        if let Some(refusal) = run.source.refusal() {
+            eprintln!("the GPU first refused an image with: {refusal}");
+        }
     }
     match outcome {
         Outcome::Finished => {

@@ -142,7 +142,12 @@ fn rate<E: Engine>(
     }
     rates.sort_by(f64::total_cmp);
     let counts: Counts = loader.counts();
-    Ok(json!({ "images_per_s": rates[WINDOWS / 2], "windows": rates, "counts": counts }))
+    Ok(json!({
+        "images_per_s": rates[WINDOWS / 2],
+        "windows": rates,
+        "counts": counts,
+        "refusal": loader.refusal(),
+    }))
 }
 
 /// A shard of a few pictures.

@@ -103,7 +103,13 @@ impl Difference {
     }
 }
 
-fn compare(set: &Arc<ShardSet>, cuda: Cuda, views: Views, share: f64) -> (Difference, Counts) {
+/// How the GPU's pixels differ from the CPU's, who decoded, and what the GPU said of what it refused.
+fn compare(
+    set: &Arc<ShardSet>,
+    cuda: Cuda,
+    views: Views,
+    share: f64,
+) -> (Difference, Counts, Option<String>) {
     let order = Order::shuffled(set.len(), 16, 7).unwrap();
     let loader = LoaderOptions {
         views,
@@ -126,7 +132,7 @@ fn compare(set: &Arc<ShardSet>, cuda: Cuda, views: Views, share: f64) -> (Differ
         }
     }
     assert!(device.next().is_none());
-    (difference, device.counts())
+    (difference, device.counts(), device.refusal())
 }
 
 /// The one test that needs a GPU. Without one it shows that opening says what is missing.
@@ -147,14 +153,18 @@ fn a_gpu_decodes_what_the_cpu_decodes_or_is_said_to_be_missing() {
     for share in [0.0, 0.5, 1.0] {
         for views in [Views::Decode, Views::Train(Recipe::detco())] {
             let cuda = Cuda::open(&setup(folder.path())).unwrap();
-            let (difference, counts) = compare(&set, cuda, views, share);
+            let engines = cuda.hardware().map_err(ToString::to_string);
+            let (difference, counts, refusal) = compare(&set, cuda, views, share);
             println!(
-                "share {share}: mean {:.4}, largest {}, {counts:?}",
+                "share {share}, engines {engines:?}: mean {:.4}, largest {}, {counts:?}, {refusal:?}",
                 difference.mean(),
                 difference.largest
             );
             assert!(difference.mean() <= 1.0, "{difference:?}");
-            assert!(counts.single > 0 && counts.cpu > 0, "{counts:?}");
+            assert!(counts.single > 0 && counts.cpu > 0, "{counts:?}, {refusal:?}");
+            if engines.is_ok() && share == 1.0 {
+                assert!(counts.batched > 0 && counts.refused == 0, "{counts:?}, {refusal:?}");
+            }
         }
     }
     assert!(live_handles().iter().all(|(_, live)| *live == 0), "{:?}", live_handles());

@@ -283,12 +283,14 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event that only orders. Before it is recorded it counts as done.
+    /// An event that only orders. Before it is recorded it counts as done. Who waits for it sleeps: the
+    /// cores are there for decoding.
     ///
     /// # Errors
     /// When the driver fails.
     pub fn new(device: &Arc<Device>) -> Result<Event, CudaError> {
-        Event::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
+        Event::with(device, CU_EVENT_DISABLE_TIMING as u32 | CU_EVENT_BLOCKING_SYNC as u32)
     }
 
     /// An event that also notes the time when it is reached.
@@ -296,14 +298,14 @@ impl Event {
     /// # Errors
     /// When the driver fails.
     pub fn timed(device: &Arc<Device>) -> Result<Event, CudaError> {
-        Event::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
+        Event::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
     }
 
-    fn with(device: &Arc<Device>, flags: sys::CUevent_flags) -> Result<Event, CudaError> {
+    fn with(device: &Arc<Device>, flags: u32) -> Result<Event, CudaError> {
         device.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is a place for one event, and a context is current. Destroyed by `drop`.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, flags as u32) })?;
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, flags) })?;
         Ok(Event { handle, device: Arc::clone(device) })
     }
 

@@ -2,15 +2,18 @@
 //!
 //! Each worker has a stream and two lanes of nvJPEG's hybrid back end: it decodes the codes of one
 //! image while the device works on the one before. The submit thread has a stream for the hardware
-//! engine and one for rendering. Events order them on the device. The host waits in three places
-//! only, and each time for work two steps old:
+//! engine and one for rendering. Events order them on the device. The host waits in four places
+//! only, and each time for work at least two steps old:
 //!
 //! - a worker, before it uses a lane again, for the image that was in it (nvJPEG's buffers are read
 //!   by a copy until then);
 //! - a worker that decodes on the CPU, for its last upload from the same pinned memory;
 //! - the submit thread, before it uses a state of the hardware engine again, for the batch before
 //!   last (nvJPEG's state may be reset only then). While the share is measured it waits for each
-//!   batch.
+//!   batch;
+//! - the submit thread, before it decodes with the hardware engine into frames again, until they have
+//!   been rendered: the engine writes when it is called, whatever its stream is to wait for
+//!   (meta-pytorch/torchcodec, pull request 1634, seen on an H100 with nvJPEG 12.3 to 13.2).
 //!
 //! Frames of a batch lie in one allocation, taken piece by piece as headers are read; what does not
 //! fit gets its own, and the next time round the allocation is larger. A consumer says on which
@@ -30,7 +33,7 @@
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use thiserror::Error;
 
@@ -86,6 +89,8 @@ pub struct Cuda {
     submit: Mutex<Submit>,
     nvrtc: Nvrtc,
     hybrid: Arc<Handle>,
+    /// What nvJPEG said of the first image or batch that it refused.
+    refusal: OnceLock<String>,
     /// The hardware engine: engines, and cores of each; or why there is none.
     hardware: Result<[u32; 2], NvjpegError>,
     nvjpeg: Arc<Nvjpeg>,
@@ -136,7 +141,8 @@ impl Cuda {
         };
         let submit = Mutex::new(Submit { renderer: None, hardware, stream });
         let (setup, hardware) = (setup.clone(), engines);
-        Ok(Cuda { setup, submit, nvrtc, hybrid, hardware, nvjpeg, device })
+        let refusal = OnceLock::new();
+        Ok(Cuda { setup, submit, nvrtc, hybrid, refusal, hardware, nvjpeg, device })
     }
 
     /// The GPU.
@@ -155,6 +161,10 @@ impl Cuda {
     /// What nvJPEG said.
     pub fn hardware(&self) -> Result<[u32; 2], &NvjpegError> {
         self.hardware.as_ref().copied()
+    }
+
+    fn note(&self, refused: &NvjpegError) {
+        let _ = self.refusal.set(refused.to_string()); // the first is kept
     }
 }
 
@@ -392,8 +402,12 @@ impl Drop for CudaWorker {
 }
 
 impl CudaWorker {
-    /// The hybrid back end. False where nvJPEG does not decode the image.
-    fn hybrid(&mut self, job: Job<'_>, target: Target) -> Result<bool, CudaError> {
+    /// The hybrid back end. Within, what nvJPEG says where it does not decode the image.
+    fn hybrid(
+        &mut self,
+        job: Job<'_>,
+        target: Target,
+    ) -> Result<Result<(), NvjpegError>, CudaError> {
         self.turn = (self.turn + 1) % LANES;
         let (lane, used) = &mut self.lanes[self.turn];
         used.synchronize()?;
@@ -403,7 +417,7 @@ impl CudaWorker {
         let decoded = unsafe { lane.decode(job.jpeg, &job.header, target, self.stream.handle()) };
         // Also after an error: part of it may be queued.
         used.record(&self.stream)?;
-        Ok(decoded.is_ok())
+        Ok(decoded)
     }
 
     /// Copies the decoded picture to the device.
@@ -508,11 +522,13 @@ impl Engine for Cuda {
         worker.stream.wait(&buffers.rendered)?;
         let frame = frames.take(&self.device, &job.header)?;
         let mut by = By::Cpu;
-        if Way::of(&job.header, job.jpeg) != Way::Cpu
-            && worker.hybrid(job, frames.target(&frame)?)?
-        {
-            by = By::Device;
-        } else {
+        if Way::of(&job.header, job.jpeg) != Way::Cpu {
+            match worker.hybrid(job, frames.target(&frame)?)? {
+                Ok(()) => by = By::Device,
+                Err(refused) => self.note(&refused),
+            }
+        }
+        if by == By::Cpu {
             worker.decoder.decode(job.jpeg, &mut worker.image)?;
             worker.upload(&self.device, frames, &frame)?;
         }
@@ -535,7 +551,7 @@ impl Engine for Cuda {
         *turn = (*turn + 1) % states.len();
         let (batch, used) = &mut states[*turn];
         used.synchronize()?;
-        stream.wait(&buffers.rendered)?;
+        buffers.rendered.synchronize()?;
         let (mut left, mut taken) = (Vec::new(), Vec::with_capacity(jobs.len()));
         for (index, job) in jobs.iter().enumerate() {
             // A header that nvJPEG cannot read is the CPU's to judge.
@@ -556,7 +572,8 @@ impl Engine for Cuda {
             // Also after an error: part of it may be queued.
             used.record(stream)?;
             buffers.batched.record(stream)?;
-            if decoded.is_err() {
+            if let Err(refused) = decoded {
+                self.note(&refused);
                 return Ok(Batched::Refused);
             }
         }
@@ -587,6 +604,10 @@ impl Engine for Cuda {
             renderer.render(&frames.items(plans)?, &out, stream)?;
         }
         Ok(buffers.rendered.record(stream)?)
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.refusal.get().cloned()
     }
 }
 

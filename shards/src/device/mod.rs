@@ -265,6 +265,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         buffers: &mut Self::Buffers,
         plans: &[&SamplePlan],
     ) -> Result<(), Self::Error>;
+
+    /// What the device said of the first image or batch that it refused although it takes such ones.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Who decoded how many images.
@@ -549,6 +554,12 @@ impl<E: Engine> DeviceLoader<E> {
         let [batched, single, cpu, refused] =
             [batched, single, cpu, refused].map(|counter| counter.load(Ordering::Relaxed));
         Counts { batched, single, cpu, refused, share: self.common.meter.share() }
+    }
+
+    /// What the device said of the first image or batch that it refused although it takes such ones.
+    /// A few damaged files are no matter; a decoder that fails for all of them shows here.
+    pub fn refusal(&self) -> Option<String> {
+        self.common.engine.refusal()
     }
 }
 

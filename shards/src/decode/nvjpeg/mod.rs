@@ -89,7 +89,7 @@ pub enum NvjpegError {
     #[error("nvJPEG does not take this kind of image")]
     NotTaken,
     /// nvJPEG has the back end, the GPU has no engine for it.
-    #[error("this GPU decodes no JPEG in hardware")]
+    #[error("this GPU decodes no JPEG in hardware, or its driver's libnvcuvid is not to be found")]
     NoEngine,
     /// More images than a batch can have.
     #[error("a batch of {images} images: more than nvJPEG counts to")]
@@ -116,7 +116,10 @@ impl Status {
             4 => ("JPEG_NOT_SUPPORTED", "this kind of JPEG is not decoded"),
             5 => ("ALLOCATOR_FAILURE", "there is no memory left"),
             6 => ("EXECUTION_FAILED", "work on the device failed, or there is no GPU or driver"),
-            7 => ("ARCH_MISMATCH", "this GPU has no such decoder"),
+            7 => (
+                "ARCH_MISMATCH",
+                "this GPU has no such decoder, or its driver's libnvcuvid is not to be found",
+            ),
             8 => ("INTERNAL_ERROR", "nvJPEG failed within"),
             9 => ("IMPLEMENTATION_NOT_SUPPORTED", "this back end does not do that"),
             10 => ("INCOMPLETE_BITSTREAM", "the JPEG is cut off"),

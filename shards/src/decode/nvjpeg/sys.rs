@@ -5,6 +5,7 @@
 //! of that crate is referred to in code that is generated.
 
 use std::ffi::{c_int, c_uchar, c_uint};
+use std::mem::ManuallyDrop;
 
 use libloading::Library;
 use nvjpeg_sys::{
@@ -28,8 +29,10 @@ macro_rules! api {
         #[derive(Debug)]
         pub(super) struct Api {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> nvjpegStatus_t,)*
-            /// Keeps the functions where they are. None in tests, whose functions are their own.
-            pub(super) _library: Option<Library>,
+            /// Keeps the functions where they are, to the end of the program: the CUDA runtime within the
+            /// library has threads' ends and the program's to hear of. None in tests, whose functions are
+            /// their own.
+            pub(super) _library: Option<ManuallyDrop<Library>>,
         }
 
         $(const _: unsafe extern "C" fn($($argument),*) -> nvjpegStatus_t = nvjpeg_sys::$name;)*
@@ -45,7 +48,7 @@ macro_rules! api {
                         let found = unsafe { library.get(symbol) };
                         *found.map_err(|_| symbol)?
                     },)*
-                    _library: Some(library),
+                    _library: Some(ManuallyDrop::new(library)),
                 })
             }
         }
