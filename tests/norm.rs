@@ -1,6 +1,8 @@
 //! Our normalisation of groups against libtorch's: results, statistics and gradients.
 #![cfg(feature = "train")]
 
+use std::sync::Once;
+
 use detco::shim::norm::{Normalised, Then, normalise, ready, takes};
 use tch::{Device, Kind, Tensor};
 
@@ -19,6 +21,9 @@ struct Case {
 impl Case {
     /// Maps `[n, c, h, w]` with means and spreads of their own in each channel.
     fn new(shape: [i64; 4], groups: i64, kind: Kind) -> Case {
+        // libtorch counts the GPUs at its first gradient, and never again: they have to be found before.
+        static FOUND: Once = Once::new();
+        FOUND.call_once(|| drop(detco::device::find(detco::config::Device::Auto)));
         tch::manual_seed(shape.iter().sum::<i64>() + groups);
         let of = (Kind::Float, Device::Cpu);
         let c = shape[1];

@@ -20,13 +20,13 @@ const MOMENTUM: f64 = 0.1;
 /// What one training pass saw at each batch normalisation: mean and unbiased variance of each
 /// group, `[groups, c]`. A pass may come in several chunks of whole groups.
 #[derive(Debug, Default)]
-pub struct Moments(Vec<Vec<(Tensor, Tensor)>>);
+pub struct Moments(Vec<Vec<[Tensor; 2]>>);
 
-/// Running statistics of one normalisation and what a pass saw there, means over its groups.
+/// Running statistics of one normalisation and what a pass saw there, by chunks.
 #[derive(Debug)]
 pub(super) struct Settling {
     running: [Tensor; 2],
-    seen: [Tensor; 2],
+    seen: Vec<[Tensor; 2]>,
     tracked: Tensor,
 }
 
@@ -36,9 +36,14 @@ pub(super) fn settle_all(all: &[Settling], applied: Option<&Tensor>) -> Result<(
     let Some(first) = all.first() else { return Ok(()) };
     let running: Vec<Tensor> =
         all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
-    let seen: Vec<&Tensor> = all.iter().flat_map(|one| &one.seen).collect();
     let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
-    let (before, seen) = (Tensor::cat(&running, 0), Tensor::cat(&seen, 0));
+    // Each chunk went through all layers: side by side, their groups are rows.
+    let chunks = (0..first.seen.len()).map(|chunk| {
+        let layers = all.iter().filter_map(|one| one.seen.get(chunk)).flatten();
+        Tensor::cat(&layers.collect::<Vec<_>>(), 1)
+    });
+    let seen = Tensor::cat(&chunks.collect::<Vec<_>>(), 0).mean_dim(0, false, None);
+    let before = Tensor::cat(&running, 0);
     let mut after = before.lerp(&seen, MOMENTUM);
     let mut one = first.tracked.ones_like();
     if let Some(applied) = applied {
@@ -56,17 +61,7 @@ impl Moments {
         if self.0.len() <= slot {
             self.0.resize_with(slot + 1, Vec::new);
         }
-        self.0[slot].push((mean, variance));
-    }
-
-    /// Mean over all groups that `slot` saw, `[c]` each; nothing if it did not run.
-    fn average(&self, slot: usize) -> Option<(Tensor, Tensor)> {
-        let seen = self.0.get(slot).filter(|seen| !seen.is_empty())?;
-        let mean = |of: fn(&(Tensor, Tensor)) -> &Tensor| {
-            let all: Vec<&Tensor> = seen.iter().map(of).collect();
-            Tensor::cat(&all, 0).mean_dim(0, false, None)
-        };
-        Some((mean(|(mean, _)| mean), mean(|(_, variance)| variance)))
+        self.0[slot].push([mean, variance]);
     }
 }
 
@@ -212,10 +207,10 @@ impl BatchNorm {
 
     /// What [`settle_all`] needs; nothing if this layer took no part.
     pub(super) fn settling(&self, moments: &Moments) -> Option<Settling> {
-        let (mean, variance) = moments.average(self.slot)?;
+        let seen = moments.0.get(self.slot).filter(|seen| !seen.is_empty())?;
         Some(Settling {
             running: [self.running_mean.shallow_clone(), self.running_var.shallow_clone()],
-            seen: [mean, variance],
+            seen: seen.iter().map(|two| two.each_ref().map(Tensor::shallow_clone)).collect(),
             tracked: self.num_batches_tracked.shallow_clone(),
         })
     }

@@ -5,6 +5,7 @@
 #include "../model/kernels/norm.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -38,6 +39,7 @@ struct Loaded {
 std::array<Loaded, 64> gpus;
 
 constexpr int INVALID_CONTEXT = 201; // CUDA_ERROR_INVALID_CONTEXT
+constexpr int INVALID_HANDLE = 400;  // CUDA_ERROR_INVALID_HANDLE
 constexpr unsigned THREADS = 256; // as norm.cu has it
 constexpr int64_t BLOCKS = 2048;  // enough for any GPU, few enough to add up
 constexpr int64_t LANES_MAX = 32;
@@ -106,6 +108,7 @@ void queue(int64_t kernel, const Tensor& like, std::array<unsigned, 3> grid, Arg
   TORCH_CHECK(like.is_cuda() && index < gpus.size() && gpus[index].launch != nullptr,
               "the kernels of group normalisation are not loaded on ", like.device());
   const Loaded& gpu = gpus[index];
+  const c10::DeviceGuard device(like.device());
   const c10::impl::VirtualGuardImpl guard(like.device().type());
   void* stream = guard.getStream(like.device()).native_handle();
   void* pointers[] = {&arguments...};
@@ -113,9 +116,9 @@ void queue(int64_t kernel, const Tensor& like, std::array<unsigned, 3> grid, Arg
     return gpu.launch(gpu.kernels[kernel], grid[0], grid[1], grid[2], THREADS, 1, 1, 0, stream, pointers, nullptr);
   };
   int status = launch();
-  if (status == INVALID_CONTEXT) {
-    // A thread of autograd's in which CUDA's runtime has not worked yet: work of any kind makes the
-    // GPU's context its own.
+  if (status == INVALID_CONTEXT || status == INVALID_HANDLE) {
+    // A thread of autograd's in which CUDA's runtime has not worked yet, or with another GPU: work of any
+    // kind makes the GPU's context its own.
     at::zeros({1}, like.options());
     status = launch();
   }
@@ -223,12 +226,15 @@ class Normalised : public torch::autograd::Function<Normalised> {
       const Map& map = plan.map;
       if (x.is_cpu()) {
         each_block(plan, [&](auto& block) { add_gradients(block, map, g, result, in, m, r, parts); });
-        for (int64_t i = 0; i < c; ++i) finish_gradients(i, map, parts, totals, dw, db);
-        each_block(plan, [&](auto& block) { spread_gradients(block, map, g, result, in, w, m, r, totals, out, more); });
+        for (int64_t i = 0; i < groups * c; ++i) finish_gradients(i, map, parts, totals);
+        each_block(plan, [&](auto& block) {
+          spread_gradients(block, map, g, result, in, w, m, r, totals, out, more, dw, db);
+        });
       } else {
         queue(first + ADD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, result, in, m, r, parts);
-        queue(FINISH_GRADIENTS, x, threads_for(c), map, parts, totals, dw, db);
-        queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, result, in, w, m, r, totals, out, more);
+        queue(FINISH_GRADIENTS, x, threads_for(groups * c), map, parts, totals);
+        queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, result, in, w, m, r, totals, out, more,
+              dw, db);
       }
     });
     return {dx, d_weight, d_bias, d_residual, Tensor(), Tensor(), Tensor()};

@@ -207,6 +207,8 @@ extern "C" int32_t detco_step_cuda_memory(int64_t cuda_index, int64_t* free_byte
                                           int64_t* total_bytes, int64_t* peak_bytes, char* message,
                                           int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
+    // Where no tensor has been on a GPU yet, the allocator knows of none.
+    at::globalContext().lazyInitDevice(c10::kCUDA);
     auto* allocator = c10::getDeviceAllocator(c10::kCUDA);
     const auto index = static_cast<c10::DeviceIndex>(cuda_index);
     const auto [free, total] = allocator->getMemoryInfo(index);

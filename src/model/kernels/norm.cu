@@ -67,16 +67,16 @@ struct Threads {
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) spread_gradients_##SUFFIX(                            \
         Map map, u32 lanes, const T* dy, const T* y, const T* x, const float* weight, const float* mean,    \
-        const float* rstd, const float* sums, T* dx, T* d_residual) {                                       \
+        const float* rstd, const float* sums, T* dx, T* d_residual, float* d_weight, float* d_bias) {       \
         Threads block = {nullptr, lanes};                                                                   \
-        spread_gradients(block, map, dy, y, x, weight, mean, rstd, sums, dx, d_residual);                   \
+        spread_gradients(block, map, dy, y, x, weight, mean, rstd, sums, dx, d_residual, d_weight, d_bias); \
     }
 
 KERNELS(float, float)
 KERNELS(bf16, bf16)
 
 extern "C" __global__ void __launch_bounds__(256)
-    finish_gradients_all(Map map, const float* partial, float* sums, float* d_weight, float* d_bias) {
-    i64 channel = i64(blockIdx.x) * THREADS + threadIdx.x;
-    if (channel < map.c) finish_gradients(channel, map, partial, sums, d_weight, d_bias);
+    finish_gradients_all(Map map, const float* partial, float* sums) {
+    i64 index = i64(blockIdx.x) * THREADS + threadIdx.x;
+    if (index < i64(map.groups) * map.c) finish_gradients(index, map, partial, sums);
 }

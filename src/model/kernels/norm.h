@@ -249,36 +249,47 @@ DETCO_DEVICE void add_gradients(Block& block, const Map& map, const T* dy, const
     }
 }
 
-// Sums of one channel: of each group into `sums` `[2, groups, c]`, over all groups into the gradients of
-// weight and bias `[c]`.
-DETCO_DEVICE void finish_gradients(i64 channel, const Map& map, const float* partial, float* sums,
-                                   float* d_weight, float* d_bias) {
+// Sums of one channel of one group, into `sums` `[2, groups, c]`. `index` counts in `[groups, c]`.
+DETCO_DEVICE void finish_gradients(i64 index, const Map& map, const float* partial, float* sums) {
     i64 width = i64(map.groups) * map.c;
-    double all_sum = 0, all_dot = 0;
-    for (u32 group = 0; group < map.groups; group++) {
-        i64 index = i64(group) * map.c + channel;
-        double sum = 0, dot = 0;
-        for (u32 share = 0; share < map.shares; share++) {
-            sum += partial[share * width + index];
-            dot += partial[(map.shares + share) * width + index];
-        }
-        sums[index] = float(sum);
-        sums[width + index] = float(dot);
-        all_sum += sum;
-        all_dot += dot;
+    double sum = 0, dot = 0;
+    for (u32 share = 0; share < map.shares; share++) {
+        sum += partial[share * width + index];
+        dot += partial[(map.shares + share) * width + index];
     }
-    d_bias[channel] = float(all_sum);
-    d_weight[channel] = float(all_dot);
+    sums[index] = float(sum);
+    sums[width + index] = float(dot);
+}
+
+// Gradients of weight and bias, `[c]`: the sums over all groups. For the blocks of the first share of the
+// first group, one thread a vector of channels.
+template <class Block>
+DETCO_DEVICE void add_groups(Block& block, const Map& map, const Part& part, const float* sums,
+                             float* d_weight, float* d_bias) {
+    if (block.y() > 0 || block.z() > 0 || block.down() > 0) return;
+    i64 width = i64(map.groups) * map.c;
+    for (int i = 0; i < VECTOR; i++) {
+        double sum = 0, dot = 0;
+        for (u32 group = 0; group < map.groups; group++) {
+            i64 index = i64(group) * map.c + part.channel + i;
+            sum += sums[index];
+            dot += sums[width + index];
+        }
+        d_bias[part.channel + i] = float(sum);
+        d_weight[part.channel + i] = float(dot);
+    }
 }
 
 // dx = weight * rstd * (g - mean of g - xhat * mean of g * xhat); the residual's gradient is g itself,
-// written where `d_residual` is not null.
+// written where `d_residual` is not null. Adds up the gradients of weight and bias on the way.
 template <class T, class Block>
 DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const T* dy, const T* y, const T* x,
                                    const float* weight, const float* mean, const float* rstd,
-                                   const float* sums, T* dx, T* d_residual) {
+                                   const float* sums, T* dx, T* d_residual, float* d_weight,
+                                   float* d_bias) {
     const Part part = part_of(block, map);
     if (!part.used) return;
+    add_groups(block, map, part, sums, d_weight, d_bias);
     float m[VECTOR], r[VECTOR], scale[VECTOR], g_mean[VECTOR], dot_mean[VECTOR];
     i64 at = i64(block.z()) * map.c + part.channel;
     i64 width = i64(map.groups) * map.c;
