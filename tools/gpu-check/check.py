@@ -1,14 +1,16 @@
 """What only a GPU can show: runs the GPU tests, then measures, and prints one table.
 
-    python3 check.py BUNDLE RESULTS [--only PART,...] [--budget SECONDS]
+    python3 check.py BUNDLE RESULTS [--only PART,...] [--budget SECONDS] [--earlier results.json]
     python3 check.py BUNDLE RESULTS --only cifar --cifar SHARDS --runs RUNS [--recipe moco-v2-cifar]
 
 BUNDLE is the folder that `cargo xtask gpu-check BUNDLE --images IMAGES` made on the machine that builds
 (binaries, tests, benches, libnvjpeg, shards), or a tar of it. This machine needs a GPU with its driver and
 a Python with torch 2.11 and torchvision, whose libtorch the binaries use; no Rust, no network. RESULTS gets
-`results.json`, `table.md` and a log of every command, all of them renewed after each part.
+`results.json` and `table.md`, renewed after each part, and `log.txt` with what every command said.
 
-Parts, in their order, under eight minutes on an H100 with 16 cores:
+Parts, in their order. All of them may take more than the eight minutes that a call has by default; then call it
+again for the rest (`--only tests,decode,views`; `--only step,eager,compile`; `--only train,loader`) with the
+`results.json` before as `--earlier`, so that the table holds one part's figures against another's:
 
   tests       the tests that use a GPU
   decode      nvJPEG in the loader (hardware, hybrid, both), called alone, under torchvision; the CPU
@@ -27,6 +29,7 @@ without a GPU: it shows that the script works, and its figures mean nothing.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -40,9 +43,11 @@ import time
 from pathlib import Path
 
 RECIPES = ("detco-r50", "moco-v2-r50")
+ONE_GROUP = "detco-r50-one-group"  # the first without groups in batch normalisation: as users of PyTorch have it
 DEFAULT = ("tests", "decode", "views", "loader", "step", "train", "eager", "compile")
 PARTS = (*DEFAULT, "cifar")
 CORES = (4, 8, 16)
+NVCUVID = "libnvcuvid.so.1"  # of the driver: nvJPEG's hardware engine is reached through it
 COPIES = 8  # of the bundle's images, so that an epoch has several batches of 256
 
 
@@ -77,6 +82,11 @@ class Check:
         self.args, self.sizes, self.device = args, Sizes(args.smoke), args.device
         self.bundle, self.folder = args.bundle.resolve(), args.results.resolve()
         self.results, self.failures = {}, []
+        if args.earlier:
+            self.results = json.loads(args.earlier.read_text())
+            self.failures = [tuple(failure) for failure in self.results.pop("failures", [])]
+        self.log = self.folder / "log.txt"
+        self.log.write_text("")
         self.deadline = time.monotonic() + args.budget
         self.work = Path(tempfile.mkdtemp(prefix="detco-gpu-check-"))
         if self.bundle.is_file():
@@ -90,12 +100,12 @@ class Check:
         self.packed = None
 
     def run(self, name, command, limit=120, cores=None, codes=(0,)):
-        """Runs a command, keeps its log, returns its output; None if it failed or has no time left."""
+        """Runs a command, logs what it says, returns its output; None if it failed or has no time left."""
+        self.said = ""
         left = self.deadline - time.monotonic()
         if left < 5:
             self.fail(name, "no time left")
             return None
-        log = self.folder / f"{name}.log"
         start = time.monotonic()
         command = [str(part) for part in command]
         with subprocess.Popen(
@@ -113,9 +123,16 @@ class Check:
                 code = process.returncode
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # `detco train` is two processes
-                out, err = process.communicate()
+                try:
+                    out, err = process.communicate(timeout=10)
+                except subprocess.TimeoutExpired:
+                    out, err = "", "the driver does not let it die"
+                    process.stdout.close()
+                    process.stderr.close()
                 code = "timeout"
-        log.write_text(f"$ {' '.join(command)}\n{out}\n--- stderr\n{err}\n--- exit {code}\n")
+        self.said = f"{out}\n--- stderr\n{err}"
+        with self.log.open("a") as log:
+            log.write(f"\n===== {name}\n$ {' '.join(command)}\n{self.said}\n--- exit {code}\n")
         print(f"{time.monotonic() - start:6.1f} s  {name}: exit {code}", flush=True)
         if code not in codes:
             self.fail(name, f"exit {code}: " + (err or out).strip()[-400:])
@@ -188,13 +205,11 @@ class Check:
         counts = {}
         for test in sorted((self.bundle / "tests").iterdir()):
             which = ["cuda"] if test.name == "detco_shards" else []  # the others need no GPU
-            out = self.run(f"test-{test.name}", [test, *which, "--test-threads", 1, "--nocapture"], 150)
-            log = self.folder / f"test-{test.name}.log"
-            text = out or (log.read_text() if log.exists() else "")
-            found = re.search(r"(\d+) passed; (\d+) failed", text)
+            self.run(f"test-{test.name}", [test, *which, "--test-threads", 1, "--nocapture"], 150)
+            found = re.search(r"(\d+) passed; (\d+) failed", self.said)
             counts[test.name] = [int(n) for n in found.groups()] if found else None
             # nvJPEG's pixels beside the CPU's, on the bundle's images among others.
-            difference = re.findall(r"share [\d.]+: mean [\d.]+, largest \d+", text)
+            difference = re.findall(r"share [\d.]+, engines .*?: mean [\d.]+, largest \d+", self.said)
             if difference:
                 self.results["difference"] = difference
         self.results["tests"] = counts
@@ -229,7 +244,7 @@ class Check:
         if allowed is None:
             self.fail(name, f"this machine has fewer than {cores} cores")
             return None
-        report = self.folder / f"{name}.json"
+        report = self.work / f"{name}.json"
         command = [self.bundle / "bin" / "detco", "profile", self.data(), "--mode", mode, "--decode", decode]
         command += ["--workers", workers, "--seconds", self.sizes.seconds, "--warm-up", 2, "--json", report]
         if self.run(name, command, 60, allowed) is None:
@@ -238,11 +253,14 @@ class Check:
 
     def step(self):
         """Our updates from memory, and what our kernels for batch normalisation are worth."""
-        for recipe in RECIPES:
-            for norms in ("kernels", "libtorch") if recipe == RECIPES[0] else ("kernels",):
-                command = [self.bundle / "bench" / "step", "--recipe", recipe, "--device", self.device]
-                command += ["--norms", norms, "--set", f"train.batch={self.sizes.batch}"]
-                self.figures(f"step-{recipe}-{norms}", [*command, *self.sizes.sets, *self.sizes.bench], 90)
+        for recipe, norms in (*((recipe, "kernels") for recipe in RECIPES), (RECIPES[0], "libtorch")):
+            self.step_of(f"step-{recipe}-{norms}", recipe, norms)
+        self.step_of(f"step-{ONE_GROUP}", RECIPES[0], "kernels", ["--set", "model.bn_splits=1"])
+
+    def step_of(self, name, recipe, norms, settings=()):
+        command = [self.bundle / "bench" / "step", "--recipe", recipe, "--device", self.device]
+        command += ["--norms", norms, "--set", f"train.batch={self.sizes.batch}"]
+        self.figures(name, [*command, *self.sizes.sets, *self.sizes.bench, *settings], 120)
 
     def train(self):
         """Updates from shards: what share of the time waits for data."""
@@ -253,7 +271,7 @@ class Check:
             settings += [f"monitor.every_steps={self.sizes.every}", f"train.batch={self.sizes.batch}"]
             settings += ["checkpoint.every_epochs=0"]
             command += [word for setting in settings for word in ("--set", setting)]
-            if self.run(f"train-{recipe}", [*command, *self.sizes.sets], 90) is None:
+            if self.run(f"train-{recipe}", [*command, *self.sizes.sets], 150) is None:
                 continue
             lines = (run / "metrics.jsonl").read_text().splitlines()
             records = [json.loads(line) for line in lines]
@@ -268,16 +286,20 @@ class Check:
             }
 
     def eager(self):
-        self.pytorch("eager", 100)
+        for recipe in RECIPES:
+            self.pytorch(f"eager-{recipe}", recipe, "eager", 100)
+        self.pytorch(f"eager-{ONE_GROUP}", RECIPES[0], "eager", 100, ["--bn-splits", 1])
 
     def compile(self):
-        self.pytorch("compile", 240)
+        """What compiles soonest first: groups in batch normalisation make large graphs."""
+        self.pytorch(f"compile-{RECIPES[1]}", RECIPES[1], "compile", 200)
+        self.pytorch(f"compile-{ONE_GROUP}", RECIPES[0], "compile", 200, ["--bn-splits", 1])
+        self.pytorch(f"compile-{RECIPES[0]}", RECIPES[0], "compile", 200)
 
-    def pytorch(self, mode, limit):
-        for recipe in RECIPES:
-            command = [sys.executable, self.bundle / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
-            command += ["--batch", self.sizes.batch, "--mode", mode, "--device", self.device]
-            self.figures(f"{mode}-{recipe}", [*command, *self.sizes.torch], limit)
+    def pytorch(self, name, recipe, mode, limit, settings=()):
+        command = [sys.executable, self.bundle / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
+        command += ["--batch", self.sizes.batch, "--mode", mode, "--device", self.device]
+        self.figures(name, [*command, *self.sizes.torch, *settings], limit)
 
     def cifar(self):
         """A piece of a CIFAR-10 recipe, from where the run stands; the curve of all pieces."""
@@ -324,7 +346,7 @@ class Check:
 
     def table(self):
         results = self.results
-        rows = [("device", results.get("device", "?")), ("torch", results.get("torch", "?"))]
+        rows = [(name, results.get(name, "?")) for name in ("device", "torch", NVCUVID)]
         for name, count in (results.get("tests") or {}).items():
             rows.append((f"test {name}", "no result" if count is None else "{} passed, {} failed".format(*count)))
         rows += [("nvJPEG beside the CPU", line) for line in results.get("difference") or []]
@@ -351,6 +373,7 @@ class Check:
                     text = found["error"] if "error" in found else per_second(found["images_per_s"])
                     share = (found.get("counts") or {}).get("share")
                     text += f", share of the hardware engine {share:.2f}" if share is not None else ""
+                    text += f"; first refused with: {found['refusal']}" if found.get("refusal") else ""
                     rows.append((f"decode, {of}, {name}", text))
         if "decode-torchvision" in results:
             found = results["decode-torchvision"]
@@ -367,6 +390,8 @@ class Check:
                 text = f"{found['window_ms']:.1f} ms, {rate}; waited for {found['median_ms']:.1f} ms"
                 peak = found.get("peak_bytes")
                 text += f"; {peak / 2**30:.1f} GiB" if peak else ""
+                breaks = found.get("graph_breaks")
+                text += f"; {breaks} breaks of the graph" if breaks else ""
                 rows.append((f"{name}, BN groups {found['bn_splits']}", text))
             elif name.startswith("train-"):
                 rows.append((name, f"{per_second(found['images_per_s'])}; waiting {found['wait_share']:.2%}"))
@@ -391,8 +416,8 @@ class Check:
                 found = found.get(name) if isinstance(found, dict) else None
             return found
 
-        for recipe in RECIPES:
-            ours = of(f"step-{recipe}-kernels", "window_ms")
+        for recipe in (*RECIPES, ONE_GROUP):
+            ours = of(f"step-{recipe}-kernels" if recipe in RECIPES else f"step-{recipe}", "window_ms")
             aim(f"{recipe} over PyTorch eager", ratio(of(f"eager-{recipe}", "window_ms"), ours), 1.15)
             aim(f"{recipe} over torch.compile", ratio(of(f"compile-{recipe}", "window_ms"), ours), 1.0)
             waits = of(f"train-{recipe}", "wait_share")
@@ -416,6 +441,15 @@ def per_second(rate):
     return "no result" if rate is None else f"{rate:,.0f} images/s"
 
 
+def loads(library):
+    """Whether the system's loader finds a library, in words."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return "found"
+
+
 def environment(bundle, images):
     """Where the binaries find libtorch (that of this Python), CUDA's libraries and nvJPEG."""
     import torch
@@ -437,6 +471,7 @@ def arguments():
     parser.add_argument("results", type=Path)
     parser.add_argument("--only", default=",".join(DEFAULT), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget", type=float, default=470, help="seconds for everything")
+    parser.add_argument("--earlier", type=Path, metavar="JSON", help="results of a call before, to go on from")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--smoke", action="store_true", help="small sizes: figures mean nothing")
     parser.add_argument("--cifar", type=Path, metavar="SHARDS", help="CIFAR-10, packed: train and test")
@@ -467,6 +502,7 @@ def main():
     check = Check(args)
     check.results["device"] = f"{device}, {len(os.sched_getaffinity(0))} cores"
     check.results["torch"] = torch.__version__
+    check.results[NVCUVID] = loads(NVCUVID)
     start = time.monotonic()
     for name in PARTS:
         if name in args.only:

@@ -18,6 +18,7 @@ import sys
 import time
 
 import torch
+import torch._dynamo.utils
 
 CASES = {
     "detco-r50": dict(levels=[2, 3, 4, 5], level_weights=[0.1, 0.4, 0.7, 1.0], local=True),
@@ -149,6 +150,7 @@ def main():
                 median_ms=statistics.median(times),
                 warm_up_s=warm_up,
                 peak_bytes=memory,
+                graph_breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
                 loss=loss.item(),
                 torch=torch.__version__,
             )
