@@ -190,7 +190,8 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// A new stream, which does not wait for the default stream.
+    /// A new stream, which does not wait for the default stream and goes before it: decoding and
+    /// rendering are small pieces of work, and training kernels fill the GPU.
     ///
     /// # Errors
     /// When the driver fails.
@@ -198,9 +199,16 @@ impl Stream {
         device.bind()?;
         let mut handle = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        let [mut least, mut greatest] = [0; 2];
+        // SAFETY: each is a place for one int, and a context is current.
+        check("cuCtxGetStreamPriorityRange", unsafe {
+            sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest)
+        })?;
         // SAFETY: `handle` is a place for one stream, and a context is current. Destroyed by
         // `drop`.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut handle, flags) })?;
+        check("cuStreamCreateWithPriority", unsafe {
+            sys::cuStreamCreateWithPriority(&mut handle, flags, greatest)
+        })?;
         Ok(Stream { handle, owned: true, device: Arc::clone(device) })
     }
 

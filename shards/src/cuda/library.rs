@@ -38,7 +38,8 @@ const DRIVER: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// Every function of the driver that this crate calls. `cudarc` panics at one that is missing, so
 /// all are asked for before the first is called.
-const DRIVER_FUNCTIONS: [&str; 37] = [
+const DRIVER_FUNCTIONS: [&str; 38] = [
+    "cuCtxGetStreamPriorityRange",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -72,7 +73,7 @@ const DRIVER_FUNCTIONS: [&str; 37] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
-    "cuStreamCreate",
+    "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
