@@ -214,25 +214,22 @@ fn score_pair(
     let centres: Vec<Tensor> = rings.iter().map(|ring| mean(ring, 1)).collect();
     let negative_mean = sum(&(mean(&scaled, 1) * Tensor::stack(&centres, 0)), 1); // [levels]
 
-    // One term's logits and their softmax: the only memory of that size, used again for each level. The
-    // negatives first, in rows of whole vectors, which matrix products in TensorFloat-32 ask for; then the
-    // positive; behind it what has no share of a softmax.
+    // One term's logits and their softmax: the only memory of that size, used again for each level.
     let k = rings[0].size()[1];
-    let row = (k + 4) / 4 * 4; // k + 1, rounded up to a multiple of 4
-    let logits = Tensor::full([n, row], f64::NEG_INFINITY, (kind, query.device()));
+    let logits = Tensor::empty([n, 1 + k], (kind, query.device()));
     let mut softmax = logits.empty_like();
     let (mut losses, mut firsts, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for level in 0..levels {
         let (ring, positive) = (&rings[level as usize], positive.get(level));
-        logits.select(1, k).copy_(&positive);
-        let negative = logits.narrow(1, 0, k);
+        logits.narrow(1, 0, 1).copy_(&positive.unsqueeze(1));
+        let negative = logits.narrow(1, 1, k);
         let _ = scaled.get(level).mm_out(&negative, ring); // [n, d] x [d, k] -> [n, k]
         firsts.push(positive.gt_tensor(&negative.amax([1_i64].as_slice(), false)));
         let _ = logits.internal_log_softmax_out(&softmax, 1, false);
-        losses.push(-softmax.select(1, k));
+        losses.push(-softmax.select(1, 0));
         let _ = softmax.exp_();
-        let pull = softmax.narrow(1, 0, k).mm(&ring.tr()); // [n, k] x [k, d] -> [n, d]
-        let push = softmax.narrow(1, k, 1) - 1.0; // [n, 1]
+        let pull = softmax.narrow(1, 1, k).mm(&ring.tr()); // [n, k] x [k, d] -> [n, d]
+        let push = softmax.narrow(1, 0, 1) - 1.0; // [n, 1]
         gradients.push(pull + push * key.get(level));
     }
     let [loss, first, gradient] = [losses, firsts, gradients].map(|all| Tensor::stack(&all, 0));
