@@ -16,7 +16,7 @@ use detco_shards::cuda::{
     CudaError, Device, DeviceBuffer, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
 use detco_shards::views::cuda::{
-    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Outputs,
+    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels, Outputs,
 };
 use detco_shards::views::{MEAN, Recipe, STD, SamplePlan};
 
@@ -59,7 +59,8 @@ fn measure(device: &Arc<Device>, samples: usize) -> Result<(), DeviceViewsError>
             mean: MEAN,
             std: STD,
         };
-        let mut renderer = DeviceRenderer::new(device, &nvrtc, &cache, shape)?;
+        let mut renderer =
+            DeviceRenderer::new(device, &Kernels::load(device, &nvrtc, &cache)?, shape)?;
         let (seconds, bytes) = render(&mut renderer, &recipe, device, &stream)?;
         println!(
             "{name}: {:.0} images/s, {:.2} ms a batch of {samples}, {:.0} GB/s, {:.0} % of a copy's",

@@ -215,16 +215,21 @@ mod tests {
         fill(slab);
     }
 
-    /// Where there is a GPU; elsewhere the driver is said to be missing.
     #[cfg(feature = "cuda")]
     #[test]
-    fn pages_are_locked_for_a_gpu_or_it_is_said_to_be_missing() {
+    fn pages_are_locked_for_a_gpu() {
+        use detco_twin::driver::{again, hold_nothing_against};
+
         match Device::open(0) {
             Ok(device) => {
                 fill(Slab::locked(LAYOUT, &device).unwrap());
                 println!("locked for {}", device.name());
+                hold_nothing_against();
             }
-            Err(error) => println!("no GPU here, nothing is locked: {error}"),
+            Err(error) => {
+                println!("no GPU here: {error}");
+                again(concat!(module_path!(), "::pages_are_locked_for_a_gpu"));
+            }
         }
     }
 

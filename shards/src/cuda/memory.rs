@@ -327,6 +327,8 @@ fn fits(what: &'static str, offset: usize, need: usize, have: usize) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use detco_twin::driver;
+
     use super::*;
 
     #[test]
@@ -342,13 +344,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_from_the_device_as_they_went() {
+    fn bytes_come_back_as_they_went() {
         let device = match Device::open(0) {
             Ok(device) => device,
             Err(error) => {
-                assert!(!error.to_string().is_empty());
-                println!("no GPU here, nothing is copied: {error}");
-                return;
+                println!("no GPU here: {error}");
+                return driver::again(concat!(module_path!(), "::bytes_come_back_as_they_went"));
             }
         };
         let stream = Stream::new(&device).unwrap();
@@ -369,5 +370,6 @@ mod tests {
         assert!(stream.copy(copy.as_slice(), there.as_slice()).is_err());
         assert!(host.upload(0..1000, there.slice(1..1000).unwrap(), &stream).is_err());
         println!("copied on {}", device.name());
+        driver::hold_nothing_against();
     }
 }

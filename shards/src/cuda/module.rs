@@ -68,8 +68,8 @@ impl Drop for Module {
     }
 }
 
-/// A kernel.
-#[derive(Debug)]
+/// A kernel. Its copies are the same kernel.
+#[derive(Debug, Clone)]
 pub struct Function {
     handle: sys::CUfunction,
     module: Arc<Module>,

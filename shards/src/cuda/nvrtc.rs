@@ -111,7 +111,7 @@ pub struct Nvrtc {
 }
 
 impl Nvrtc {
-    /// Looks for the compiler: where the system's loader looks, then in the folders of `search`.
+    /// Looks for the compiler: in the folders of `search`, then where the system's loader looks.
     ///
     /// # Errors
     /// [`CudaError::NoCompiler`] names all that was tried; [`CudaError::OldCompiler`] what
@@ -119,7 +119,7 @@ impl Nvrtc {
     pub fn open(search: &Search) -> Result<Nvrtc, CudaError> {
         let name = PathBuf::from(LIBRARY);
         let files = search.folders.iter().map(|folder| folder.join(LIBRARY));
-        let candidates: Vec<PathBuf> = [name].into_iter().chain(files).collect();
+        let candidates: Vec<PathBuf> = files.chain([name]).collect();
         let mut reason = String::new();
         for path in &candidates {
             let built_ins = built_ins(path);
@@ -182,13 +182,17 @@ impl Nvrtc {
         // SAFETY: the program is live; as many pointers to texts as are counted.
         let status =
             unsafe { (self.compile)(job.handle, pointers.len() as c_int, pointers.as_ptr()) };
-        if status == ERROR_COMPILATION {
-            let log = job.bytes("nvrtcGetProgramLog", self.log)?;
-            return Err(CudaError::Compile {
-                program: program.name.to_string(),
-                architecture: architecture.to_string(),
-                log: String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_string(),
-            });
+        if status != 0 {
+            // Not only a program's errors are told there: a missing library of built-ins is.
+            let log = job.bytes("nvrtcGetProgramLog", self.log).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_string();
+            if status == ERROR_COMPILATION || !log.is_empty() {
+                return Err(CudaError::Compile {
+                    program: program.name.to_string(),
+                    architecture: architecture.to_string(),
+                    log,
+                });
+            }
         }
         self.check("nvrtcCompileProgram", status)?;
         match code {

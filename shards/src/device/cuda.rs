@@ -48,7 +48,7 @@ use crate::decode::nvjpeg::{Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
 use crate::decode::{Decoder, Image, Probe};
 use crate::views::SamplePlan;
 use crate::views::cuda::{
-    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Outputs,
+    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels, Outputs,
 };
 
 /// Alignment of frames: that of device allocations.
@@ -87,7 +87,7 @@ pub enum GpuError {
 pub struct Cuda {
     setup: Setup,
     submit: Mutex<Submit>,
-    nvrtc: Nvrtc,
+    kernels: Kernels,
     hybrid: Arc<Handle>,
     /// What nvJPEG said of the first image or batch that it refused.
     refusal: OnceLock<String>,
@@ -133,7 +133,8 @@ impl Cuda {
         let stream = Stream::new(&device)?;
         let nvjpeg = Nvjpeg::open(&search)?;
         let hybrid = Handle::hybrid(&nvjpeg)?;
-        let nvrtc = Nvrtc::open(&search)?;
+        // Now, so that what is missing for them is told where the CPU can still do without.
+        let kernels = Kernels::load(&device, &Nvrtc::open(&search)?, &setup.cache)?;
         let (hardware, engines) = match hardware(&nvjpeg, &device) {
             Ok((hardware, engines)) => (Some(hardware), Ok(engines)),
             Err(GpuError::Nvjpeg(error)) => (None, Err(error)),
@@ -142,7 +143,7 @@ impl Cuda {
         let submit = Mutex::new(Submit { renderer: None, hardware, stream });
         let (setup, hardware) = (setup.clone(), engines);
         let refusal = OnceLock::new();
-        Ok(Cuda { setup, submit, nvrtc, hybrid, refusal, hardware, nvjpeg, device })
+        Ok(Cuda { setup, submit, kernels, hybrid, refusal, hardware, nvjpeg, device })
     }
 
     /// The GPU.
@@ -416,7 +417,7 @@ impl CudaWorker {
         // `DeviceBuffer` waits for the device before it is freed.
         let decoded = unsafe { lane.decode(job.jpeg, &job.header, target, self.stream.handle()) };
         // Also after an error: part of it may be queued.
-        used.record(&self.stream)?;
+        mark(used, &self.stream)?;
         Ok(decoded)
     }
 
@@ -459,9 +460,8 @@ impl Engine for Cuda {
         }
         let mut submit = lock(&self.submit);
         if submit.renderer.is_none() && globals > 0 {
-            let (nvrtc, cache) = (&self.nvrtc, &self.setup.cache);
             let shape = self.setup.batch_shape(shape);
-            submit.renderer = Some(DeviceRenderer::new(&self.device, nvrtc, cache, shape)?);
+            submit.renderer = Some(DeviceRenderer::new(&self.device, &self.kernels, shape)?);
         }
         let device = &self.device;
         let bytes = self.setup.number.bytes();
@@ -532,7 +532,7 @@ impl Engine for Cuda {
             worker.decoder.decode(job.jpeg, &mut worker.image)?;
             worker.upload(&self.device, frames, &frame)?;
         }
-        buffers.decoded[worker.number].record(&worker.stream)?;
+        mark(&buffers.decoded[worker.number], &worker.stream)?;
         *lock(&frames.slots[job.slot]) = Some(frame);
         Ok(by)
     }
@@ -570,8 +570,8 @@ impl Engine for Cuda {
             // The memory lives as long as queued work: a `DeviceBuffer` waits before it is freed.
             let decoded = unsafe { batch.decode(images, stream.handle()) };
             // Also after an error: part of it may be queued.
-            used.record(stream)?;
-            buffers.batched.record(stream)?;
+            mark(used, stream)?;
+            mark(&buffers.batched, stream)?;
             if let Err(refused) = decoded {
                 self.note(&refused);
                 return Ok(Batched::Refused);
@@ -603,12 +603,21 @@ impl Engine for Cuda {
             let out = Outputs { global: slices(global), local };
             renderer.render(&frames.items(plans)?, &out, stream)?;
         }
-        Ok(buffers.rendered.record(stream)?)
+        Ok(mark(&buffers.rendered, stream)?)
     }
 
     fn refusal(&self) -> Option<String> {
         self.refusal.get().cloned()
     }
+}
+
+/// Puts a mark behind what is queued on a stream. Where that fails the work is waited for instead:
+/// whoever asks the mark later would find it reached.
+fn mark(event: &Event, stream: &Stream) -> Result<(), CudaError> {
+    event.record(stream).or_else(|error| {
+        stream.synchronize()?;
+        Err(error)
+    })
 }
 
 fn slices(views: &[DeviceBuffer; 2]) -> [DeviceSlice<'_>; 2] {

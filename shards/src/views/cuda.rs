@@ -179,14 +179,39 @@ pub struct Outputs<'a> {
     pub local: Option<[DeviceSlice<'a>; 2]>,
 }
 
+/// The kernels, loaded on a device.
+#[derive(Debug, Clone)]
+pub struct Kernels {
+    views: Function,
+    normalise: Function,
+    origin: Arc<Origin>,
+}
+
+impl Kernels {
+    /// Compiles the kernels for `device`, or takes them from the folder `cache`.
+    ///
+    /// # Errors
+    /// When they do not compile or load, or the driver fails.
+    pub fn load(
+        device: &Arc<Device>,
+        nvrtc: &Nvrtc,
+        cache: &Path,
+    ) -> Result<Kernels, DeviceViewsError> {
+        let compiled = nvrtc.compile_cached(&KERNELS, device.architecture(), Code::Cubin, cache)?;
+        let module = crate::cuda::Module::load(device, &compiled.code)?;
+        let views = module.function("detco_views")?;
+        views.allow_shared(pack::dynamic_shared(device))?;
+        let normalise = module.function("detco_normalise")?;
+        Ok(Kernels { views, normalise, origin: Arc::new(compiled.origin) })
+    }
+}
+
 /// Renders batches on a device. Its memory grows to what the largest batch needs, and stays.
 #[derive(Debug)]
 pub struct DeviceRenderer {
     device: Arc<Device>,
     shape: BatchShape,
-    views: Function,
-    normalise: Function,
-    origin: Origin,
+    kernels: Kernels,
     packed: Packed,
     /// Plans on their way, used in turn.
     plans: [PinnedBuffer; PLANS_IN_FLIGHT],
@@ -199,27 +224,20 @@ pub struct DeviceRenderer {
 }
 
 impl DeviceRenderer {
-    /// Compiles the kernels for `device`, or takes them from the folder `cache`.
+    /// A renderer of batches of this shape, by kernels that were loaded on `device`.
     ///
     /// # Errors
-    /// When they do not compile or load, or the driver fails.
+    /// When the driver fails.
     pub fn new(
         device: &Arc<Device>,
-        nvrtc: &Nvrtc,
-        cache: &Path,
+        kernels: &Kernels,
         shape: BatchShape,
     ) -> Result<DeviceRenderer, DeviceViewsError> {
-        let compiled = nvrtc.compile_cached(&KERNELS, device.architecture(), Code::Cubin, cache)?;
-        let module = crate::cuda::Module::load(device, &compiled.code)?;
-        let views = module.function("detco_views")?;
-        views.allow_shared(pack::dynamic_shared(device))?;
         let [a, b, c] = [(); PLANS_IN_FLIGHT].map(|()| PinnedBuffer::new(device, 0));
         Ok(DeviceRenderer {
             device: Arc::clone(device),
             shape,
-            views,
-            normalise: module.function("detco_normalise")?,
-            origin: compiled.origin,
+            kernels: kernels.clone(),
             packed: Packed::default(),
             plans: [a?, b?, c?],
             turn: 0,
@@ -231,7 +249,7 @@ impl DeviceRenderer {
 
     /// Where the kernels came from.
     pub fn origin(&self) -> &Origin {
-        &self.origin
+        &self.kernels.origin
     }
 
     /// What batches look like.
@@ -272,7 +290,11 @@ impl DeviceRenderer {
         // `fill` made sure of; the tensors' slots were checked by `fill`. All of it outlives the
         // kernel by `DeviceSlice`'s contract and `DeviceBuffer`'s drop.
         unsafe {
-            self.views.launch(stream, layout.launch, &mut [(&raw mut batch).cast::<c_void>()])?;
+            self.kernels.views.launch(
+                stream,
+                layout.launch,
+                &mut [(&raw mut batch).cast::<c_void>()],
+            )?;
         }
         self.launched.record(stream)?;
         Ok(())
@@ -309,7 +331,7 @@ impl DeviceRenderer {
         // SAFETY: the kernel's parameters are a `Batch`, an address, an address and a count. It
         // reads `count` bytes and writes as many numbers, which were just compared with the slices.
         unsafe {
-            self.normalise.launch(stream, launch, &mut arguments)?;
+            self.kernels.normalise.launch(stream, launch, &mut arguments)?;
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
-//! The GPU's view kernels on the host.
+//! Stand-ins for a GPU in host memory: its view kernels ([`render`]), its driver and nvJPEG
+//! ([`driver`]).
 //!
 //! A crate of its own for the tests' sake: it needs a C++ compiler, which the data plane does not.
 
 #![expect(unsafe_code, reason = "calls C++ that follows addresses")]
+
+pub mod driver;
 
 use std::ffi::{c_int, c_uint, c_void};
 

@@ -25,7 +25,7 @@ static REFUSED: AtomicUsize = AtomicUsize::new(0);
 const SIZE: [c_uint; 2] = [64, 48];
 
 /// The statics and the counters of handles belong to one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
+pub(super) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for counter in [&CALLS, &FAIL_AT, &PARTS, &REFUSED] {

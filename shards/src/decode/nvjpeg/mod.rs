@@ -248,6 +248,7 @@ mod tests {
         let nvjpeg = Nvjpeg::open(&wheel()).expect("`cargo xtask setup` installs nvidia-nvjpeg");
         assert!(nvjpeg.version()[0] == 13, "{:?}", nvjpeg.version());
         assert!(nvjpeg.path().ends_with(LIBRARY));
+        let _alone = fake::alone(); // objects are counted
         match Handle::hybrid(&nvjpeg) {
             Ok(_) => println!("a GPU is here"),
             Err(error) => {
