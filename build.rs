@@ -27,10 +27,14 @@ fn main() {
         let lib = PathBuf::from(lib);
         let lib = lib.canonicalize().unwrap_or(lib);
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+        // Before LD_LIBRARY_PATH: images for GPUs have a libtorch of their own there.
+        println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags");
         // `detco` calls nothing of libtorch, but its library's objects name it, and what a shared
         // library could take from a program the linker keeps: symbols of archives are not offered.
         println!("cargo:rustc-link-arg-bin=detco=-Wl,--exclude-libs,ALL");
         let libtorch = lib.parent().expect("a folder `lib` lies in libtorch's own");
+        // Where NVIDIA's libraries lie beside it, for who is not told otherwise.
+        println!("cargo:rustc-env=DETCO_LIBTORCH={}", libtorch.display());
         compile_shim(libtorch);
         compile_nccl(libtorch);
     }

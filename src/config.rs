@@ -202,13 +202,15 @@ pub use detco_shards::device::Decode;
 pub use detco_shards::pipeline::OnBadSample;
 
 /// What a GPU is opened with to decode and render: NVIDIA's libraries beside the libtorch of LIBTORCH,
-/// or else beside the one given; compiled kernels in the user's cache.
+/// or else beside the one given, or the one that this program was built with; compiled kernels in the
+/// user's cache.
 pub fn gpu(number: Number, libtorch: Option<&Path>) -> Setup {
     let folder = |name| std::env::var_os(name).filter(|text| !text.is_empty()).map(PathBuf::from);
     let home = || folder("HOME").map(|home| home.join(".cache"));
     let cache = folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir);
     let named = folder("LIBTORCH");
-    Setup::new(named.as_deref().or(libtorch), cache.join("detco/kernels"), number)
+    let built_with = option_env!("DETCO_LIBTORCH").map(Path::new);
+    Setup::new(named.as_deref().or(libtorch).or(built_with), cache.join("detco/kernels"), number)
 }
 
 /// A number of bytes; written as a number, or as text with a unit: `"200GB"`, `"64 GiB"`.

@@ -45,11 +45,40 @@ impl Case {
         tensor.copy().set_requires_grad(true)
     }
 
+    /// What is normalised of a group, its mean and its variance, in float64.
+    fn normalised(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> [Tensor; 3] {
+        let (mut maps, mut means, mut variances) = (Vec::new(), Vec::new(), Vec::new());
+        let none = None::<&Tensor>;
+        for part in x.split(x.size()[0] / self.groups, 0) {
+            let (w, b) = (Some(weight), Some(bias));
+            maps.push(part.batch_norm(w, b, none, none, true, 0.0, EPS, false));
+            let pixels = [0_i64, 2, 3];
+            means.push(part.mean_dim(pixels.as_slice(), false, None));
+            variances.push(part.var_dim(pixels.as_slice(), true, false));
+        }
+        [Tensor::cat(&maps, 0), Tensor::stack(&means, 0), Tensor::stack(&variances, 0)]
+    }
+
+    /// The gradient of the result, without the values that rounding lifts above or below a ReLU's
+    /// zero: their gradients are all or nothing.
+    fn gradient(&self, then: usize) -> Tensor {
+        let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        let [map, ..] =
+            self.normalised(&double(&self.x), &double(&self.weight), &double(&self.bias));
+        let before = match then {
+            0 => return self.gradient.shallow_clone(),
+            1 => map,
+            _ => map + double(&self.residual),
+        };
+        &self.gradient * before.abs().ge(1e-4).to_kind(self.gradient.kind())
+    }
+
     /// The kernels' results on a device, brought back.
     fn ours_on(&self, then: usize, device: Device) -> Outcome {
         let there = |tensor: &Tensor| Case::leaf(&tensor.to_device(device));
         let [x, weight, bias, residual] =
             [&self.x, &self.weight, &self.bias, &self.residual].map(there);
+        let gradient = self.gradient(then).to_device(device);
         let then = match then {
             0 => Then::Nothing,
             1 => Then::Relu,
@@ -57,7 +86,7 @@ impl Case {
         };
         let Normalised { map, mean, variance } =
             normalise(&x, &weight, &bias, self.groups, EPS, then).unwrap();
-        (&map * self.gradient.to_device(device)).sum(Kind::Float).backward();
+        (&map * gradient).sum(Kind::Float).backward();
         let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
         if matches!(then, Then::AddThenRelu(_)) {
             gradients.push(residual.grad());
@@ -72,35 +101,17 @@ impl Case {
         let double = |tensor: &Tensor| Case::leaf(&tensor.to_kind(Kind::Double));
         let [x, weight, bias, residual] =
             [&self.x, &self.weight, &self.bias, &self.residual].map(double);
-        let (mut maps, mut means, mut variances) = (Vec::new(), Vec::new(), Vec::new());
-        for part in x.split(x.size()[0] / self.groups, 0) {
-            let (w, b) = (Some(&weight), Some(&bias));
-            maps.push(part.batch_norm(
-                w,
-                b,
-                None::<&Tensor>,
-                None::<&Tensor>,
-                true,
-                0.0,
-                EPS,
-                false,
-            ));
-            let pixels = [0_i64, 2, 3];
-            means.push(part.mean_dim(pixels.as_slice(), false, None));
-            variances.push(part.var_dim(pixels.as_slice(), true, false));
-        }
-        let map = Tensor::cat(&maps, 0);
+        let [map, mean, variance] = self.normalised(&x, &weight, &bias);
         let map = match then {
             0 => map,
             1 => map.relu(),
             _ => (map + &residual).relu(),
         };
-        (&map * self.gradient.to_kind(Kind::Double)).sum(Kind::Double).backward();
+        (&map * self.gradient(then).to_kind(Kind::Double)).sum(Kind::Double).backward();
         let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
         if then == 2 {
             gradients.push(residual.grad());
         }
-        let (mean, variance) = (Tensor::stack(&means, 0), Tensor::stack(&variances, 0));
         Outcome { map, mean, variance, gradients }
     }
 }

@@ -128,8 +128,8 @@ fn sigterm_writes_a_checkpoint_and_says_so_with_its_code() {
     let mut child =
         start(&new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
     wait_for_step(&run, 3, &mut child);
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(75));
     let saved = checkpoint::open(&run, None).unwrap();
     assert!(saved.state.step >= 3, "step {}", saved.state.step);

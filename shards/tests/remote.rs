@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{jpeg, python, run_python};
 use detco_shards::cache::Cache;
@@ -260,8 +260,10 @@ fn shards_without_manifest_or_index_are_fetched_once_and_counted() {
     let server = data.serve(|_| Answer::Well);
     let url = server.url("set/{000000..000011}.tar");
     // Room for three shards at a time, and all indexes.
-    let three =
-        RemoteOptions { cache_bytes: 3 * data.largest() + 12 * 1000, ..options(cache.path()) };
+    // Twelve at once wait for that room, and for the disk.
+    let patience = Patience { room: Duration::from_secs(30), ..options(cache.path()).patience };
+    let cache_bytes = 3 * data.largest() + 12 * 1000;
+    let three = RemoteOptions { cache_bytes, patience, ..options(cache.path()) };
     let set = open(&url, &three).expect("opens");
     same(&set, &data.local());
     drop(set);
@@ -492,9 +494,11 @@ fn a_kill_in_the_middle_of_a_fetch_leaves_nothing_half_and_no_lock() {
         let all = std::fs::read_dir(cache.path()).expect("lists").map(|e| e.expect("an entry"));
         let part = |entry: &std::fs::DirEntry| entry.file_name().display().to_string();
         let mut parts = all.filter(|entry| part(entry).ends_with(".part"));
-        parts.next().map(|entry| entry.metadata().expect("there").len())
+        parts.next().and_then(|entry| entry.metadata().ok()).map(|part| part.len())
     };
+    let since = Instant::now();
     while parts().is_none_or(|bytes| bytes < 4096) {
+        assert!(since.elapsed() < Duration::from_secs(120), "no part of 4096 bytes");
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill();

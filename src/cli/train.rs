@@ -173,11 +173,12 @@ pub fn run(args: &Args) -> std::process::ExitCode {
                 Some(rank) => anyhow::anyhow!("rank {rank}: {}", super::describe(&error)),
                 None => error,
             });
-            if several {
-                // Threads of the process group may wait for a lost rank.
-                c10d::exit(i32::from(code.unwrap_or(super::EXIT_ERROR)));
+            if usual == ExitCode::SUCCESS && !several {
+                return usual; // a closed pipe
             }
-            code.map_or(usual, ExitCode::from)
+            // At once: threads of a process group may wait for a lost rank, and those of a loader be in
+            // the middle of a driver's call, which a library's destructors would end badly.
+            c10d::exit(i32::from(code.unwrap_or(super::EXIT_ERROR)))
         }
     }
 }

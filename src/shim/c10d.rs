@@ -849,7 +849,8 @@ mod tests {
         drop(store);
         let error = Store::open("127.0.0.1", port, Role::Join, "", short).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()), "{error}");
-        if !tch::Cuda::is_available() {
+        let found = crate::device::find(crate::config::Device::Auto).unwrap();
+        if found.missing.is_some() {
             let store = serve();
             let error = Group::nccl(&store, 0, missing, short).unwrap_err().to_string();
             assert!(error.contains("no GPUs found") || error.contains("without NCCL"), "{error}");

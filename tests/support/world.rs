@@ -106,8 +106,18 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) fn send(process: u32, signal: &str) {
-    let kill = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
-    assert!(kill.unwrap().success());
+    use rustix::process::{Pid, Signal, kill_process};
+    let signal = match signal {
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "INT" => Signal::INT,
+        "CONT" => Signal::CONT,
+        other => panic!("no signal {other}"),
+    };
+    let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+    kill_process(process, signal).unwrap();
 }
 
 /// Steps whose metrics are written.

@@ -8,10 +8,38 @@ use anyhow::{Result, ensure};
 
 use crate::{setup, shell, tidy};
 
+/// Variables of other programs' that change what tests see: other packages for Python, colours in
+/// words, and a launcher's world where the tests run inside a job.
+const FOREIGN: [&str; 16] = [
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "CLICOLOR_FORCE",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_JOB_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+];
+
 /// All tests of the workspace; `arguments` go to `cargo test`.
 pub(crate) fn test(root: &Path, arguments: &[String]) -> Result<()> {
     ready(root)?;
     let mut command = shell::cargo(root);
+    for name in FOREIGN {
+        command.env_remove(name);
+    }
+    // The tests' servers are on loopback, whatever proxy the machine has.
+    for name in ["NO_PROXY", "no_proxy"] {
+        command.env(name, "127.0.0.1,localhost,::1");
+    }
     shell::step(command.args(["test", "--workspace"]).args(arguments))
 }
 

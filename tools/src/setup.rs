@@ -365,13 +365,32 @@ pub(crate) fn make_venv(venv: &Path, base: &Path) -> Result<()> {
 /// A Python that does not look into other environments.
 pub(crate) fn python(path: &Path) -> Command {
     let mut command = Command::new(path);
-    for name in ["PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX"] {
+    let environments = ["PYTHONPATH", "PYTHONHOME"];
+    let elsewhere = ["PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"];
+    let otherwise = ["PIP_NO_DEPS", "PIP_REQUIRE_HASHES", "PIP_DRY_RUN"];
+    for name in environments.into_iter().chain(elsewhere).chain(otherwise) {
         command.env_remove(name);
     }
+    command.env("PIP_USER", "0"); // said outright: pip.conf may ask for it
     command
 }
 
+/// What one broken line need not end: pip keeps what it fetched whole.
+const PIP_ATTEMPTS: usize = 3;
+
 fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
+    for attempt in 1..PIP_ATTEMPTS {
+        match pip_once(root, venv, lock) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                eprintln!("set-up: {error:#}\nset-up: once more, after {attempt} of {PIP_ATTEMPTS}")
+            }
+        }
+    }
+    pip_once(root, venv, lock)
+}
+
+fn pip_once(root: &Path, venv: &Path, lock: &File) -> Result<()> {
     let requirements = root.join("tools/requirements.txt");
     let log = root.join("target/setup.log");
     // Wheels of gigabytes pass through the temporary folder: beside their destination there is room.
@@ -381,7 +400,8 @@ fn pip(root: &Path, venv: &Path, lock: &File) -> Result<()> {
     let mut command = python(&venv.join("bin/python"));
     command
         .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"])
-        .args(["--progress-bar", "off", "--only-binary", ":all:", "--requirement"])
+        .args(["--progress-bar", "off", "--only-binary", ":all:"])
+        .args(["--retries", "10", "--timeout", "60", "--requirement"])
         .arg(&requirements)
         .env("TMPDIR", &scratch)
         .stdin(lock.try_clone()?)
@@ -517,7 +537,10 @@ fn try_out(venv: &Path) -> Result<()> {
     eprintln!("set-up: trying the installed packages");
     let imports = "import torch, torchvision, PIL.Image, numpy, safetensors, webdataset; \
                    assert torch.ones(2, 2).mm(torch.ones(2, 2)).sum() == 8";
-    shell::output(python(&venv.join("bin/python")).args(["-c", imports]))
+    let mut command = python(&venv.join("bin/python"));
+    // Otherwise torch asks for the user's name, which a container need not have.
+    command.env("TORCHINDUCTOR_CACHE_DIR", venv.join("inductor"));
+    shell::output(command.args(["-c", imports]))
         .context("the installed packages do not load")
         .map(drop)
 }
@@ -637,7 +660,7 @@ mod tests {
         assert_eq!(pins(text, 10), [("a", "1"), ("b", "1")]);
         assert_eq!(pins(text, 11), [("a", "1"), ("b", "2")]);
         for minor in PYTHON_MINORS {
-            assert_eq!(pins(REQUIREMENTS, minor).len(), 13, "Python 3.{minor}");
+            assert_eq!(pins(REQUIREMENTS, minor).len(), 32, "Python 3.{minor}");
         }
     }
 

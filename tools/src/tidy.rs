@@ -35,7 +35,9 @@ fn walk(root: &Path, folder: &Path, visit: &mut impl FnMut(&str, &str)) -> Resul
         let (name, kind, path) = (entry.file_name(), entry.file_type()?, entry.path());
         let name = name.to_string_lossy();
         let hidden = name.starts_with('.') && !HIDDEN.contains(&name.as_ref());
-        if kind.is_dir() && !hidden && !SKIPPED.contains(&name.as_ref()) {
+        // Cargo marks its build folders so, whatever their names.
+        let built = path.join("CACHEDIR.TAG").exists();
+        if kind.is_dir() && !hidden && !built && !SKIPPED.contains(&name.as_ref()) {
             walk(root, &path, visit)?;
         }
         let text = path.extension().is_some_and(|e| TEXT.iter().any(|known| e == *known));
