@@ -85,14 +85,16 @@ fn compile_nccl(libtorch: &Path) {
 }
 
 /// Folders with the headers of CUDA (with crt and cccl) and NCCL: `DETCO_CUDA_INCLUDE` (several
-/// with `:`) and the wheels beside libtorch. None when some header is in none of them.
+/// with `:`) after the wheels beside libtorch. None when some header is in none of them.
 fn cuda_includes(libtorch: &Path) -> Option<Vec<PathBuf>> {
     let named = std::env::var_os("DETCO_CUDA_INCLUDE").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&named).collect();
+    let mut folders = Vec::new();
     if let Some(packages) = libtorch.parent() {
-        let wheels = ["cu13/include", "cu13/include/cccl", "nccl/include"];
+        // First: these are of the versions that libtorch was built with.
+        let wheels = ["nccl/include", "cu13/include", "cu13/include/cccl"];
         folders.extend(wheels.map(|wheel| packages.join("nvidia").join(wheel)));
     }
+    folders.extend(std::env::split_paths(&named));
     let needed = ["cuda_runtime_api.h", "crt/host_defines.h", "cuda/std/complex", "nccl.h"];
     let there = |header: &&str| folders.iter().any(|folder| folder.join(header).is_file());
     if needed.iter().all(there) && libtorch.join("lib/libtorch_cuda.so").is_file() {

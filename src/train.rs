@@ -249,7 +249,14 @@ pub fn train_from(
             meeting.fail(&error.to_string());
         }
     })?;
-    let mut run = Run::open(plan, meeting, &stop, decoder)?;
+    let mut entrance = Entrance { meeting, world: None };
+    let mut run = match Run::open(plan, &mut entrance, &stop, decoder) {
+        Ok(run) => run,
+        Err(error) => {
+            entrance.fail(&error.to_string());
+            return Err(error);
+        }
+    };
     match go_on(&mut run, &stop) {
         Ok(outcome) => {
             run.world.leave();
@@ -357,7 +364,13 @@ impl Plan {
         }
         config.data.window = window(&config, &set, meeting)?;
         if let Some(meeting) = meeting {
-            meeting.compare(&Card::new(&config, set.len(), set.fingerprint()))?;
+            // What `auto` comes to: GPUs and CPUs have no network in common.
+            let mut common = config.clone();
+            common.train.device = match device::find(config.train.device)?.device {
+                Device::Cpu => config::Device::Cpu,
+                _ => config::Device::Cuda,
+            };
+            meeting.compare(&Card::new(&common, set.len(), set.fingerprint()))?;
         }
         Ok(Plan { folder, config, set, state, saved })
     }
@@ -432,6 +445,25 @@ impl World {
         match self {
             World::One(_) => Ok(more), // its loader counts
             World::Several(world) => Ok(world.count(&format!("bad/{epoch}"), more)?),
+        }
+    }
+}
+
+/// The way into a run, as far as it has come: who has to be told where it ends here.
+struct Entrance {
+    meeting: Option<Meeting>,
+    world: Option<Box<C10d>>,
+}
+
+impl Entrance {
+    fn fail(self, message: &str) {
+        if let Some(meeting) = self.meeting {
+            meeting.fail(message);
+        }
+        if let Some(world) = self.world {
+            world.fail(message);
+            // Its threads may wait for others: they are not joined.
+            std::mem::forget(world);
         }
     }
 }
@@ -543,12 +575,12 @@ impl Window {
 impl Run {
     fn open(
         plan: Plan,
-        meeting: Option<Meeting>,
+        entrance: &mut Entrance,
         stop: &Arc<AtomicBool>,
         decoder: Decoder<'_>,
     ) -> Result<Run, TrainError> {
         let Plan { folder, config: saved_config, set, state, saved } = plan;
-        let spec = meeting.as_ref().map(|meeting| meeting.spec().clone());
+        let spec = entrance.meeting.as_ref().map(|meeting| meeting.spec().clone());
         let member = spec.as_ref().map_or(Member { rank: 0, size: 1 }, |spec| spec.member);
         let (local_rank, local_size) =
             spec.map_or((0, 1), |spec| (spec.local_rank, spec.local_size));
@@ -582,14 +614,11 @@ impl Run {
         } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
             model.start_from(&weights::read_backbone(init)?)?;
         }
-        let world = match meeting {
-            None => World::One(Local),
-            Some(meeting) => {
-                let world = C10d::new(meeting, device, &config.dist, Arc::clone(stop))?;
-                share_state(&world, &mut model, &sgd)?;
-                World::Several(Box::new(world))
-            }
-        };
+        if let Some(meeting) = entrance.meeting.take() {
+            let world = C10d::new(meeting, device, &config.dist, Arc::clone(stop))?;
+            let world = entrance.world.insert(Box::new(world));
+            share_state(world.as_ref(), &mut model, &sgd)?;
+        }
         let options = loader_options(&config, order.clone(), cursor, member, local_size);
         let decoded_by = decoding.to_string();
         let copied_by = match device {
@@ -598,6 +627,7 @@ impl Run {
         };
         let source = Source::start(&set, options, decoding, feed::share(&config), copied_by)?;
         let feed = Feed::new(&config, device, &source, member.size)?;
+        let world = entrance.world.take().map_or(World::One(Local), World::Several);
         let window = Window::new(&source, world.bytes_sent());
         let run = Run {
             folder,
@@ -1128,10 +1158,13 @@ fn device(wanted: config::Device, member: Member, local_rank: usize) -> Result<F
         return Ok(found);
     }
     let gpus = tch::Cuda::device_count();
-    if local_rank as i64 >= gpus {
-        return Err(TrainError::RankGpu { local_rank, gpus });
-    }
-    Ok(Found { device: Device::Cuda(local_rank), missing: None })
+    let index = match gpus {
+        // Slurm with `--gpus-per-task` shows each rank its own and no other.
+        1 if config::variable("SLURM_LOCALID").is_some() => 0,
+        _ if (local_rank as i64) < gpus => local_rank,
+        _ => return Err(TrainError::RankGpu { local_rank, gpus }),
+    };
+    Ok(Found { device: Device::Cuda(index), missing: None })
 }
 
 /// Takes the run for this process; the system gives it back however the process ends.

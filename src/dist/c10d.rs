@@ -64,19 +64,28 @@ impl C10d {
     ) -> Result<C10d, DistError> {
         let Meeting { spec, store, watch, .. } = meeting;
         let (member, timeout) = (spec.member, Duration::from_secs(options.timeout_seconds));
+        let slow = Duration::from_secs(options.slow_seconds);
+        watch.set_limits(Limits { slow, timeout });
         let made = match device {
             Device::Cuda(gpu) => Group::nccl(&store, gpu, member, timeout),
             _ => address_towards(&spec.master, spec.port)
                 .and_then(|host| Group::gloo(&store, &host, member, timeout)),
         };
         // A network that does not carry is found now, not in the first step.
+        // NCCL meets here for the first time, and waits without a limit of its own.
+        watch.begin();
         let group = made.and_then(|group| group.barrier(timeout).map(|()| group));
+        watch.done();
         let group = group.map_err(|source| {
             let (operation, absence) = (Operation::Group, watch.explain(&store));
-            DistError::Collective { size: member.size, step: 0, operation, absence, source }
+            let error =
+                DistError::Collective { size: member.size, step: 0, operation, absence, source };
+            watch.fail(&store, spec.role, &error.to_string());
+            error
         })?;
-        let slow = Duration::from_secs(options.slow_seconds);
-        watch.set_limits(Limits { slow, timeout });
+        if device.is_cuda() {
+            watch.collectives_are_queued();
+        }
         Ok(C10d {
             reducer: RefCell::new(None),
             group,
@@ -117,6 +126,9 @@ impl C10d {
         let deadline = Instant::now() + FAREWELL;
         let C10d { reducer, group, watch, store, role, .. } = self;
         drop(reducer);
+        watch.begin();
+        let _ = group.shut_down(); // the run is over, and its last checkpoint is written
+        watch.done();
         drop(group);
         drop(watch); // nobody beats into a store that is about to go
         let mut left = store.add(LEFT, 1);

@@ -23,7 +23,7 @@ const HERE: &str = "127.0.0.1";
 const LOOK: Duration = Duration::from_millis(20);
 /// After the first rank has failed, the others have this long to say what they saw; then they are
 /// killed.
-const GRACE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_secs(45);
 /// What is handed on to all ranks: the first also comes from a terminal.
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::USR1];
 

@@ -26,6 +26,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const SILENT: Duration = Duration::from_secs(3);
 /// Without a beat for so long a rank is gone, though nothing has failed.
 const GONE: Duration = Duration::from_secs(30);
+/// Where collectives are only queued, others are looked at after so long without progress.
+const LOOKED_AT: Duration = Duration::from_secs(5);
 /// What the main thread has to end by itself, before the watch ends the process.
 const GRACE: Duration = Duration::from_secs(10);
 /// Where the first rank that fails says why.
@@ -148,7 +150,18 @@ struct Doing {
     begun: u64,
     /// In a collective since.
     waiting: Option<Instant>,
+    /// Whether collectives are only queued, and waited for elsewhere: on GPUs.
+    queued: bool,
     limits: Limits,
+}
+
+impl Doing {
+    /// Since when this rank may be waiting for others. Where collectives are queued that can be in
+    /// whatever reads a result, so in any part of a step.
+    fn waits(&self) -> Option<Instant> {
+        let own = [Move::Start, Move::Data, Move::Save, Move::Monitor].contains(&self.what);
+        self.waiting.or((self.queued && !own).then_some(self.since))
+    }
 }
 
 #[derive(Debug)]
@@ -198,7 +211,8 @@ impl Watch {
     ) -> Result<Watch, ShimError> {
         let own = store.another()?;
         let (step, what, since) = (0, Move::Start, Instant::now());
-        let doing = Doing { step, what, since, begun: 0, waiting: None, limits };
+        let (waiting, queued) = (None, false);
+        let doing = Doing { step, what, since, begun: 0, waiting, queued, limits };
         let shared = Arc::new(Shared {
             member,
             address,
@@ -225,6 +239,12 @@ impl Watch {
     /// How patient this rank is from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.doing().limits = limits;
+    }
+
+    /// From now on collectives return before they are done, and fail nobody when a rank is lost: NCCL's
+    /// do. The watch then ends the process itself.
+    pub fn collectives_are_queued(&self) {
+        self.shared.doing().queued = true;
     }
 
     /// A collective begins.
@@ -396,8 +416,10 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             );
             end(shared, &reason, exit_code);
         }
-        let Doing { waiting, limits, begun, .. } = *shared.doing();
-        let Some(since) = waiting.filter(|since| since.elapsed() > watched_from(limits)) else {
+        let doing = *shared.doing();
+        let Doing { queued, limits, begun, .. } = doing;
+        let from = watched_from(limits).min(if queued { LOOKED_AT } else { Duration::MAX });
+        let Some(since) = doing.waits().filter(|since| since.elapsed() > from) else {
             others = Others::new(shared.member);
             continue;
         };
@@ -409,11 +431,15 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             Some((wait, length)) if wait == since => waited > 2 * length,
             _ => waited > limits.slow,
         };
-        if due {
+        let absence = others.absence(SILENT, begun);
+        // Outside of a collective it may be this rank's own work that takes long.
+        if due && (doing.waiting.is_some() || absence != Absence::Nobody) {
             reported = Some((since, waited));
-            report(shared, &others.absence(SILENT, begun), waited);
+            report(shared, &absence, waited);
         }
-        if waited > limits.timeout + GRACE {
+        let silent = || others.absence(GONE.min(limits.timeout), begun);
+        let gone = queued && matches!(silent(), Absence::Silent(_));
+        if gone || waited > limits.timeout + GRACE {
             end(shared, &others.absence(SILENT, begun), exit_code);
         }
     }
@@ -504,5 +530,79 @@ impl Others {
             late if late.is_empty() => Absence::Nobody,
             late => Absence::Late(late),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn where_collectives_are_queued_any_part_of_a_step_may_wait() {
+        let limits = Limits { slow: Duration::from_secs(60), timeout: Duration::from_secs(600) };
+        let since = Instant::now();
+        let at = |what, queued| {
+            Doing { step: 1, what, since, begun: 0, waiting: None, queued, limits }.waits()
+        };
+        for what in [Move::Shuffle, Move::Backward, Move::Report, Move::Update, Move::Check] {
+            assert_eq!((at(what, false), at(what, true)), (None, Some(since)), "{what}");
+        }
+        for own in [Move::Start, Move::Data, Move::Save, Move::Monitor] {
+            assert_eq!(at(own, true), None, "{own}");
+        }
+    }
+
+    /// As on GPUs: rank 0 hangs in its own work, since what it reads waits for rank 1, which is gone
+    /// without a word.
+    #[test]
+    fn a_rank_whose_collectives_are_queued_ends_when_another_is_gone() {
+        const NAME: &str =
+            "dist::watch::tests::a_rank_whose_collectives_are_queued_ends_when_another_is_gone";
+        const PORT: &str = "DETCO_TEST_PORT";
+        let limits = Limits { slow: Duration::from_secs(3), timeout: Duration::from_secs(6) };
+        let patience = Duration::from_secs(60);
+        let watch = |store: &Store, rank| {
+            let member = Member { rank, size: 2 };
+            let watch = Watch::start(store, member, "here".into(), limits, 69).unwrap();
+            watch.collectives_are_queued();
+            watch.at(5, Move::Update);
+            watch
+        };
+        if let Some(port) = crate::config::variable(PORT) {
+            if port == "serve" {
+                let store = Store::open("127.0.0.1", 0, Role::Serve, "test", patience).unwrap();
+                let _watch = watch(&store, 0);
+                println!("port {}", store.port());
+                thread::sleep(patience);
+                return;
+            }
+            let port = port.parse().unwrap();
+            let store = Store::open("127.0.0.1", port, Role::Join, "test", patience).unwrap();
+            let _watch = watch(&store, 1);
+            thread::sleep(Duration::from_secs(2));
+            c10d::exit(9);
+        }
+        let start = |port: &str| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", NAME, "--nocapture"]).env(PORT, port);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let mut first = start("serve");
+        let lines = BufReader::new(first.stdout.take().unwrap()).lines();
+        let port = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.split_once("port ").map(|(_, port)| port.trim().to_string()));
+        let mut second = start(&port.expect("rank 0 says where it serves"));
+        assert_eq!(second.wait().unwrap().code(), Some(9));
+        let output = first.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "{said}");
+        assert!(
+            said.contains("at the update of step 5, ends: rank 1 is lost: silent for"),
+            "{said}"
+        );
     }
 }

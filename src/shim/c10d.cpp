@@ -220,6 +220,13 @@ int32_t detco_group_nccl(Store* store, const uint8_t* image, int64_t image_len, 
   });
 }
 
+// Lets the members of a group of GPUs part in order.
+int32_t detco_group_shut_down(Group* group, char* message, int64_t message_len) noexcept {
+  return guarded(message, message_len, [&] {
+    if (!group->device.is_cpu()) group->backend->shutdown();
+  });
+}
+
 void detco_group_close(Group* group) noexcept {
   char message[1];
   guarded(message, 1, [&] { delete group; });

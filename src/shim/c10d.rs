@@ -109,6 +109,11 @@ mod ffi {
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
+        pub(super) fn detco_group_shut_down(
+            group: *mut Opaque,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
         pub(super) fn detco_group_close(group: *mut Opaque);
         pub(super) fn detco_group_sum(
             group: *mut Opaque,
@@ -505,6 +510,18 @@ impl Group {
             }
         })?;
         Ok(Group { handle: made(handle), member })
+    }
+
+    /// Ends a group of GPUs in the way NCCL wants: all members call it, after their last collective.
+    /// What is only dropped is aborted. For a group of CPUs there is nothing to do.
+    ///
+    /// # Errors
+    /// When a member is lost.
+    pub fn shut_down(&self) -> Result<(), ShimError> {
+        call(|message, message_len| {
+            // SAFETY: the group is live.
+            unsafe { ffi::detco_group_shut_down(self.handle.as_ptr(), message, message_len) }
+        })
     }
 
     /// Sums a contiguous tensor over the members, in place.
