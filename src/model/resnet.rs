@@ -3,7 +3,7 @@
 //!
 //! He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. No classifier.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::norm::{BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
@@ -37,8 +37,39 @@ impl Conv {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+        let conv = |x: &Tensor, weight: &Tensor, stride: i64, padding: i64| {
+            x.conv2d(weight, None::<&Tensor>, [stride; 2], [padding; 2], [1, 1], 1)
+        };
+        if x.device() == Device::Cpu && self.overruns() {
+            let every = |x: &Tensor, dim| x.slice(dim, None, None, self.stride);
+            return conv(&every(&every(x, 2), 3), &self.weight, 1, 0);
+        }
+        if x.device() == Device::Cpu && self.leaves_taps(x) {
+            let middle = |weight: &Tensor, dim| weight.narrow(dim, self.padding, 1);
+            return conv(x, &middle(&middle(&self.weight, 2), 3), 1, 0);
+        }
+        conv(x, &self.weight, self.stride, self.padding)
+    }
+
+    /// Whether oneDNN, as libtorch 2.11 has it, would write behind its workspace in the backward pass
+    /// of this convolution over a channels-last map: a 1×1 kernel with a stride, and fewer input
+    /// channels than a block, of which the widest has 16 (uxlfoundation/oneDNN#6035). The pixels that
+    /// the stride meets, picked beforehand, make the same products.
+    fn overruns(&self) -> bool {
+        let shape = self.weight.size();
+        shape[2] == 1 && self.stride > 1 && shape[1] < 16
+    }
+
+    /// Whether oneDNN, as libtorch 2.11 has it, may leave parts of the weights' gradient as memory was:
+    /// a map of one pixel, of which all taps but the middle one see nothing but padding, with a stride, in
+    /// bfloat16 on a processor that computes with it (avx512_core_bf16; seen by filling free memory with
+    /// numbers that are none). The middle tap alone makes the same products.
+    fn leaves_taps(&self, x: &Tensor) -> bool {
+        let one_pixel = x.size()[2..] == [1, 1];
+        one_pixel
+            && self.stride > 1
+            && self.weight.size()[2] == 2 * self.padding + 1
+            && self.padding > 0
     }
 }
 
@@ -214,5 +245,61 @@ impl ResNet {
             .chain(layers.map(|(_, bn)| bn))
             .filter_map(|bn| bn.settling(moments))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    /// Picking pixels beforehand is what the stride does: values and gradients, at even and odd edges.
+    #[test]
+    fn convolutions_that_would_overrun_are_the_same_without_a_stride() {
+        tch::manual_seed(1);
+        for edge in [1_i64, 6, 7] {
+            let of = (Kind::Double, tch::Device::Cpu);
+            let leaf = |shape: &[i64]| Tensor::randn(shape, of).set_requires_grad(true);
+            let (x, weight) = (leaf(&[2, 8, edge, edge]), leaf(&[5, 8, 1, 1]));
+            let conv = Conv { weight: weight.shallow_clone(), stride: 2, padding: 0 };
+            assert!(conv.overruns());
+            let run = |y: Tensor| {
+                let gradient = Tensor::arange(y.numel() as i64, of).view_as(&y);
+                Tensor::run_backward(&[(&y * gradient).sum(None)], &[&x, &weight], false, false)
+            };
+            let direct = x.conv2d(&weight, None::<&Tensor>, [2, 2], [0, 0], [1, 1], 1);
+            let ours = conv.forward(&x);
+            assert_eq!(ours.size()[2], conv.edge(edge));
+            assert!(ours.allclose(&direct, 1e-12, 1e-12, false));
+            for (ours, theirs) in run(ours).iter().zip(run(direct)) {
+                assert!(ours.allclose(&theirs, 1e-12, 1e-12, false));
+            }
+        }
+        let wide = Tensor::zeros([4, 16, 1, 1], (Kind::Float, tch::Device::Cpu));
+        assert!(!Conv { weight: wide, stride: 2, padding: 0 }.overruns());
+    }
+
+    /// A map of one pixel meets the middle tap alone: values, and gradients that are zero elsewhere.
+    #[test]
+    fn convolutions_of_one_pixel_have_all_of_their_gradient() {
+        tch::manual_seed(1);
+        let of = (Kind::Double, tch::Device::Cpu);
+        let leaf = |shape: &[i64]| Tensor::randn(shape, of).set_requires_grad(true);
+        for padding in [1, 3] {
+            let kernel = 2 * padding + 1;
+            let (x, weight) = (leaf(&[4, 8, 1, 1]), leaf(&[5, 8, kernel, kernel]));
+            let conv = Conv { weight: weight.shallow_clone(), stride: 2, padding };
+            assert!(conv.leaves_taps(&x) && !conv.leaves_taps(&leaf(&[4, 8, 2, 1])));
+            let run = |y: Tensor| {
+                let gradient = Tensor::arange(y.numel() as i64, of).view_as(&y);
+                Tensor::run_backward(&[(&y * gradient).sum(None)], &[&x, &weight], false, false)
+            };
+            let direct = x.conv2d(&weight, None::<&Tensor>, [2, 2], [padding; 2], [1, 1], 1);
+            let ours = conv.forward(&x);
+            assert!(ours.allclose(&direct, 1e-12, 1e-12, false));
+            for (ours, theirs) in run(ours).iter().zip(run(direct)) {
+                assert!(ours.allclose(&theirs, 1e-12, 1e-12, false));
+            }
+        }
     }
 }
