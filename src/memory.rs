@@ -30,6 +30,7 @@ impl Needs {
     /// way. The model itself may lie elsewhere.
     pub fn of(model: &Model, config: &Config, device: Device, way: Way) -> Needs {
         let bf16 = device::in_bf16(&config.train, device);
+        let kernels = device.is_cuda() && device::channels_last(config, device);
         let parameters = bytes(&model.query.parameters());
         let query = bytes(&model.query.tensors());
         let queues = [Scope::Global, Scope::Local].map(|scope| model.queues.rings(scope).iter());
@@ -39,7 +40,7 @@ impl Needs {
         let mut batch = 0;
         let mut raw = 0;
         for (scope, edge, images) in scopes(config) {
-            let (of_scope, largest_map) = model.query.kept_bytes(scope, rows, edge, bf16);
+            let (of_scope, largest_map) = model.query.kept_bytes(scope, rows, edge, bf16, kernels);
             kept += of_scope;
             largest = largest.max(largest_map);
             let elements = config.train.batch * images * 3 * edge * edge;

@@ -1,5 +1,8 @@
 //! Our normalisation of groups against libtorch's: results, statistics and gradients.
 #![cfg(feature = "train")]
+#![expect(unsafe_code, reason = "a stand-in for a GPU's driver is a foreign library")]
+
+mod kernels;
 
 use std::sync::Once;
 
@@ -7,6 +10,16 @@ use detco::shim::norm::{Normalised, Then, normalise, ready, takes};
 use tch::{Device, Kind, Tensor};
 
 const EPS: f64 = 1e-5;
+
+/// Who reads a result, and sends a gradient back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Readers {
+    Map,
+    /// Only the second, where there is one.
+    Again,
+    /// Two, where there are two, each with a part of the gradient.
+    Both,
+}
 
 /// What is normalised, and what a gradient of its result is.
 struct Case {
@@ -74,7 +87,7 @@ impl Case {
     }
 
     /// The kernels' results on a device, brought back.
-    fn ours_on(&self, then: usize, device: Device) -> Outcome {
+    fn ours_on(&self, then: usize, readers: Readers, device: Device) -> Outcome {
         let there = |tensor: &Tensor| Case::leaf(&tensor.to_device(device));
         let [x, weight, bias, residual] =
             [&self.x, &self.weight, &self.bias, &self.residual].map(there);
@@ -84,9 +97,23 @@ impl Case {
             1 => Then::Relu,
             _ => Then::AddThenRelu(&residual),
         };
-        let Normalised { map, mean, variance } =
+        let Normalised { map, again, mean, variance } =
             normalise(&x, &weight, &bias, self.groups, EPS, then).unwrap();
-        (&map * gradient).sum(Kind::Float).backward();
+        assert_eq!(again.is_some(), matches!(then, Then::AddThenRelu(_)));
+        let product = |map: &Tensor, gradient: &Tensor| (map * gradient).sum(Kind::Float);
+        let loss = match (&again, readers) {
+            (None, _) | (_, Readers::Map) => product(&map, &gradient),
+            (Some(again), Readers::Again) => product(again, &gradient),
+            (Some(again), Readers::Both) => {
+                // Halves, and so their sum, are exact.
+                let part = &gradient * 0.5;
+                product(&map, &part) + product(again, &part)
+            }
+        };
+        loss.backward();
+        if let Some(again) = &again {
+            assert_eq!(again.data_ptr(), map.data_ptr());
+        }
         let mut gradients = vec![x.grad(), weight.grad(), bias.grad()];
         if matches!(then, Then::AddThenRelu(_)) {
             gradients.push(residual.grad());
@@ -135,8 +162,9 @@ fn compare(case: &Case, bound: f64) {
 }
 
 fn compare_on(case: &Case, bound: f64, device: Device) {
-    for then in 0..3 {
-        let (ours, theirs) = (case.ours_on(then, device), case.theirs(then));
+    use Readers::{Again, Both, Map};
+    for (then, readers) in [(0, Map), (1, Map), (2, Map), (2, Again), (2, Both)] {
+        let (ours, theirs) = (case.ours_on(then, readers, device), case.theirs(then));
         let mut pairs = vec![
             (&ours.map, &theirs.map),
             (&ours.mean, &theirs.mean),
@@ -146,7 +174,8 @@ fn compare_on(case: &Case, bound: f64, device: Device) {
         assert_eq!(ours.gradients.len(), theirs.gradients.len());
         for (i, (ours, theirs)) in pairs.into_iter().enumerate() {
             let error = error(ours, theirs);
-            assert!(error < bound, "then {then}, tensor {i}: {error:.2e} of {bound:.0e}");
+            let at = format!("then {then}, {readers:?}, tensor {i}");
+            assert!(error < bound, "{at}: {error:.2e} of {bound:.0e}");
         }
     }
 }
@@ -172,12 +201,54 @@ fn bfloat16_groups_are_libtorchs_within_their_bits() {
     }
 }
 
+/// The GPU's kernels as they are, block by block and thread by thread, on the host: the shapes of blocks
+/// that a GPU gets, shares of rows, channels that fill no block, their arguments in their order.
+#[test]
+fn the_gpus_kernels_are_libtorchs_operations_on_the_host() {
+    let _on_the_host = kernels::OnTheHost::begin();
+    let shapes = [
+        ([8, 16, 7, 5], 4),
+        ([6, 8, 9, 9], 1),
+        ([6, 64, 3, 2], 6),
+        ([4, 24, 1, 2], 2),
+        ([2, 256, 36, 36], 1), // 40 shares
+        ([2, 8, 80, 80], 1),
+        ([4, 512, 4, 4], 2),
+        ([4, 264, 5, 5], 2),
+    ];
+    for (shape, groups) in shapes {
+        compare(&Case::new(shape, groups, Kind::Float), 3e-5);
+        compare(&Case::new(shape, groups, Kind::BFloat16), 8e-3);
+    }
+}
+
+/// Two readers' gradients of a bfloat16 map are rounded once they are added, as libtorch would.
+#[test]
+fn a_sum_of_gradients_is_rounded_as_libtorchs() {
+    let case = Case::new([4, 8, 5, 5], 2, Kind::BFloat16);
+    let second = case.gradient.flip([0]);
+    let run = |gradients: [&Tensor; 2]| {
+        let [x, residual] = [&case.x, &case.residual].map(Case::leaf);
+        let then = Then::AddThenRelu(&residual);
+        let Normalised { map, again, .. } =
+            normalise(&x, &case.weight, &case.bias, 2, EPS, then).unwrap();
+        let [one, other] = gradients;
+        (&map * one + &again.unwrap() * other).sum(Kind::Float).backward();
+        [x.grad(), residual.grad()]
+    };
+    let nothing = case.gradient.zeros_like();
+    let sum = &case.gradient + &second;
+    for (two, one) in run([&case.gradient, &second]).iter().zip(run([&sum, &nothing])) {
+        assert!(two.equal(&one));
+    }
+}
+
 #[test]
 fn a_large_mean_does_not_drown_a_small_spread() {
     let mut case = Case::new([4, 8, 16, 16], 2, Kind::Float);
     case.x = case.x.randn_like() * 0.01 + 1000.0;
     // The float itself rounds such values to 6e-5, a 160th of the spread.
-    let (ours, theirs) = (case.ours_on(0, Device::Cpu), case.theirs(0));
+    let (ours, theirs) = (case.ours_on(0, Readers::Map, Device::Cpu), case.theirs(0));
     assert!(error(&ours.variance, &theirs.variance) < 1e-4);
     assert!(error(&ours.mean, &theirs.mean) < 1e-7);
 }
@@ -233,7 +304,8 @@ fn a_gpu_normalises_as_libtorch_does_or_is_said_to_be_missing() {
     }
     // The same bits every time.
     let case = Case::new([16, 64, 56, 56], 4, Kind::BFloat16);
-    let (once, again) = (case.ours_on(2, found.device), case.ours_on(2, found.device));
+    let run = || case.ours_on(2, Readers::Both, found.device);
+    let (once, again) = (run(), run());
     assert!(once.map.equal(&again.map));
     for (once, again) in once.gradients.iter().zip(&again.gradients) {
         assert!(once.equal(again));

@@ -92,6 +92,21 @@ pub(super) enum Norm<'a> {
     Fused { groups: i64, moments: &'a mut Moments },
 }
 
+/// A map that two layers read: a convolution and the way around it. Each reads its own of two tensors over
+/// the same memory, so that the kernels get the gradients of both and add them up on their way; others'
+/// are the same tensor, whose gradients libtorch adds up.
+#[derive(Debug)]
+pub(super) struct Twice {
+    pub(super) map: Tensor,
+    pub(super) again: Tensor,
+}
+
+impl Twice {
+    pub(super) fn of(map: Tensor) -> Twice {
+        Twice { again: map.shallow_clone(), map }
+    }
+}
+
 /// What follows a normalisation; in place, since nobody else needs its output.
 fn apply(then: Then<'_>, mut x: Tensor) -> Tensor {
     match then {
@@ -131,8 +146,8 @@ impl BatchNorm {
     }
 
     /// Normalises `x` `[n, c, h, w]`, and does what comes `then`.
-    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Tensor {
-        match norm {
+    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Twice {
+        let map = match norm {
             Norm::Running => apply(then, self.with_running(x)),
             Norm::Dealt { groups, moments } => {
                 let (shape, groups) = (x.size(), *groups);
@@ -141,12 +156,13 @@ impl BatchNorm {
                 apply(then, self.with_own(&side_by_side, groups, moments)).reshape(&shape)
             }
             Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
-                self.fused(x, *groups, moments, then)
+                return self.fused(x, *groups, moments, then);
             }
             Norm::Blocks { groups, moments } | Norm::Fused { groups, moments } => {
                 apply(then, self.block_by_block(x, *groups, moments))
             }
-        }
+        };
+        Twice::of(map)
     }
 
     fn block_by_block(&self, x: &Tensor, groups: i64, moments: &mut Moments) -> Tensor {
@@ -164,13 +180,16 @@ impl BatchNorm {
         matches!(kinds, (Kind::Float | Kind::BFloat16, Kind::Float)) && norm::takes(x.size()[1])
     }
 
-    fn fused(&self, x: &Tensor, groups: i64, moments: &mut Moments, then: Then<'_>) -> Tensor {
+    fn fused(&self, x: &Tensor, groups: i64, moments: &mut Moments, then: Then<'_>) -> Twice {
         let (weight, bias) = (&self.weight, &self.bias);
-        let Normalised { map, mean, variance } =
+        let Normalised { map, again, mean, variance } =
             norm::normalise(x, weight, bias, groups, EPS, then)
                 .expect("the map fits; where memory ends, tch's own operations panic too");
         moments.push(self.slot, mean, variance);
-        map
+        match again {
+            Some(again) => Twice { map, again },
+            None => Twice::of(map),
+        }
     }
 
     /// Normalises `side` groups, side by side as blocks of c channels, by their own statistics.

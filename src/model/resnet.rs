@@ -5,7 +5,7 @@
 
 use tch::{Device, Tensor};
 
-use super::norm::{BatchNorm, Moments, Norm, Settling};
+use super::norm::{BatchNorm, Moments, Norm, Settling, Twice};
 use super::weights::{Builder, Init};
 use crate::config::{Backbone, Model as Config, Stem};
 use crate::shim::norm::Then;
@@ -113,6 +113,7 @@ impl Block {
         let mut at = edge;
         for (conv, _) in &self.layers {
             kept.add(2, conv.elements(at));
+            kept.relus += conv.elements(at);
             at = conv.edge(at);
         }
         if let Some((conv, _)) = &self.downsample {
@@ -121,16 +122,16 @@ impl Block {
         at
     }
 
-    fn forward(&self, x: &Tensor, norm: &mut Norm<'_>) -> Tensor {
-        let mut y = x.shallow_clone();
-        let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return y };
+    fn forward(&self, x: Twice, norm: &mut Norm<'_>) -> Twice {
+        let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return x };
+        let mut y = x.map;
         for (conv, bn) in first {
-            y = bn.forward(&conv.forward(&y), norm, Then::Relu);
+            y = bn.forward(&conv.forward(&y), norm, Then::Relu).map;
         }
         let y = last_conv.forward(&y);
         let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(x), norm, Then::Nothing),
-            None => x.shallow_clone(),
+            Some((conv, bn)) => bn.forward(&conv.forward(&x.again), norm, Then::Nothing).map,
+            None => x.again,
         };
         last_bn.forward(&y, norm, Then::AddThenRelu(&shortcut))
     }
@@ -141,6 +142,8 @@ impl Block {
 pub(super) struct Kept {
     /// Elements of maps, the image among them.
     pub(super) maps: i64,
+    /// Elements that went through a ReLU: our kernels keep a bit of each.
+    pub(super) relus: i64,
     /// Places of maxima, 8 bytes each.
     pub(super) places: i64,
     /// Elements of the largest map.
@@ -208,14 +211,14 @@ impl ResNet {
     pub(super) fn forward(&self, images: &Tensor, norm: &mut Norm<'_>, last: u8) -> Vec<Tensor> {
         let mut x = self.bn1.forward(&self.conv1.forward(images), norm, Then::Relu);
         if self.stem == Stem::Imagenet {
-            x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+            x = Twice::of(x.map.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false));
         }
         let mut maps: Vec<Tensor> = Vec::with_capacity(4);
         for stage in &self.stages[..usize::from(last) - 1] {
             for block in stage {
-                x = block.forward(&x, norm);
+                x = block.forward(x, norm);
             }
-            maps.push(x.shallow_clone());
+            maps.push(x.map.shallow_clone());
         }
         maps
     }
@@ -225,6 +228,7 @@ impl ResNet {
         let mut kept = Kept::default();
         kept.add(1, 3 * edge * edge);
         kept.add(2, self.conv1.elements(edge));
+        kept.relus += self.conv1.elements(edge);
         let mut at = self.conv1.edge(edge);
         if self.stem == Stem::Imagenet {
             at = (at - 1) / 2 + 1;

@@ -15,6 +15,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <vector>
 
 using at::Tensor;
 using namespace detco_norm;
@@ -37,11 +38,17 @@ struct Loaded {
   std::array<void*, KERNELS> kernels{};
 };
 std::array<Loaded, 64> gpus;
+// For maps on the CPU, where a test has a stand-in for the driver in this thread.
+thread_local Loaded stand_in;
+
+// Whether a map is taken by the calling thread alone, block after block.
+bool by_one_thread(const Tensor& x) { return x.is_cpu() && stand_in.launch == nullptr; }
 
 constexpr int INVALID_CONTEXT = 201; // CUDA_ERROR_INVALID_CONTEXT
 constexpr int INVALID_HANDLE = 400;  // CUDA_ERROR_INVALID_HANDLE
 constexpr unsigned THREADS = 256; // as norm.cu has it
 constexpr int64_t BLOCKS = 2048;  // enough for any GPU, few enough to add up
+constexpr int64_t CHANNELS = 8;   // as norm.cu has it
 constexpr int64_t LANES_MAX = 32;
 
 // One thread, which does it all.
@@ -55,6 +62,12 @@ struct OneThread {
   u32 depth() const { return 1; }
   u32 down() const { return 0; }
   void add_up(float (&)[VECTOR]) const {}
+};
+
+struct TeamOfOne {
+  u32 size() const { return 1; }
+  u32 member() const { return 0; }
+  double sum(double value) const { return value; }
 };
 
 // How a map is cut into blocks.
@@ -74,11 +87,11 @@ struct Plan {
     map.relu = relu ? 1 : 0;
     map.eps = static_cast<float>(eps);
     lanes = 1;
-    if (!x.is_cpu()) {
+    if (!by_one_thread(x)) {
       while (lanes < LANES_MAX && lanes * VECTOR < c) lanes *= 2;
     }
     across = static_cast<u32>((c + lanes * VECTOR - 1) / (lanes * VECTOR));
-    const int64_t depth = x.is_cpu() ? 1 : THREADS / lanes;
+    const int64_t depth = by_one_thread(x) ? 1 : THREADS / lanes;
     const int64_t wanted = BLOCKS / (int64_t{across} * groups);
     const int64_t most = map.rows / (8 * depth); // a thread adds up eight rows at least
     map.shares = static_cast<u32>(std::clamp<int64_t>(std::min(wanted, most), 1, 65535));
@@ -104,31 +117,37 @@ T* data(const Tensor& tensor) {
 // Queues a kernel on the stream on which libtorch works now.
 template <class... Arguments>
 void queue(int64_t kernel, const Tensor& like, std::array<unsigned, 3> grid, Arguments... arguments) {
+  void* pointers[] = {&arguments...};
+  const auto launch = [&](const Loaded& loaded, void* stream) {
+    return loaded.launch(loaded.kernels[kernel], grid[0], grid[1], grid[2], THREADS, 1, 1, 0, stream, pointers,
+                         nullptr);
+  };
+  if (like.is_cpu()) {
+    TORCH_CHECK(launch(stand_in, nullptr) == 0, "the stand-in for cuLaunchKernel failed");
+    return;
+  }
   const auto index = static_cast<size_t>(like.device().index());
   TORCH_CHECK(like.is_cuda() && index < gpus.size() && gpus[index].launch != nullptr,
               "the kernels of group normalisation are not loaded on ", like.device());
-  const Loaded& gpu = gpus[index];
   const c10::DeviceGuard device(like.device());
   const c10::impl::VirtualGuardImpl guard(like.device().type());
   void* stream = guard.getStream(like.device()).native_handle();
-  void* pointers[] = {&arguments...};
-  const auto launch = [&] {
-    return gpu.launch(gpu.kernels[kernel], grid[0], grid[1], grid[2], THREADS, 1, 1, 0, stream, pointers, nullptr);
-  };
-  int status = launch();
+  int status = launch(gpus[index], stream);
   if (status == INVALID_CONTEXT || status == INVALID_HANDLE) {
     // A thread of autograd's in which CUDA's runtime has not worked yet, or with another GPU: work of any
     // kind makes the GPU's context its own.
     at::zeros({1}, like.options());
-    status = launch();
+    status = launch(gpus[index], stream);
   }
   TORCH_CHECK(status == 0, "cuLaunchKernel: status ", status);
 }
 
 std::array<unsigned, 3> grid_of(const Plan& plan) { return {plan.across, plan.map.shares, plan.map.groups}; }
 
-std::array<unsigned, 3> threads_for(int64_t count) {
-  return {static_cast<unsigned>((count + THREADS - 1) / THREADS), 1, 1};
+// Teams for each channel of each group.
+std::array<unsigned, 3> teams_of(const Plan& plan) {
+  const int64_t count = int64_t{plan.map.groups} * plan.map.c;
+  return {static_cast<unsigned>((count + CHANNELS - 1) / CHANNELS), 1, 1};
 }
 
 // Calls `body` with the map's type and the offset of that type's kernels.
@@ -153,12 +172,13 @@ Moments moments_of(const Plan& plan, const Tensor& x) {
     auto *in = data<T>(x);
     auto *sums = data<float>(partial), *mean = data<float>(m.mean), *rstd = data<float>(m.rstd);
     auto* variance = data<float>(m.variance);
-    if (x.is_cpu()) {
+    if (by_one_thread(x)) {
       each_block(plan, [&](auto& block) { add_moments(block, plan.map, in, sums); });
-      for (int64_t i = 0; i < groups * c; ++i) finish_moments(i, plan.map, in, sums, mean, rstd, variance);
+      TeamOfOne team;
+      for (int64_t i = 0; i < groups * c; ++i) finish_moments(team, i, plan.map, in, sums, mean, rstd, variance);
     } else {
       queue(first + ADD_MOMENTS, x, grid_of(plan), plan.map, plan.lanes, in, sums);
-      queue(first + FINISH_MOMENTS, x, threads_for(groups * c), plan.map, in, sums, mean, rstd, variance);
+      queue(first + FINISH_MOMENTS, x, teams_of(plan), plan.map, in, sums, mean, rstd, variance);
     }
   });
   return m;
@@ -168,11 +188,13 @@ Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::Ch
 
 class Normalised : public torch::autograd::Function<Normalised> {
  public:
-  // Returns the result, and mean and unbiased variance of each group, `[groups, c]`.
+  // Returns mean and unbiased variance of each group, `[groups, c]`, the result, and where there is a
+  // residual the result once more, for another reader: the gradients of both come here and are added up on
+  // the way. `backward` says whether there will be gradients.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& map,
                                                 const Tensor& weight, const Tensor& bias,
                                                 const std::optional<Tensor>& other, int64_t groups, bool relu,
-                                                double eps) {
+                                                double eps, bool backward) {
     const Tensor x = channels_last(map);
     const Plan plan(x, groups, relu, eps);
     TORCH_CHECK(weight.scalar_type() == at::kFloat && bias.scalar_type() == at::kFloat,
@@ -185,59 +207,89 @@ class Normalised : public torch::autograd::Function<Normalised> {
     }
     const Moments m = moments_of(plan, x);
     const Tensor y = at::empty_like(x);
+    Tensor open; // a bit a value: whether the ReLU lets it through
+    if (relu && backward) open = at::empty({x.numel() / VECTOR}, x.options().dtype(at::kByte));
     by_type(x, [&](auto type, int64_t first) {
       using T = decltype(type);
       auto *in = data<T>(x), *more = data<T>(residual), *out = data<T>(y);
       auto *w = data<float>(weight), *b = data<float>(bias);
       auto *mean = data<float>(m.mean), *rstd = data<float>(m.rstd);
-      if (x.is_cpu()) {
-        each_block(plan, [&](auto& block) { normalise(block, plan.map, in, more, w, b, mean, rstd, out); });
+      auto* bits = data<u8>(open);
+      if (by_one_thread(x)) {
+        each_block(plan, [&](auto& block) { normalise(block, plan.map, in, more, w, b, mean, rstd, out, bits); });
       } else {
-        queue(first + NORMALISE, x, grid_of(plan), plan.map, plan.lanes, in, more, w, b, mean, rstd, out);
+        queue(first + NORMALISE, x, grid_of(plan), plan.map, plan.lanes, in, more, w, b, mean, rstd, out, bits);
       }
     });
-    context->save_for_backward({x, relu ? y : Tensor(), weight, m.mean, m.rstd});
+    context->save_for_backward({x, open, weight, m.mean, m.rstd});
     context->saved_data["groups"] = groups;
+    context->saved_data["relu"] = relu;
     context->saved_data["eps"] = eps;
     context->saved_data["residual"] = other.has_value();
     context->mark_non_differentiable({m.mean, m.variance});
-    return {y, m.mean, m.variance};
+    context->set_materialize_grads(false);
+    if (!other.has_value()) return {m.mean, m.variance, y};
+    // The same memory, and for autograd a result of its own.
+    return {m.mean, m.variance, y, y.variable_data()};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const Tensor &x = saved[0], &y = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4];
-    const Plan plan(x, context->saved_data["groups"].toInt(), y.defined(), context->saved_data["eps"].toDouble());
-    const Tensor dy = channels_last(gradients[0]);
+    const Tensor &x = saved[0], &open = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4];
+    const bool residual = context->saved_data["residual"].toBool();
+    const Plan plan(x, context->saved_data["groups"].toInt(), context->saved_data["relu"].toBool(),
+                    context->saved_data["eps"].toDouble());
+    // Of the result's readers, those that sent one.
+    std::vector<Tensor> sent;
+    for (size_t i = 2; i < gradients.size(); ++i)
+      if (gradients[i].defined()) sent.push_back(channels_last(gradients[i]));
+    torch::autograd::variable_list out(8);
+    if (sent.empty()) return out;
+    Tensor dy = sent[0], more = sent.size() > 1 ? sent[1] : Tensor(), bits = open;
     const int64_t groups = plan.map.groups, c = plan.map.c;
     const auto floats = x.options().dtype(at::kFloat);
     const Tensor partial = at::empty({2, plan.map.shares, groups, c}, floats);
     const Tensor sums = at::empty({2, groups, c}, floats);
     const Tensor d_weight = at::empty({c}, floats), d_bias = at::empty({c}, floats);
     const Tensor dx = at::empty_like(x);
-    const Tensor d_residual = context->saved_data["residual"].toBool() ? at::empty_like(x) : Tensor();
+    const Tensor d_residual = residual ? at::empty_like(x) : Tensor();
     by_type(x, [&](auto type, int64_t first) {
       using T = decltype(type);
-      auto *g = data<T>(dy), *result = data<T>(y), *in = data<T>(x), *out = data<T>(dx), *more = data<T>(d_residual);
+      const Map& map = plan.map;
+      auto *in = data<T>(x), *out = data<T>(dx), *g_out = data<T>(d_residual);
       auto *w = data<float>(weight), *m = data<float>(mean), *r = data<float>(rstd);
       auto *parts = data<float>(partial), *totals = data<float>(sums);
       auto *dw = data<float>(d_weight), *db = data<float>(d_bias);
-      const Map& map = plan.map;
-      if (x.is_cpu()) {
-        each_block(plan, [&](auto& block) { add_gradients(block, map, g, result, in, m, r, parts); });
-        for (int64_t i = 0; i < groups * c; ++i) finish_gradients(i, map, parts, totals);
-        each_block(plan, [&](auto& block) {
-          spread_gradients(block, map, g, result, in, w, m, r, totals, out, more, dw, db);
-        });
-      } else {
-        queue(first + ADD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, result, in, m, r, parts);
-        queue(FINISH_GRADIENTS, x, threads_for(groups * c), map, parts, totals);
-        queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, result, in, w, m, r, totals, out, more,
-              dw, db);
-      }
+      const auto add = [&](T* g, T* g_more, u8* through) {
+        if (by_one_thread(x)) {
+          each_block(plan, [&](auto& block) {
+            add_gradients(block, map, g, g_more, through, in, m, r, g_out, parts);
+          });
+          TeamOfOne team;
+          for (int64_t i = 0; i < groups * c; ++i) finish_gradients(team, i, map, parts, totals);
+        } else {
+          queue(first + ADD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, g_more, through, in, m, r, g_out, parts);
+          queue(FINISH_GRADIENTS, x, teams_of(plan), map, parts, totals);
+        }
+      };
+      const auto spread = [&](T* g, T* g_more, u8* through) {
+        if (by_one_thread(x)) {
+          each_block(plan, [&](auto& block) {
+            spread_gradients(block, map, g, g_more, through, in, w, m, r, totals, out, dw, db);
+          });
+        } else {
+          queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, g_more, through, in, w, m, r, totals,
+                out, dw, db);
+        }
+      };
+      add(data<T>(dy), data<T>(more), data<u8>(bits));
+      // The residual's gradient is the sum, behind the ReLU already.
+      if (residual) dy = d_residual, more = bits = Tensor();
+      spread(data<T>(dy), data<T>(more), data<u8>(bits));
     });
-    return {dx, d_weight, d_bias, d_residual, Tensor(), Tensor(), Tensor()};
+    out[0] = dx, out[1] = d_weight, out[2] = d_bias, out[3] = d_residual;
+    return out;
   }
 };
 
@@ -254,26 +306,31 @@ extern "C" int32_t detco_norm_libtorch(char* text, int64_t text_len, char* messa
 }
 
 // Registers the driver's cuLaunchKernel and the kernels of norm.cu, `count` of them, for a GPU. Once,
-// before any of its maps is normalised.
+// before any of its maps is normalised. For the GPU -1 a stand-in for them, which takes the calling thread's
+// maps on the CPU; none where `launch` is null.
 extern "C" int32_t detco_norm_register(int64_t cuda_index, void* launch, void* const* functions, int64_t count,
                                        char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     TORCH_CHECK(count == KERNELS, count, " kernels, expected ", KERNELS);
-    Loaded& gpu = gpus.at(static_cast<size_t>(cuda_index));
+    Loaded& gpu = cuda_index == -1 ? stand_in : gpus.at(static_cast<size_t>(cuda_index));
     std::copy(functions, functions + count, gpu.kernels.begin());
     gpu.launch = reinterpret_cast<Launch>(launch);
   });
 }
 
-// relu(normalised map + residual), and each group's mean and unbiased variance: three new tensors, the
-// caller's. Group g is the g-th block of n / groups samples. `residual` may be null.
+// Each group's mean and unbiased variance, relu(normalised map + residual), and that once more where there is
+// a residual, else null: new tensors, the caller's. Group g is the g-th block of n / groups samples.
+// `residual` may be null.
 extern "C" int32_t detco_norm_forward(const Tensor* map, const Tensor* weight, const Tensor* bias,
                                       const Tensor* residual, int64_t groups, int32_t relu, double eps,
                                       Tensor** out, char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     std::optional<Tensor> other;
     if (residual != nullptr) other = *residual;
-    const auto results = Normalised::apply(*map, *weight, *bias, other, groups, relu != 0, eps);
-    for (size_t i = 0; i < 3; ++i) out[i] = new Tensor(results[i]);
+    bool backward = map->requires_grad() || weight->requires_grad() || bias->requires_grad();
+    backward = at::GradMode::is_enabled() && (backward || (residual != nullptr && residual->requires_grad()));
+    const auto results = Normalised::apply(*map, *weight, *bias, other, groups, relu != 0, eps, backward);
+    out[3] = nullptr;
+    for (size_t i = 0; i < results.size(); ++i) out[i] = new Tensor(results[i]);
   });
 }

@@ -2,9 +2,9 @@
 
 mod load;
 
+use std::ffi::c_void;
 #[cfg(feature = "nvjpeg")]
-use std::{ffi::c_void, path::PathBuf};
-
+use std::path::PathBuf;
 use std::ptr;
 
 use tch::Tensor;
@@ -19,9 +19,7 @@ use super::text;
 use super::{ShimError, call};
 
 mod ffi {
-    use std::ffi::c_char;
-    #[cfg(feature = "nvjpeg")]
-    use std::ffi::c_void;
+    use std::ffi::{c_char, c_void};
 
     use torch_sys::C_tensor;
 
@@ -33,7 +31,6 @@ mod ffi {
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
-        #[cfg(feature = "nvjpeg")]
         pub(super) fn detco_norm_register(
             cuda_index: i64,
             launch: *mut c_void,
@@ -91,11 +88,40 @@ unsafe fn register(
     launch: *mut c_void,
     functions: &[*mut c_void; KERNELS.len()],
 ) -> Result<(), ShimError> {
+    // SAFETY: the caller's promise.
+    unsafe { hand_over(index as i64, launch, functions) }
+}
+
+/// Has the calling thread's maps on the CPU normalised by a stand-in for the driver and the kernels, to
+/// test them without a GPU; none where `launch` is null.
+///
+/// # Safety
+/// `launch` has the signature of `cuLaunchKernel`, knows the functions as the kernels of [`KERNELS`], in
+/// that order, has done what it is asked when it returns, and stays loaded until it is taken back.
+///
+/// # Errors
+/// When the shim is one of another version.
+#[doc(hidden)]
+pub unsafe fn stand_in(
+    launch: *mut c_void,
+    functions: &[*mut c_void; KERNELS.len()],
+) -> Result<(), ShimError> {
+    // SAFETY: the caller's promise.
+    unsafe { hand_over(-1, launch, functions) }
+}
+
+/// # Safety
+/// As [`register`] and [`stand_in`] have it.
+unsafe fn hand_over(
+    index: i64,
+    launch: *mut c_void,
+    functions: &[*mut c_void; KERNELS.len()],
+) -> Result<(), ShimError> {
     call(|message, message_len| {
         // SAFETY: the list is as long as said; the rest is the caller's promise.
         unsafe {
             ffi::detco_norm_register(
-                index as i64,
+                index,
                 launch,
                 functions.as_ptr(),
                 functions.len() as i64,
@@ -130,6 +156,9 @@ fn libtorch() -> Result<PathBuf, ShimError> {
 pub struct Normalised {
     /// `[n, c, h, w]`, channels innermost.
     pub map: Tensor,
+    /// The same memory, where something was added: for the second reader. What flows back from both is
+    /// added up on the way, without a pass of its own. Not to be changed in place, as `map`.
+    pub again: Option<Tensor>,
     /// Each group's mean, `[groups, c]`.
     pub mean: Tensor,
     /// Each group's unbiased variance, `[groups, c]`.
@@ -167,9 +196,9 @@ pub fn normalise(
         Then::AddThenRelu(other) => (1, Some(other)),
     };
     let residual = residual.map_or(ptr::null(), Tensor::as_ptr);
-    let mut out = [ptr::null_mut::<C_tensor>(); 3];
+    let mut out = [ptr::null_mut::<C_tensor>(); 4];
     call(|message, message_len| {
-        // SAFETY: the tensors live through the call; `out` has places for three.
+        // SAFETY: the tensors live through the call; `out` has places for four.
         unsafe {
             ffi::detco_norm_forward(
                 x.as_ptr(),
@@ -185,9 +214,15 @@ pub fn normalise(
             )
         }
     })?;
-    let [map, mean, variance] = out.map(|tensor| {
+    let [mean, variance, map, again] = out;
+    let owned = |tensor: *mut C_tensor| {
         // SAFETY: the call succeeded, so each is a tensor of its own that nobody else frees.
         unsafe { Tensor::from_ptr(tensor) }
-    });
-    Ok(Normalised { map, mean, variance })
+    };
+    Ok(Normalised {
+        map: owned(map),
+        again: (!again.is_null()).then(|| owned(again)),
+        mean: owned(mean),
+        variance: owned(variance),
+    })
 }

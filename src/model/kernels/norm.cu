@@ -1,4 +1,5 @@
-// The kernels: what norm.h says, with the threads of a GPU. Compiled by NVRTC when a GPU is used.
+// The kernels: what norm.h says, with the threads of a GPU. Compiled by NVRTC when a GPU is used. No
+// kernel's output is one of its inputs.
 
 #include "norm.h"
 
@@ -8,14 +9,16 @@ namespace {
 
 const u32 THREADS = 256;
 
-// `lanes` channels' vectors across, the others down the rows.
+// `lanes` channels' vectors across, the others down the rows. The blocks that start first have the first
+// rows of the first group, or the last of the last.
+template <bool BACKWARDS>
 struct Threads {
     float* room;  // THREADS * VECTOR floats
     u32 across;
 
     __device__ __forceinline__ u32 x() const { return blockIdx.x; }
-    __device__ __forceinline__ u32 y() const { return blockIdx.y; }
-    __device__ __forceinline__ u32 z() const { return blockIdx.z; }
+    __device__ __forceinline__ u32 y() const { return BACKWARDS ? gridDim.y - 1 - blockIdx.y : blockIdx.y; }
+    __device__ __forceinline__ u32 z() const { return BACKWARDS ? gridDim.z - 1 - blockIdx.z : blockIdx.z; }
     __device__ __forceinline__ u32 lanes() const { return across; }
     __device__ __forceinline__ u32 lane() const { return threadIdx.x % across; }
     __device__ __forceinline__ u32 depth() const { return THREADS / across; }
@@ -38,45 +41,79 @@ struct Threads {
     }
 };
 
+// CHANNELS teams a block: what each reads of a share lies side by side.
+const u32 CHANNELS = 8;
+
+struct Team {
+    double* room;  // THREADS doubles
+
+    __device__ __forceinline__ u32 size() const { return THREADS / CHANNELS; }
+    __device__ __forceinline__ u32 member() const { return threadIdx.x / CHANNELS; }
+    __device__ __forceinline__ i64 index() const { return i64(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS; }
+
+    // The sum over a team, in its first member.
+    __device__ __forceinline__ double sum(double value) {
+        room[threadIdx.x] = value;
+        __syncthreads();
+        for (u32 half = size() / 2; half > 0; half /= 2) {
+            if (member() < half) room[threadIdx.x] += room[threadIdx.x + half * CHANNELS];
+            __syncthreads();
+        }
+        return room[threadIdx.x];
+    }
+};
+
 }  // namespace
 
 #define KERNELS(SUFFIX, T)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) add_moments_##SUFFIX(                                 \
-        Map map, u32 lanes, const T* x, float* partial) {                                                   \
-        __shared__ float room[THREADS * VECTOR];                                                            \
-        Threads block = {room, lanes};                                                                      \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                    \
+        add_moments_##SUFFIX(Map map, u32 lanes, const T* __restrict__ x, float* __restrict__ partial) {    \
+        __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
+        Threads<true> block = {room, lanes};                                                                \
         add_moments(block, map, x, partial);                                                                \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) finish_moments_##SUFFIX(                              \
-        Map map, const T* x, const float* partial, float* mean, float* rstd, float* variance) {             \
-        i64 index = i64(blockIdx.x) * THREADS + threadIdx.x;                                                \
-        if (index < i64(map.groups) * map.c) finish_moments(index, map, x, partial, mean, rstd, variance);  \
+    extern "C" __global__ void __launch_bounds__(256)                                                       \
+        finish_moments_##SUFFIX(Map map, const T* __restrict__ x, const float* __restrict__ partial,        \
+                                float* __restrict__ mean, float* __restrict__ rstd,                         \
+                                float* __restrict__ variance) {                                             \
+        __shared__ double room[THREADS];                                                                    \
+        Team team = {room};                                                                                 \
+        finish_moments(team, team.index(), map, x, partial, mean, rstd, variance);                          \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) normalise_##SUFFIX(                                   \
-        Map map, u32 lanes, const T* x, const T* residual, const float* weight, const float* bias,          \
-        const float* mean, const float* rstd, T* y) {                                                       \
-        Threads block = {nullptr, lanes};                                                                   \
-        normalise(block, map, x, residual, weight, bias, mean, rstd, y);                                    \
+    extern "C" __global__ void __launch_bounds__(256, 3)                                                    \
+        normalise_##SUFFIX(Map map, u32 lanes, const T* __restrict__ x, const T* __restrict__ residual,     \
+                           const float* __restrict__ weight, const float* __restrict__ bias,                \
+                           const float* __restrict__ mean, const float* __restrict__ rstd,                  \
+                           T* __restrict__ y, u8* __restrict__ open) {                                      \
+        Threads<false> block = {nullptr, lanes};                                                            \
+        normalise(block, map, x, residual, weight, bias, mean, rstd, y, open);                              \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) add_gradients_##SUFFIX(                               \
-        Map map, u32 lanes, const T* dy, const T* y, const T* x, const float* mean, const float* rstd,      \
-        float* partial) {                                                                                   \
-        __shared__ float room[THREADS * VECTOR];                                                            \
-        Threads block = {room, lanes};                                                                      \
-        add_gradients(block, map, dy, y, x, mean, rstd, partial);                                           \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        add_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more,    \
+                               const u8* __restrict__ open, const T* __restrict__ x,                        \
+                               const float* __restrict__ mean, const float* __restrict__ rstd,              \
+                               T* __restrict__ d_residual, float* __restrict__ partial) {                   \
+        __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
+        Threads<true> block = {room, lanes};                                                                \
+        add_gradients(block, map, dy, more, open, x, mean, rstd, d_residual, partial);                      \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) spread_gradients_##SUFFIX(                            \
-        Map map, u32 lanes, const T* dy, const T* y, const T* x, const float* weight, const float* mean,    \
-        const float* rstd, const float* sums, T* dx, T* d_residual, float* d_weight, float* d_bias) {       \
-        Threads block = {nullptr, lanes};                                                                   \
-        spread_gradients(block, map, dy, y, x, weight, mean, rstd, sums, dx, d_residual, d_weight, d_bias); \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        spread_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more, \
+                                  const u8* __restrict__ open, const T* __restrict__ x,                     \
+                                  const float* __restrict__ weight, const float* __restrict__ mean,         \
+                                  const float* __restrict__ rstd, const float* __restrict__ sums,           \
+                                  T* __restrict__ dx, float* __restrict__ d_weight,                         \
+                                  float* __restrict__ d_bias) {                                             \
+        Threads<false> block = {nullptr, lanes};                                                            \
+        spread_gradients(block, map, dy, more, open, x, weight, mean, rstd, sums, dx, d_weight, d_bias);    \
     }
 
 KERNELS(float, float)
 KERNELS(bf16, bf16)
 
 extern "C" __global__ void __launch_bounds__(256)
-    finish_gradients_all(Map map, const float* partial, float* sums) {
-    i64 index = i64(blockIdx.x) * THREADS + threadIdx.x;
-    if (index < i64(map.groups) * map.c) finish_gradients(index, map, partial, sums);
+    finish_gradients_all(Map map, const float* __restrict__ partial, float* __restrict__ sums) {
+    __shared__ double room[THREADS];
+    Team team = {room};
+    finish_gradients(team, team.index(), map, partial, sums);
 }
