@@ -8,9 +8,9 @@ BUNDLE is the folder that `cargo xtask gpu-check BUNDLE --images IMAGES` made on
 a Python with torch 2.11 and torchvision, whose libtorch the binaries use; no Rust, no network. RESULTS gets
 `results.json` and `table.md`, renewed after each part, and `log.txt` with what every command said.
 
-Parts, in their order. All of them may take more than the eight minutes that a call has by default; then call it
-again for the rest (`--only tests,decode,views`; `--only step,eager,compile`; `--only train,loader`) with the
-`results.json` before as `--earlier`, so that the table holds one part's figures against another's:
+A call measures what matters most first: each part's first figure, then their second ones, and so on until its
+seconds are over. What it had no time for is named; a call with the `results.json` before as `--earlier` goes on
+with that, so that the table holds one part's figures against another's. Parts, in their order:
 
   tests       the tests that use a GPU
   decode      nvJPEG in the loader (hardware, hybrid, both), called alone, under torchvision; the CPU
@@ -20,6 +20,7 @@ again for the rest (`--only tests,decode,views`; `--only step,eager,compile`; `-
   train       our updates from shards: the share of the time that waits for data
   eager       the same model and loss in PyTorch, channels-last, bf16
   compile     under torch.compile
+  sanitize    not among the default: the tests of the kernels under CUDA's compute-sanitizer
   cifar       not among the default: trains a CIFAR-10 recipe for --seconds, from where the run in RUNS
               stands; SHARDS has the folders train and test. Call it again for the next piece.
 
@@ -33,6 +34,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -45,7 +47,17 @@ from pathlib import Path
 RECIPES = ("detco-r50", "moco-v2-r50")
 ONE_GROUP = "detco-r50-one-group"  # the first without groups in batch normalisation: as users of PyTorch have it
 DEFAULT = ("tests", "decode", "views", "loader", "step", "train", "eager", "compile")
-PARTS = (*DEFAULT, "cifar")
+PARTS = (*DEFAULT, "sanitize", "cifar")
+# Of each binary of tests those that use a GPU: names, or parts of them. The others run where it was built.
+TESTS = {
+    "detco_shards": ["cuda", "gpu", "--skip", "each_generation", "--skip", "on_the_host"],
+    "nvjpeg": ["a_gpu", "a_trainer"],
+    "norm": ["a_gpu"],
+    "gpu": [],
+}
+# Those that compute-sanitizer watches: what they launch is ours. It knows accesses beyond the end and of other
+# alignment, and threads that race for a block's memory.
+WATCHED = {"detco_shards": ["views::cuda::tests::a_device", "views::cuda::tests::frames"], "norm": ["a_gpu"]}
 CORES = (4, 8, 16)
 NVCUVID = "libnvcuvid.so.1"  # of the driver: nvJPEG's hardware engine is reached through it
 COPIES = 8  # of the bundle's images, so that an epoch has several batches of 256
@@ -81,10 +93,10 @@ class Check:
     def __init__(self, args):
         self.args, self.sizes, self.device = args, Sizes(args.smoke), args.device
         self.bundle, self.folder = args.bundle.resolve(), args.results.resolve()
-        self.results, self.failures = {}, []
+        self.results, self.failures, self.left_out = {}, [], []
         if args.earlier:
             self.results = json.loads(args.earlier.read_text())
-            self.failures = [tuple(failure) for failure in self.results.pop("failures", [])]
+            del self.results["failures"], self.results["left_out"]
         self.log = self.folder / "log.txt"
         self.log.write_text("")
         self.deadline = time.monotonic() + args.budget
@@ -104,7 +116,7 @@ class Check:
         self.said = ""
         left = self.deadline - time.monotonic()
         if left < 5:
-            self.fail(name, "no time left")
+            self.left_out.append(name)
             return None
         start = time.monotonic()
         command = [str(part) for part in command]
@@ -134,6 +146,9 @@ class Check:
         with self.log.open("a") as log:
             log.write(f"\n===== {name}\n$ {' '.join(command)}\n{self.said}\n--- exit {code}\n")
         print(f"{time.monotonic() - start:6.1f} s  {name}: exit {code}", flush=True)
+        if code == "timeout" and left <= limit * self.sizes.patience:
+            self.left_out.append(name)
+            return None
         if code not in codes:
             self.fail(name, f"exit {code}: " + (err or out).strip()[-400:])
             return None
@@ -143,7 +158,9 @@ class Check:
         self.failures.append((name, why))
 
     def figures(self, name, command, limit=120, cores=None):
-        """A command whose last line of output is JSON."""
+        """A command whose last line of output is JSON; not again what an earlier call has measured."""
+        if name in self.results:
+            return self.results[name]
         out = self.run(name, command, limit, cores)
         if out is None:
             return None
@@ -198,24 +215,27 @@ class Check:
         all_cores = sorted(os.sched_getaffinity(0))
         return set(all_cores[:count]) if len(all_cores) >= count else None
 
-    # The parts, in the order in which they run.
+    # The parts, in the order in which they run. Each goes on after a `yield` when all have had their turn.
 
     def tests(self):
         """The tests that use a GPU where there is one."""
-        counts = {}
+        counts = self.results.setdefault("tests", {})
         # cuBLAS reads it at its first product, which an earlier test of the same process may make.
         self.environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        for test in sorted((self.bundle / "tests").iterdir()):
-            which = ["cuda", "gpu"] if test.name == "detco_shards" else []  # the others need no GPU
-            self.run(f"test-{test.name}", [test, *which, "--test-threads", 1, "--nocapture"], 150)
-            found = re.search(r"(\d+) passed; (\d+) failed", self.said)
-            counts[test.name] = [int(n) for n in found.groups()] if found else None
+        for name, which in TESTS.items():
+            if counts.get(name):
+                continue
+            self.run(f"test-{name}", [self.bundle / "tests" / name, *which, "--test-threads", 1, "--nocapture"], 100)
+            found = re.findall(r"(\d+) passed; (\d+) failed", self.said)
+            counts[name] = [int(n) for n in found[-1]] if found else None
+            if found and counts[name] == [0, 0]:
+                self.fail(f"test-{name}", "no test of that name")
             # nvJPEG's pixels beside the CPU's, on the bundle's images among others.
             difference = re.findall(r"share [\d.]+, engines .*?: mean [\d.]+, largest \d+", self.said)
             if difference:
                 self.results["difference"] = difference
         del self.environment["CUBLAS_WORKSPACE_CONFIG"]
-        self.results["tests"] = counts
+        yield
 
     def decode(self):
         """Decoding alone: nvJPEG in the loader and by itself, torchvision's way to it, the CPU."""
@@ -224,41 +244,52 @@ class Check:
         self.figures("decode", [*bench, "--workers", most, "--batch", self.sizes.decode_batch, "--seconds", seconds])
         alone = [sys.executable, self.bundle / "nvjpeg_alone.py", *self.shards(), "--threads", most]
         self.figures("decode-alone", [*alone, "--seconds", seconds])
+        yield
         torchvision = [sys.executable, self.bundle / "pytorch_decode.py", *self.shards(), "--device", self.device]
         self.figures("decode-torchvision", torchvision)
-        self.results["decode-cpu"] = self.profile("decode", "cpu", most, most)
+        self.profile("decode-cpu", "decode", "cpu", most)
+        yield
 
     def views(self):
         """The kernels alone; the bench prints its table."""
-        out = self.run("views", [self.bundle / "bench" / "device_views", "--bench"])
-        self.results["views"] = (out or "").strip().splitlines()
+        if not self.results.get("views"):
+            out = self.run("views", [self.bundle / "bench" / "device_views", "--bench"])
+            self.results["views"] = (out or "").strip().splitlines()
+        yield
 
     def loader(self):
         """From page cache to tensors that the network reads."""
-        rates, decoders = {}, ["nvjpeg"] if self.device == "cuda" else []
-        for count in self.sizes.cores:
+        decoders = ["nvjpeg"] if self.device == "cuda" else []
+        for count in sorted(self.sizes.cores, reverse=True):
             for decode in [*decoders, "cpu"]:
-                rates[f"{decode}-{count}"] = self.profile("detco", decode, count, count)
-        self.results["loader"] = rates
+                self.profile(f"loader-{decode}-{count}", "detco", decode, count)
+            yield
 
-    def profile(self, mode, decode, workers, cores):
-        """Images a second of `detco profile` on so many cores."""
-        name, allowed = f"{mode}-{decode}-{workers}", self.cores(cores)
+    def profile(self, name, mode, decode, cores):
+        """Images a second of `detco profile` on so many cores, with a worker each."""
+        if name in self.results:
+            return
+        allowed = self.cores(cores)
         if allowed is None:
             self.fail(name, f"this machine has fewer than {cores} cores")
-            return None
+            return
         report = self.work / f"{name}.json"
         command = [self.bundle / "bin" / "detco", "profile", self.data(), "--mode", mode, "--decode", decode]
-        command += ["--workers", workers, "--seconds", self.sizes.seconds, "--warm-up", 2, "--json", report]
-        if self.run(name, command, 60, allowed) is None:
-            return None
-        return json.loads(report.read_text())["runs"][0]["images_per_s"]
+        command += ["--workers", cores, "--seconds", self.sizes.seconds, "--warm-up", 2, "--json", report]
+        if self.run(name, command, 60, allowed) is not None:
+            self.results[name] = json.loads(report.read_text())["runs"][0]["images_per_s"]
 
     def step(self):
         """Our updates from memory, and what our kernels for batch normalisation are worth."""
-        for recipe, norms in (*((recipe, "kernels") for recipe in RECIPES), (RECIPES[0], "libtorch")):
-            self.step_of(f"step-{recipe}-{norms}", recipe, norms)
-        self.step_of(f"step-{ONE_GROUP}", RECIPES[0], "kernels", ["--set", "model.bn_splits=1"])
+        detco, moco = RECIPES
+        self.step_of(f"step-{detco}-kernels", detco, "kernels")
+        yield
+        self.step_of(f"step-{ONE_GROUP}", detco, "kernels", ["--set", "model.bn_splits=1"])
+        yield
+        self.step_of(f"step-{moco}-kernels", moco, "kernels")
+        yield
+        self.step_of(f"step-{detco}-libtorch", detco, "libtorch")
+        yield
 
     def step_of(self, name, recipe, norms, settings=()):
         command = [self.bundle / "bench" / "step", "--recipe", recipe, "--device", self.device]
@@ -268,13 +299,16 @@ class Check:
     def train(self):
         """Updates from shards: what share of the time waits for data."""
         for recipe in RECIPES:
+            if f"train-{recipe}" in self.results:
+                continue
             run = self.work / f"run-{recipe}"
             command = [self.bundle / "bin" / "detco", "train", recipe, "--out", run, "--data", self.data()]
             settings = [f"train.steps_max={self.sizes.steps}", "train.epochs=1000", f"train.device={self.device}"]
             settings += [f"monitor.every_steps={self.sizes.every}", f"train.batch={self.sizes.batch}"]
             settings += ["checkpoint.every_epochs=0"]
             command += [word for setting in settings for word in ("--set", setting)]
-            if self.run(f"train-{recipe}", [*command, *self.sizes.sets], 150) is None:
+            if self.run(f"train-{recipe}", [*command, *self.sizes.sets], 120) is None:
+                yield
                 continue
             lines = (run / "metrics.jsonl").read_text().splitlines()
             records = [json.loads(line) for line in lines]
@@ -287,17 +321,40 @@ class Check:
                 "windows": len(records),
                 "loss": records[-1]["loss"],
             }
+            yield
 
     def eager(self):
-        for recipe in RECIPES:
-            self.pytorch(f"eager-{recipe}", recipe, "eager", 100)
-        self.pytorch(f"eager-{ONE_GROUP}", RECIPES[0], "eager", 100, ["--bn-splits", 1])
+        detco, moco = RECIPES
+        self.pytorch(f"eager-{detco}", detco, "eager", 100)
+        yield
+        self.pytorch(f"eager-{ONE_GROUP}", detco, "eager", 100, ["--bn-splits", 1])
+        yield
+        self.pytorch(f"eager-{moco}", moco, "eager", 100)
+        yield
 
     def compile(self):
-        """What compiles soonest first: groups in batch normalisation make large graphs."""
-        self.pytorch(f"compile-{RECIPES[1]}", RECIPES[1], "compile", 200)
-        self.pytorch(f"compile-{ONE_GROUP}", RECIPES[0], "compile", 200, ["--bn-splits", 1])
-        self.pytorch(f"compile-{RECIPES[0]}", RECIPES[0], "compile", 200)
+        """What takes longest, so after everybody's first; groups in batch normalisation make large graphs."""
+        detco, moco = RECIPES
+        yield
+        self.pytorch(f"compile-{ONE_GROUP}", detco, "compile", 200, ["--bn-splits", 1])
+        yield
+        self.pytorch(f"compile-{moco}", moco, "compile", 200)
+        yield
+        self.pytorch(f"compile-{detco}", detco, "compile", 200)
+        yield
+
+    def sanitize(self):
+        """Tests of our kernels under CUDA's own watch; errors are its exit code."""
+        sanitizer = shutil.which("compute-sanitizer")
+        if sanitizer is None:
+            raise RuntimeError("compute-sanitizer is not on the PATH")
+        for tool in ("memcheck", "racecheck"):
+            for name, which in WATCHED.items():
+                command = [sanitizer, "--tool", tool, "--error-exitcode", 9, self.bundle / "tests" / name]
+                self.run(f"sanitize-{tool}-{name}", [*command, *which, "--test-threads", 1], 150)
+                said = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", self.said)
+                self.results[f"sanitize-{tool}-{name}"] = said[-1] if said else "no summary"
+            yield
 
     def pytorch(self, name, recipe, mode, limit, settings=()):
         command = [sys.executable, self.bundle / "pytorch_step.py", self.bundle / "reference", "--recipe", recipe]
@@ -322,6 +379,7 @@ class Check:
         # timeout asks with SIGTERM: a checkpoint is written, and the exit code is 75.
         ask = ["timeout", "--preserve-status", "--kill-after=60", f"{self.args.seconds}", *command]
         if self.run(f"cifar-{recipe}", ask, self.args.seconds + 90, codes=(0, 75)) is None:
+            yield
             return
         lines = (run / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
@@ -334,11 +392,12 @@ class Check:
             "images_per_s": statistics.median(rates[len(rates) // 2 :]) if rates else None,
         }
         (self.folder / f"cifar-{recipe}-metrics.jsonl").write_text("\n".join(lines) + "\n")
+        yield
 
     # What it comes to.
 
     def write(self):
-        results = self.results | {"failures": self.failures}
+        results = self.results | {"failures": self.failures, "left_out": self.left_out}
         (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         try:
             text = self.table()
@@ -354,14 +413,17 @@ class Check:
             rows.append((f"test {name}", "no result" if count is None else "{} passed, {} failed".format(*count)))
         rows += [("nvJPEG beside the CPU", line) for line in results.get("difference") or []]
         rows += self.decode_rows() + [("views", line) for line in results.get("views") or []]
-        for key, rate in (results.get("loader") or {}).items():
-            rows.append((f"loader, {key.replace('-', ', ')} cores", per_second(rate)))
+        loaders = sorted(name for name in results if name.startswith("loader-"))
+        rows += [(f"{name.replace('-', ', ')} cores", per_second(results[name])) for name in loaders]
         rows += self.step_rows() + self.aims()
         for name, found in results.items():
             if name.startswith("cifar-"):
                 curve = ", ".join(f"{epoch}: {top1:.2f} %" for epoch, top1 in found["knn_top1"])
                 rows.append((name, f"epoch {found['epoch']}, {per_second(found['images_per_s'])}; kNN {curve}"))
+        rows += [(name, found) for name, found in results.items() if name.startswith("sanitize-")]
         rows += [(f"FAILED {name}", why.replace("\n", " ")[-300:]) for name, why in self.failures]
+        if self.left_out:
+            rows.append(("not measured, for want of time", ", ".join(self.left_out)))
         rows = [(left, str(right).replace("|", "/")) for left, right in rows]
         width = max(len(left) for left, _ in rows)
         lines = [f"| {'what':<{width}} | found |", f"|{'-' * (width + 2)}|---|"]
@@ -428,7 +490,8 @@ class Check:
                 verdict = "means nothing" if smoke else "met" if waits < 0.01 else "missed"
                 rows.append((f"aim: {recipe} waits below 1 %", f"{waits:.2%}: {verdict}"))
         ours = of("step-detco-r50-kernels", "window_ms")
-        loader = of("loader", f"nvjpeg-{max(self.sizes.cores)}") or of("loader", f"cpu-{max(self.sizes.cores)}")
+        most = max(self.sizes.cores)
+        loader = of(f"loader-nvjpeg-{most}") or of(f"loader-cpu-{most}")
         step = results["step-detco-r50-kernels"]["batch"] / ours * 1e3 if ours else None
         aim("loader over the step of detco-r50", ratio(loader, step), 2.0)
         for engine in ("hardware", "hybrid"):
@@ -507,12 +570,16 @@ def main():
     check.results["torch"] = torch.__version__
     check.results[NVCUVID] = loads(NVCUVID)
     start = time.monotonic()
-    for name in PARTS:
-        if name in args.only:
+    parts = [(name, getattr(check, name)()) for name in PARTS if name in args.only]
+    while parts:
+        for name, part in list(parts):
             try:
-                getattr(check, name)()
+                next(part)
+            except StopIteration:
+                parts.remove((name, part))
             except Exception as error:  # one part that fails leaves the others their turn
                 check.fail(name, repr(error))
+                parts.remove((name, part))
             check.results["seconds"] = round(time.monotonic() - start, 1)
             check.write()
     print(check.write())

@@ -16,7 +16,6 @@ use crate::{setup, shell};
 /// Tests that use a GPU where there is one: package, `--lib` or `--test`, and the target's name.
 const TESTS: &[(&str, &str, &str)] = &[
     ("detco-shards", "--lib", "detco_shards"),
-    ("detco-shards", "--test", "cuda"),
     ("detco-shards", "--test", "nvjpeg"),
     ("detco", "--test", "norm"),
     ("detco", "--test", "gpu"),
@@ -209,5 +208,9 @@ mod tests {
         let mut scripts: Vec<String> = scripts.filter(|name| name.ends_with(".py")).collect();
         scripts.sort();
         assert_eq!(scripts, SCRIPTS);
+        let check = fs::read_to_string(root.join("tools/gpu-check/check.py")).unwrap();
+        for (_, _, name) in TESTS {
+            assert!(check.contains(&format!("\n    \"{name}\": [")), "check.py runs nothing of {name}");
+        }
     }
 }
