@@ -210,7 +210,10 @@ mod tests {
         assert_eq!(scripts, SCRIPTS);
         let check = fs::read_to_string(root.join("tools/gpu-check/check.py")).unwrap();
         for (_, _, name) in TESTS {
-            assert!(check.contains(&format!("\n    \"{name}\": [")), "check.py runs nothing of {name}");
+            assert!(
+                check.contains(&format!("\n    \"{name}\": [")),
+                "check.py runs nothing of {name}"
+            );
         }
     }
 }
