@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 use crate::config::Config;
 use crate::device;
 use crate::feed::Way;
-use crate::model::{Model, Scope};
+use crate::model::{Model, Norms, Scope};
 
 /// What CUDA, cuDNN and cuBLAS take for themselves: an allowance, not measured.
 const CUDA_LIBRARIES: i64 = 1536 << 20;
@@ -29,8 +29,19 @@ impl Needs {
     /// Of training this model, made from this config, on `device`, alone, with views that come this
     /// way. The model itself may lie elsewhere.
     pub fn of(model: &Model, config: &Config, device: Device, way: Way) -> Needs {
+        let on_gpu = device.is_cuda() && device::channels_last(config, device);
+        let norms = if on_gpu { Norms::Kernels } else { Norms::Libtorch };
+        Needs::normalised_by(norms, model, config, device, way)
+    }
+
+    fn normalised_by(
+        norms: Norms,
+        model: &Model,
+        config: &Config,
+        device: Device,
+        way: Way,
+    ) -> Needs {
         let bf16 = device::in_bf16(&config.train, device);
-        let kernels = device.is_cuda() && device::channels_last(config, device);
         let parameters = bytes(&model.query.parameters());
         let query = bytes(&model.query.tensors());
         let queues = [Scope::Global, Scope::Local].map(|scope| model.queues.rings(scope).iter());
@@ -40,7 +51,7 @@ impl Needs {
         let mut batch = 0;
         let mut raw = 0;
         for (scope, edge, images) in scopes(config) {
-            let (of_scope, largest_map) = model.query.kept_bytes(scope, rows, edge, bf16, kernels);
+            let (of_scope, largest_map) = model.query.kept_bytes(scope, rows, edge, bf16, norms);
             kept += of_scope;
             largest = largest.max(largest_map);
             let elements = config.train.batch * images * 3 * edge * edge;
@@ -142,10 +153,11 @@ mod tests {
     use tch::Kind;
 
     /// The most that two steps hold, counted by libtorch's allocator.
-    fn measured(config: &Config) -> i64 {
+    fn measured(config: &Config, norms: Norms) -> i64 {
         tch::set_num_threads(1);
         let meter = Meter::begin().unwrap();
         let mut model = Model::new(config, Device::Cpu).unwrap();
+        model.normalise_by(norms);
         let mut sgd = Sgd::new(model.query.parameters(), 0.9, 1e-4);
         let form = Form::of(config, Device::Cpu);
         for step in 0..2 {
@@ -169,11 +181,11 @@ mod tests {
     }
 
     /// Between a twentieth below and a fifth above, for both kinds of blocks, with and without
-    /// patches, in both precisions, whole and in micro-batches.
+    /// patches, in both precisions, whole and in micro-batches; where our kernels normalise, too.
     #[test]
     fn needs_are_what_libtorch_counts() {
         let small = ["model.width=8", "model.dim=32", "loss.queue=512", "train.batch=8"];
-        let cases: [(&str, &[&str]); 5] = [
+        let cases: [(&str, &[&str]); 7] = [
             ("detco-r50", &["model.local_head=pirl", "views.local.patch=32"]),
             // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
             (
@@ -188,15 +200,21 @@ mod tests {
             ("detco-r50", &["model.backbone=resnet18", "train.accumulate=4"]),
             ("moco-v2-r50", &["train.accumulate=2"]),
             ("moco-v2-cifar", &["model.bn_splits=1", "train.layout=channels-last"]),
+            (
+                "detco-r50",
+                &["model.local_head=pirl", "views.local.patch=32", "train.layout=channels-last"],
+            ),
+            ("moco-v2-cifar", &["train.layout=channels-last"]),
         ];
-        for (recipe, more) in cases {
+        for (case, (recipe, more)) in cases.into_iter().enumerate() {
+            let norms = if case < 5 { Norms::Libtorch } else { Norms::Kernels };
             let edges = ["views.global.size=64", "model.bn_splits=4"];
             let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
             let model = Model::new(&config, Device::Cpu).unwrap();
-            let needs = Needs::of(&model, &config, Device::Cpu, Way::Copied);
-            let (said, found) = (needs.sum() as f64, measured(&config) as f64);
-            println!("{recipe} {more:?}: said {said:.3e}, found {found:.3e}\n{needs}");
+            let needs = Needs::normalised_by(norms, &model, &config, Device::Cpu, Way::Copied);
+            let (said, found) = (needs.sum() as f64, measured(&config, norms) as f64);
+            println!("{recipe} {more:?} {norms:?}: said {said:.3e}, found {found:.3e}\n{needs}");
             assert!((0.95..1.20).contains(&(said / found)), "{recipe} {more:?}: {}", said / found);
         }
     }

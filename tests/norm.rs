@@ -222,6 +222,78 @@ fn the_gpus_kernels_are_libtorchs_operations_on_the_host() {
     }
 }
 
+/// The ReLU's map, which is never written, and libtorch's max pool of it: the same values, the same of
+/// equal ones picked, the same gradients but for the order in which four are added.
+fn compare_pooled(case: &Case, bound: f64, device: Device) {
+    let there = |tensor: &Tensor| tensor.to_device(device);
+    let (weight, bias) = (there(&case.weight), there(&case.bias));
+    let run = |fused: bool| {
+        let [x, weight, bias] = [&there(&case.x), &weight, &bias].map(Case::leaf);
+        let then = if fused { Then::ReluThenPool } else { Then::Relu };
+        let Normalised { map, again, mean, variance } =
+            normalise(&x, &weight, &bias, case.groups, EPS, then).unwrap();
+        assert!(again.is_none());
+        let map = match fused {
+            true => map,
+            false => map.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
+        };
+        tch::manual_seed(5);
+        let gradient = Tensor::randn(map.size(), (Kind::Float, Device::Cpu)).to_kind(map.kind());
+        (&map * there(&gradient)).sum(Kind::Float).backward();
+        ([map, mean, variance], [x.grad(), weight.grad(), bias.grad()])
+    };
+    let (ours, our_gradients) = run(true);
+    let (theirs, their_gradients) = run(false);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!(ours.equal(theirs), "{:?}", case.x.size());
+    }
+    for (i, (ours, theirs)) in our_gradients.iter().zip(their_gradients).enumerate() {
+        let error = error(ours, &theirs.to_kind(Kind::Double));
+        assert!(error < bound, "{:?}, gradient {i}: {error:.2e} of {bound:.0e}", case.x.size());
+    }
+}
+
+fn compare_pools(device: Device) {
+    let shapes = [
+        ([8, 16, 8, 6], 4),
+        ([4, 8, 7, 9], 2),
+        ([4, 64, 32, 32], 2),
+        ([2, 24, 1, 2], 1),
+        ([3, 8, 1, 1], 3),
+        ([4, 8, 2, 3], 1),
+    ];
+    for (shape, groups) in shapes {
+        compare_pooled(&Case::new(shape, groups, Kind::Float), 1e-5, device);
+        // Many of a window's values are equal once they are rounded.
+        compare_pooled(&Case::new(shape, groups, Kind::BFloat16), 1e-2, device);
+        // Whole windows that the ReLU shuts; all of a window equal.
+        let mut shut = Case::new(shape, groups, Kind::Float);
+        shut.bias = &shut.bias - 1.5;
+        compare_pooled(&shut, 1e-5, device);
+        shut.x = shut.x.round();
+        compare_pooled(&shut, 1e-5, device);
+    }
+}
+
+#[test]
+fn a_max_pool_that_follows_is_libtorchs() {
+    compare_pools(Device::Cpu);
+    let _on_the_host = kernels::OnTheHost::begin();
+    compare_pools(Device::Cpu);
+}
+
+/// A pool's result where nobody asks for gradients, as keys are made, is the same.
+#[test]
+fn a_max_pool_without_gradients_is_the_same() {
+    let case = Case::new([4, 16, 9, 8], 2, Kind::BFloat16);
+    let run = |x: &Tensor| {
+        normalise(x, &case.weight, &case.bias, 2, EPS, Then::ReluThenPool).unwrap().map
+    };
+    let with = run(&Case::leaf(&case.x));
+    let without = tch::no_grad(|| run(&case.x));
+    assert!(with.requires_grad() && !without.requires_grad() && with.equal(&without));
+}
+
 /// Two readers' gradients of a bfloat16 map are rounded once they are added, as libtorch would.
 #[test]
 fn a_sum_of_gradients_is_rounded_as_libtorchs() {
@@ -270,6 +342,12 @@ fn what_is_not_a_number_stays_none() {
     let nan = |rows: &Tensor| rows.isnan().sum(Kind::Int64).int64_value(&[]);
     assert_eq!(nan(&y.narrow(0, 0, 2)), 2 * 8 * 9, "its group");
     assert_eq!(nan(&y.narrow(0, 2, 2)), 0, "the other");
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let x = x.to_kind(kind);
+        let y = normalise(&x, &case.weight, &case.bias, 2, EPS, Then::ReluThenPool).unwrap().map;
+        assert_eq!(nan(&y.narrow(0, 0, 2)), 2 * 8 * 4, "its group, pooled");
+        assert_eq!(nan(&y.narrow(0, 2, 2)), 0, "the other, pooled");
+    }
 }
 
 #[test]
@@ -302,6 +380,7 @@ fn a_gpu_normalises_as_libtorch_does_or_is_said_to_be_missing() {
             compare_on(&Case::new(shape, groups, Kind::BFloat16), 8e-3, found.device);
         }
     }
+    compare_pools(found.device);
     // The same bits every time.
     let case = Case::new([16, 64, 56, 56], 4, Kind::BFloat16);
     let run = || case.ours_on(2, Readers::Both, found.device);

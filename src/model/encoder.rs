@@ -134,26 +134,25 @@ impl Encoder {
     }
 
     /// Bytes that [`Encoder::embed`] keeps for a backward pass over `n` samples, by arithmetic on
-    /// the layers' shapes, and bytes of the largest map. `bf16` says what the maps are, `kernels` whether
-    /// those of ours normalise them.
+    /// the layers' shapes, and bytes of the largest map. `bf16` says what the maps are, `norms` who
+    /// normalises them.
     pub fn kept_bytes(
         &self,
         scope: Scope,
         n: i64,
         edge: i64,
         bf16: bool,
-        kernels: bool,
+        norms: Norms,
     ) -> (i64, i64) {
         let last = self.levels[self.levels.len() - 1];
-        let kept = self.backbone.kept(edge, last);
+        let kept = self.backbone.kept(edge, last, norms);
         let (heads, images) = match scope {
             Scope::Global => (&self.global, 1),
             Scope::Local => (&self.local, PATCHES),
         };
         let width = if bf16 { 2 } else { 4 };
         let heads = heads.iter().map(|head| head.kept(images)).sum::<i64>();
-        let bits = if kernels { kept.relus / 8 } else { 0 };
-        let maps = images * (kept.maps * width + kept.places * 8 + bits);
+        let maps = images * (kept.maps * width + kept.bits / 8);
         (n * (maps + heads * width), n * images * kept.largest * width)
     }
 

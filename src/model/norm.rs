@@ -112,6 +112,7 @@ fn apply(then: Then<'_>, mut x: Tensor) -> Tensor {
     match then {
         Then::Nothing => x,
         Then::Relu => x.relu_(),
+        Then::ReluThenPool => x.relu_().max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
         Then::AddThenRelu(other) => x.g_add_(&other.reshape(x.size())).relu_(),
     }
 }
@@ -153,7 +154,9 @@ impl BatchNorm {
                 let (shape, groups) = (x.size(), *groups);
                 let (n, c) = (shape[0], shape[1]);
                 let side_by_side = x.reshape([n / groups, groups * c, shape[2], shape[3]]);
-                apply(then, self.with_own(&side_by_side, groups, moments)).reshape(&shape)
+                let y = apply(then, self.with_own(&side_by_side, groups, moments));
+                let edges = y.size();
+                y.reshape([n, c, edges[2], edges[3]]) // a pool has made them smaller
             }
             Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
                 return self.fused(x, *groups, moments, then);

@@ -5,7 +5,7 @@
 
 use tch::{Device, Tensor};
 
-use super::norm::{BatchNorm, Moments, Norm, Settling, Twice};
+use super::norm::{BatchNorm, Moments, Norm, Norms, Settling, Twice};
 use super::weights::{Builder, Init};
 use crate::config::{Backbone, Model as Config, Stem};
 use crate::shim::norm::Then;
@@ -109,11 +109,11 @@ impl Block {
     /// Adds what a pass over a map of this edge keeps; the edge of its own map. A convolution's
     /// output is kept by the normalisation after it, and what that makes by the ReLU and the next
     /// convolution; the shortcut's last output is only added.
-    fn keep(&self, edge: i64, kept: &mut Kept) -> i64 {
+    fn keep(&self, edge: i64, norms: Norms, kept: &mut Kept) -> i64 {
         let mut at = edge;
         for (conv, _) in &self.layers {
-            kept.add(2, conv.elements(at));
-            kept.relus += conv.elements(at);
+            kept.add(1, conv.elements(at));
+            kept.add_behind_relu(conv.elements(at), norms);
             at = conv.edge(at);
         }
         if let Some((conv, _)) = &self.downsample {
@@ -142,10 +142,9 @@ impl Block {
 pub(super) struct Kept {
     /// Elements of maps, the image among them.
     pub(super) maps: i64,
-    /// Elements that went through a ReLU: our kernels keep a bit of each.
-    pub(super) relus: i64,
-    /// Places of maxima, 8 bytes each.
-    pub(super) places: i64,
+    /// Bits beside the maps: where a window's largest value lay, and what a ReLU let through where our
+    /// kernels normalise. libtorch looks at the map for that.
+    pub(super) bits: i64,
     /// Elements of the largest map.
     pub(super) largest: i64,
 }
@@ -154,6 +153,11 @@ impl Kept {
     fn add(&mut self, maps: i64, elements: i64) {
         self.maps += maps * elements;
         self.largest = self.largest.max(elements);
+    }
+
+    fn add_behind_relu(&mut self, elements: i64, norms: Norms) {
+        self.add(1, elements);
+        self.bits += if norms == Norms::Kernels { elements } else { 0 };
     }
 }
 
@@ -209,10 +213,11 @@ impl ResNet {
 
     /// Images `[n, 3, h, w]` to the maps of Res2 to Res`last`, `[n, c, h', w']` each.
     pub(super) fn forward(&self, images: &Tensor, norm: &mut Norm<'_>, last: u8) -> Vec<Tensor> {
-        let mut x = self.bn1.forward(&self.conv1.forward(images), norm, Then::Relu);
-        if self.stem == Stem::Imagenet {
-            x = Twice::of(x.map.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false));
-        }
+        let then = match self.stem {
+            Stem::Imagenet => Then::ReluThenPool,
+            Stem::Cifar => Then::Relu,
+        };
+        let mut x = self.bn1.forward(&self.conv1.forward(images), norm, then);
         let mut maps: Vec<Tensor> = Vec::with_capacity(4);
         for stage in &self.stages[..usize::from(last) - 1] {
             for block in stage {
@@ -224,19 +229,24 @@ impl ResNet {
     }
 
     /// What a pass up to Res`last` keeps of an image of this edge.
-    pub(super) fn kept(&self, edge: i64, last: u8) -> Kept {
+    pub(super) fn kept(&self, edge: i64, last: u8, norms: Norms) -> Kept {
         let mut kept = Kept::default();
         kept.add(1, 3 * edge * edge);
-        kept.add(2, self.conv1.elements(edge));
-        kept.relus += self.conv1.elements(edge);
+        let elements = self.conv1.elements(edge);
+        kept.add(1, elements);
         let mut at = self.conv1.edge(edge);
         if self.stem == Stem::Imagenet {
             at = (at - 1) / 2 + 1;
-            kept.places = self.conv1.weight.size()[0] * at * at;
-            kept.add(1, kept.places);
+            let pooled = self.conv1.weight.size()[0] * at * at;
+            kept.add(1, pooled);
+            kept.bits += pooled * if norms == Norms::Kernels { 4 } else { 64 };
+        }
+        // Our kernels pool on the way.
+        if self.stem == Stem::Cifar || norms == Norms::Libtorch {
+            kept.add_behind_relu(elements, norms);
         }
         for block in self.stages[..usize::from(last) - 1].iter().flatten() {
-            at = block.keep(at, &mut kept);
+            at = block.keep(at, norms, &mut kept);
         }
         kept
     }

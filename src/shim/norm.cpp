@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,8 +28,18 @@ using Launch = int (*)(void* function, unsigned grid_x, unsigned grid_y, unsigne
                        unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** arguments,
                        void** extra);
 
-// In the order in which they are registered: five for float, the same for bfloat16, then the last.
-enum Kernel { ADD_MOMENTS, FINISH_MOMENTS, NORMALISE, ADD_GRADIENTS, SPREAD_GRADIENTS, KINDS };
+// In the order in which they are registered: those for float, the same for bfloat16, then the last.
+enum Kernel {
+  ADD_MOMENTS,
+  FINISH_MOMENTS,
+  NORMALISE,
+  NORMALISE_POOLED,
+  ADD_GRADIENTS,
+  SPREAD_GRADIENTS,
+  ADD_POOLED_GRADIENTS,
+  SPREAD_POOLED_GRADIENTS,
+  KINDS
+};
 constexpr int64_t FINISH_GRADIENTS = 2 * KINDS;
 constexpr int64_t KERNELS = FINISH_GRADIENTS + 1;
 
@@ -97,6 +108,12 @@ struct Plan {
     map.shares = static_cast<u32>(std::clamp<int64_t>(std::min(wanted, most), 1, 65535));
   }
 };
+
+// What a map of `x`'s pixels is pooled to.
+Pool pool_of(const Tensor& x) {
+  const auto h = static_cast<u32>(x.size(2)), w = static_cast<u32>(x.size(3));
+  return {h, w, (h - 1) / 2 + 1, (w - 1) / 2 + 1};
+}
 
 // Runs `body` for each block, on the CPU.
 template <class Body>
@@ -190,13 +207,15 @@ class Normalised : public torch::autograd::Function<Normalised> {
  public:
   // Returns mean and unbiased variance of each group, `[groups, c]`, the result, and where there is a
   // residual the result once more, for another reader: the gradients of both come here and are added up on
-  // the way. `backward` says whether there will be gradients.
+  // the way. With `pooled` there is a ReLU and no residual, and the result is what a max pool makes of it.
+  // `backward` says whether there will be gradients.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& map,
                                                 const Tensor& weight, const Tensor& bias,
                                                 const std::optional<Tensor>& other, int64_t groups, bool relu,
-                                                double eps, bool backward) {
+                                                bool pooled, double eps, bool backward) {
     const Tensor x = channels_last(map);
     const Plan plan(x, groups, relu, eps);
+    TORCH_CHECK(!pooled || (relu && !other.has_value()), "a max pool follows a ReLU and no residual");
     TORCH_CHECK(weight.scalar_type() == at::kFloat && bias.scalar_type() == at::kFloat,
                 "weights and biases are float");
     Tensor residual;
@@ -206,6 +225,7 @@ class Normalised : public torch::autograd::Function<Normalised> {
       residual = channels_last(*other);
     }
     const Moments m = moments_of(plan, x);
+    if (pooled) return forward_pooled(context, plan, x, weight, bias, m, backward);
     const Tensor y = at::empty_like(x);
     Tensor open; // a bit a value: whether the ReLU lets it through
     if (relu && backward) open = at::empty({x.numel() / VECTOR}, x.options().dtype(at::kByte));
@@ -221,13 +241,7 @@ class Normalised : public torch::autograd::Function<Normalised> {
         queue(first + NORMALISE, x, grid_of(plan), plan.map, plan.lanes, in, more, w, b, mean, rstd, out, bits);
       }
     });
-    context->save_for_backward({x, open, weight, m.mean, m.rstd});
-    context->saved_data["groups"] = groups;
-    context->saved_data["relu"] = relu;
-    context->saved_data["eps"] = eps;
-    context->saved_data["residual"] = other.has_value();
-    context->mark_non_differentiable({m.mean, m.variance});
-    context->set_materialize_grads(false);
+    save(context, plan, x, open, weight, m, other.has_value(), false);
     if (!other.has_value()) return {m.mean, m.variance, y};
     // The same memory, and for autograd a result of its own.
     return {m.mean, m.variance, y, y.variable_data()};
@@ -238,13 +252,14 @@ class Normalised : public torch::autograd::Function<Normalised> {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &open = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4];
     const bool residual = context->saved_data["residual"].toBool();
+    const bool pooled = context->saved_data["pooled"].toBool();
     const Plan plan(x, context->saved_data["groups"].toInt(), context->saved_data["relu"].toBool(),
                     context->saved_data["eps"].toDouble());
     // Of the result's readers, those that sent one.
     std::vector<Tensor> sent;
     for (size_t i = 2; i < gradients.size(); ++i)
       if (gradients[i].defined()) sent.push_back(channels_last(gradients[i]));
-    torch::autograd::variable_list out(8);
+    torch::autograd::variable_list out(9);
     if (sent.empty()) return out;
     Tensor dy = sent[0], more = sent.size() > 1 ? sent[1] : Tensor(), bits = open;
     const int64_t groups = plan.map.groups, c = plan.map.c;
@@ -261,10 +276,32 @@ class Normalised : public torch::autograd::Function<Normalised> {
       auto *w = data<float>(weight), *m = data<float>(mean), *r = data<float>(rstd);
       auto *parts = data<float>(partial), *totals = data<float>(sums);
       auto *dw = data<float>(d_weight), *db = data<float>(d_bias);
+      if (pooled) {
+        const Pool pool = pool_of(x);
+        auto* g = data<T>(dy);
+        auto* places = data<u32>(bits);
+        if (by_one_thread(x)) {
+          const auto source = [&](auto& block) { return Pooled<T>{pool, g, places, block.z()}; };
+          each_block(plan, [&](auto& block) {
+            add_gradients(block, map, source(block), in, m, r, static_cast<T*>(nullptr), parts);
+          });
+          TeamOfOne team;
+          for (int64_t i = 0; i < groups * c; ++i) finish_gradients(team, i, map, parts, totals);
+          each_block(plan, [&](auto& block) {
+            spread_gradients(block, map, source(block), in, w, m, r, totals, out, dw, db);
+          });
+        } else {
+          queue(first + ADD_POOLED_GRADIENTS, x, grid_of(plan), map, pool, plan.lanes, g, places, in, m, r, parts);
+          queue(FINISH_GRADIENTS, x, teams_of(plan), map, parts, totals);
+          queue(first + SPREAD_POOLED_GRADIENTS, x, grid_of(plan), map, pool, plan.lanes, g, places, in, w, m, r,
+                totals, out, dw, db);
+        }
+        return;
+      }
       const auto add = [&](T* g, T* g_more, u8* through) {
         if (by_one_thread(x)) {
           each_block(plan, [&](auto& block) {
-            add_gradients(block, map, g, g_more, through, in, m, r, g_out, parts);
+            add_gradients(block, map, Direct<T>{g, g_more, through}, in, m, r, g_out, parts);
           });
           TeamOfOne team;
           for (int64_t i = 0; i < groups * c; ++i) finish_gradients(team, i, map, parts, totals);
@@ -276,7 +313,7 @@ class Normalised : public torch::autograd::Function<Normalised> {
       const auto spread = [&](T* g, T* g_more, u8* through) {
         if (by_one_thread(x)) {
           each_block(plan, [&](auto& block) {
-            spread_gradients(block, map, g, g_more, through, in, w, m, r, totals, out, dw, db);
+            spread_gradients(block, map, Direct<T>{g, g_more, through}, in, w, m, r, totals, out, dw, db);
           });
         } else {
           queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, g_more, through, in, w, m, r, totals,
@@ -290,6 +327,48 @@ class Normalised : public torch::autograd::Function<Normalised> {
     });
     out[0] = dx, out[1] = d_weight, out[2] = d_bias, out[3] = d_residual;
     return out;
+  }
+
+ private:
+  static void save(torch::autograd::AutogradContext* context, const Plan& plan, const Tensor& x, const Tensor& bits,
+                   const Tensor& weight, const Moments& m, bool residual, bool pooled) {
+    context->save_for_backward({x, bits, weight, m.mean, m.rstd});
+    context->saved_data["groups"] = static_cast<int64_t>(plan.map.groups);
+    context->saved_data["relu"] = plan.map.relu != 0;
+    context->saved_data["eps"] = static_cast<double>(plan.map.eps);
+    context->saved_data["residual"] = residual;
+    context->saved_data["pooled"] = pooled;
+    context->mark_non_differentiable({m.mean, m.variance});
+    context->set_materialize_grads(false);
+  }
+
+  static torch::autograd::variable_list forward_pooled(torch::autograd::AutogradContext* context, const Plan& of_x,
+                                                       const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                       const Moments& m, bool backward) {
+    const Pool pool = pool_of(x);
+    TORCH_CHECK(of_x.map.rows <= std::numeric_limits<int32_t>::max(), "a group of ", of_x.map.rows,
+                " pixels is too large to be pooled");
+    const Tensor y = at::empty({x.size(0), x.size(1), pool.pooled_h, pool.pooled_w},
+                               x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const Plan plan(y, of_x.map.groups, true, of_x.map.eps);
+    Tensor places; // four bits a value
+    if (backward) places = at::empty({y.numel() / VECTOR}, x.options().dtype(at::kInt));
+    by_type(x, [&](auto type, int64_t first) {
+      using T = decltype(type);
+      auto *in = data<T>(x), *out = data<T>(y);
+      auto *w = data<float>(weight), *b = data<float>(bias);
+      auto *mean = data<float>(m.mean), *rstd = data<float>(m.rstd);
+      auto* to = data<u32>(places);
+      if (by_one_thread(x)) {
+        each_block(plan, [&](auto& block) {
+          normalise_pooled(block, plan.map, pool, in, w, b, mean, rstd, out, to);
+        });
+      } else {
+        queue(first + NORMALISE_POOLED, x, grid_of(plan), plan.map, pool, plan.lanes, in, w, b, mean, rstd, out, to);
+      }
+    });
+    save(context, of_x, x, places, weight, m, false, true);
+    return {m.mean, m.variance, y};
   }
 };
 
@@ -320,16 +399,16 @@ extern "C" int32_t detco_norm_register(int64_t cuda_index, void* launch, void* c
 
 // Each group's mean and unbiased variance, relu(normalised map + residual), and that once more where there is
 // a residual, else null: new tensors, the caller's. Group g is the g-th block of n / groups samples.
-// `residual` may be null.
+// `residual` may be null. With `pool` a max pool, as the stem has it, follows the ReLU.
 extern "C" int32_t detco_norm_forward(const Tensor* map, const Tensor* weight, const Tensor* bias,
-                                      const Tensor* residual, int64_t groups, int32_t relu, double eps,
-                                      Tensor** out, char* message, int64_t message_len) noexcept {
+                                      const Tensor* residual, int64_t groups, int32_t relu, int32_t pool,
+                                      double eps, Tensor** out, char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     std::optional<Tensor> other;
     if (residual != nullptr) other = *residual;
     bool backward = map->requires_grad() || weight->requires_grad() || bias->requires_grad();
     backward = at::GradMode::is_enabled() && (backward || (residual != nullptr && residual->requires_grad()));
-    const auto results = Normalised::apply(*map, *weight, *bias, other, groups, relu != 0, eps, backward);
+    const auto results = Normalised::apply(*map, *weight, *bias, other, groups, relu != 0, pool != 0, eps, backward);
     out[3] = nullptr;
     for (size_t i = 0; i < results.size(); ++i) out[i] = new Tensor(results[i]);
   });

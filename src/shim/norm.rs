@@ -1,4 +1,4 @@
-//! Batch normalisation of groups, with the residual and ReLU that follow: see `norm.cpp`.
+//! Batch normalisation of groups, with the residual, ReLU and max pool that follow: see `norm.cpp`.
 
 mod load;
 
@@ -46,6 +46,7 @@ mod ffi {
             residual: *const C_tensor,
             groups: i64,
             relu: i32,
+            pool: i32,
             eps: f64,
             out: *mut *mut C_tensor,
             message: *mut c_char,
@@ -55,17 +56,23 @@ mod ffi {
 }
 
 /// The GPU's kernels by name, in the order in which the shim wants them.
-pub const KERNELS: [&str; 11] = [
+pub const KERNELS: [&str; 17] = [
     "add_moments_float",
     "finish_moments_float",
     "normalise_float",
+    "normalise_pooled_float",
     "add_gradients_float",
     "spread_gradients_float",
+    "add_pooled_gradients_float",
+    "spread_pooled_gradients_float",
     "add_moments_bf16",
     "finish_moments_bf16",
     "normalise_bf16",
+    "normalise_pooled_bf16",
     "add_gradients_bf16",
     "spread_gradients_bf16",
+    "add_pooled_gradients_bf16",
+    "spread_pooled_gradients_bf16",
     "finish_gradients_all",
 ];
 
@@ -172,6 +179,8 @@ pub enum Then<'a> {
     Nothing,
     /// A ReLU.
     Relu,
+    /// A ReLU, then the stem's max pool: 3×3 pixels, a stride of 2, padding of 1.
+    ReluThenPool,
     /// This is added, then a ReLU.
     AddThenRelu(&'a Tensor),
 }
@@ -190,10 +199,11 @@ pub fn normalise(
     eps: f64,
     then: Then<'_>,
 ) -> Result<Normalised, ShimError> {
-    let (relu, residual) = match then {
-        Then::Nothing => (0, None),
-        Then::Relu => (1, None),
-        Then::AddThenRelu(other) => (1, Some(other)),
+    let (relu, pool, residual) = match then {
+        Then::Nothing => (0, 0, None),
+        Then::Relu => (1, 0, None),
+        Then::ReluThenPool => (1, 1, None),
+        Then::AddThenRelu(other) => (1, 0, Some(other)),
     };
     let residual = residual.map_or(ptr::null(), Tensor::as_ptr);
     let mut out = [ptr::null_mut::<C_tensor>(); 4];
@@ -207,6 +217,7 @@ pub fn normalise(
                 residual,
                 groups,
                 relu,
+                pool,
                 eps,
                 out.as_mut_ptr(),
                 message,

@@ -89,13 +89,21 @@ struct Team {
         normalise(block, map, x, residual, weight, bias, mean, rstd, y, open);                              \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        normalise_pooled_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ x,                   \
+                                  const float* __restrict__ weight, const float* __restrict__ bias,         \
+                                  const float* __restrict__ mean, const float* __restrict__ rstd,           \
+                                  T* __restrict__ y, u32* __restrict__ places) {                            \
+        Threads<false> block = {nullptr, lanes};                                                            \
+        normalise_pooled(block, map, pool, x, weight, bias, mean, rstd, y, places);                         \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
         add_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more,    \
                                const u8* __restrict__ open, const T* __restrict__ x,                        \
                                const float* __restrict__ mean, const float* __restrict__ rstd,              \
                                T* __restrict__ d_residual, float* __restrict__ partial) {                   \
         __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
         Threads<true> block = {room, lanes};                                                                \
-        add_gradients(block, map, dy, more, open, x, mean, rstd, d_residual, partial);                      \
+        add_gradients(block, map, Direct<T>{dy, more, open}, x, mean, rstd, d_residual, partial);           \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
         spread_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more, \
@@ -105,7 +113,29 @@ struct Team {
                                   T* __restrict__ dx, float* __restrict__ d_weight,                         \
                                   float* __restrict__ d_bias) {                                             \
         Threads<false> block = {nullptr, lanes};                                                            \
-        spread_gradients(block, map, dy, more, open, x, weight, mean, rstd, sums, dx, d_weight, d_bias);    \
+        const Direct<T> source = {dy, more, open};                                                          \
+        spread_gradients(block, map, source, x, weight, mean, rstd, sums, dx, d_weight, d_bias);            \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        add_pooled_gradients_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ dy,              \
+                                      const u32* __restrict__ places, const T* __restrict__ x,              \
+                                      const float* __restrict__ mean, const float* __restrict__ rstd,       \
+                                      float* __restrict__ partial) {                                        \
+        __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
+        Threads<true> block = {room, lanes};                                                                \
+        const Pooled<T> source = {pool, dy, places, block.z()};                                             \
+        add_gradients(block, map, source, x, mean, rstd, static_cast<T*>(nullptr), partial);                \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        spread_pooled_gradients_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ dy,           \
+                                         const u32* __restrict__ places, const T* __restrict__ x,           \
+                                         const float* __restrict__ weight, const float* __restrict__ mean,  \
+                                         const float* __restrict__ rstd, const float* __restrict__ sums,    \
+                                         T* __restrict__ dx, float* __restrict__ d_weight,                  \
+                                         float* __restrict__ d_bias) {                                      \
+        Threads<false> block = {nullptr, lanes};                                                            \
+        const Pooled<T> source = {pool, dy, places, block.z()};                                             \
+        spread_gradients(block, map, source, x, weight, mean, rstd, sums, dx, d_weight, d_bias);            \
     }
 
 KERNELS(float, float)

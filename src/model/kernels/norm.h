@@ -14,6 +14,14 @@
 // and a bit a value, written forward and read backward: whether the ReLU let it through. The calls move 5 m
 // and 2 m for the ReLU (7 m) forward, and 12 m (15 m, and 3 m for the sum) backward.
 //
+// The stem's max pool follows its ReLU at once: the map between is never written. With a pooled map of m / 4
+// and the places of maxima, four bits each,
+//
+//   forward:   read for the moments; read, pooled map and places written: 2.3 m
+//   backward:  pooled gradient, places and map read; the same again, written: 3.6 m
+//
+// where 3 m and 5 m, and 2.2 m for the pool each way with its places of 64 bits, would be moved.
+//
 // The first of two passes over a map goes from its end to its beginning: what the convolution before it
 // wrote last, and what the second pass reads first, may then still lie in the GPU's cache.
 //
@@ -61,18 +69,26 @@ DETCO_DEVICE float wide(bf16 x) {
     return both.value;
 }
 
-DETCO_DEVICE void narrow(float x, float& out) { out = x; }
-
-// To the nearest, ties to even; what is not a number stays none.
-DETCO_DEVICE void narrow(float x, bf16& out) {
+// The bits of a float's nearest bfloat16, ties to even; what is not a number stays none.
+DETCO_DEVICE u32 nearest(float x) {
     union {
         float value;
         u32 bits;
     } both;
     both.value = x;
     u32 bits = both.bits;
-    out.bits = (bits & 0x7FFFFFFFu) > 0x7F800000u ? u16((bits >> 16) | 0x40u)
-                                                  : u16((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+}
+
+// Two neighbours.
+DETCO_DEVICE u32 pair(float low, float high) {
+#ifdef __CUDACC__
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    return nearest(low) | nearest(high) << 16;
+#endif
 }
 
 // Channels of a thread: 16 bytes of bfloat16, 32 of float.
@@ -105,14 +121,6 @@ DETCO_DEVICE void write(float* to, const float (&values)[VECTOR]) {
     *reinterpret_cast<Eight<float>*>(to) = eight;
 }
 
-// Two neighbours.
-DETCO_DEVICE u32 pair(float low, float high) {
-    bf16 a, b;
-    narrow(low, a);
-    narrow(high, b);
-    return u32(a.bits) | u32(b.bits) << 16;
-}
-
 struct alignas(16) Words {
     u32 at[VECTOR / 2];
 };
@@ -134,12 +142,15 @@ DETCO_DEVICE void write(bf16* to, const float (&values)[VECTOR]) {
     store(to, words);
 }
 
-// As it would be written and read again.
-template <class T>
-DETCO_DEVICE float rounded(float x) {
-    T out;
-    narrow(x, out);
-    return wide(out);
+// Numbers as they would be written and read again.
+DETCO_DEVICE void round_as(const float*, float (&)[VECTOR]) {}
+
+DETCO_DEVICE void round_as(const bf16*, float (&values)[VECTOR]) {
+    for (int i = 0; i < VECTOR; i += 2) {
+        const u32 both = pair(values[i], values[i + 1]);
+        values[i] = wide(bf16{u16(both)});
+        values[i + 1] = wide(bf16{u16(both >> 16)});
+    }
 }
 
 // A map and how blocks share it: block (x, y, z) has channels from `x * lanes * VECTOR`, share y of the
@@ -173,7 +184,7 @@ DETCO_DEVICE Part part_of(const Block& block, const Map& map) {
     return part;
 }
 
-// Rows that a thread takes together.
+// Rows that a thread takes together, as its registers allow.
 const int ROWS = 2;
 
 // Whether a row is a thread's, and where its vector lies.
@@ -306,63 +317,234 @@ DETCO_DEVICE void normalise(Block& block, const Map& map, const T* x, const T* r
     }
 }
 
-// ---- Backward.
-
-// Gradients of a vector as they lie in memory. Behind the ReLU there may be two, of two readers.
-template <class T>
-struct Gradient {
-    Eight<T> one, more;
-    u32 open;
+// A max pool of 3x3 pixels at every second one, with a frame of one pixel that is never the largest, over
+// maps of h x w pixels.
+struct Pool {
+    u32 h, w;
+    u32 pooled_h, pooled_w;
 };
 
-// `more` and `open` may be null.
+const int WINDOW = 3;
+const int PIXELS = WINDOW * WINDOW;
+
+// Four bits a value: where in its window the largest lies, row by row.
+const u32 NOWHERE = 15; // the ReLU let none through
+
+// The largest values so far, none below 0, and where they were met first. What is not a number is larger
+// than all.
 template <class T>
-DETCO_DEVICE void load_gradient(const T* dy, const T* more, const u8* open, i64 place, Gradient<T>& to) {
-    to.one = load(dy + place);
-    if (more) to.more = load(more + place);
-    to.open = open ? open[place / VECTOR] : 0xFF;
+struct Largest {
+    float values[VECTOR];
+    u32 places[VECTOR];
+
+    DETCO_DEVICE void clear() {
+        for (int i = 0; i < VECTOR; i++) values[i] = -1, places[i] = 0;
+    }
+
+    DETCO_DEVICE void meet(const float (&met)[VECTOR], u32 place) {
+        for (int i = 0; i < VECTOR; i++) {
+            bool larger = met[i] > values[i] || met[i] != met[i];
+            values[i] = larger ? met[i] : values[i];
+            places[i] = larger ? place : places[i];
+        }
+    }
+
+    DETCO_DEVICE float value(int i) const { return values[i]; }
+    DETCO_DEVICE u32 place(int i) const { return places[i]; }
+};
+
+// Of bfloat16 the bits count as the numbers do, not a number beyond all; behind them is room for the place,
+// of which the first counts most: a comparison a value.
+template <>
+struct Largest<bf16> {
+    u32 keys[VECTOR];
+
+    DETCO_DEVICE void clear() {
+        for (int i = 0; i < VECTOR; i++) keys[i] = 0;
+    }
+
+    DETCO_DEVICE void meet(const float (&met)[VECTOR], u32 place) {
+        for (int i = 0; i < VECTOR; i += 2) {
+            const u32 both = pair(met[i], met[i + 1]), rest = PIXELS - place;
+            const u32 low = both << 16 | rest, high = (both & 0xFFFF0000u) | rest;
+            keys[i] = low > keys[i] ? low : keys[i];
+            keys[i + 1] = high > keys[i + 1] ? high : keys[i + 1];
+        }
+    }
+
+    DETCO_DEVICE float value(int i) const { return wide(bf16{u16(keys[i] >> 16)}); }
+    DETCO_DEVICE u32 place(int i) const { return PIXELS - (keys[i] & 0xFFFFu); }
+};
+
+// relu(weight * (x - mean) * rstd + bias), of which the largest of each window is written, and where it lies
+// `[groups, pooled rows, c / VECTOR]`, if `places` is not null. `map` is the pooled one. Of equal ones the
+// first is taken, as libtorch does, once they are rounded as libtorch rounds them.
+template <class T, class Block>
+DETCO_DEVICE void normalise_pooled(Block& block, const Map& map, const Pool& pool, const T* x,
+                                   const float* weight, const float* bias, const float* mean,
+                                   const float* rstd, T* y, u32* places) {
+    const Part part = part_of(block, map);
+    if (!part.used) return;
+    float m[VECTOR], scale[VECTOR], shift[VECTOR];
+    i64 at = i64(block.z()) * map.c + part.channel;
+    read(mean + at, m);
+    read(rstd + at, scale);
+    for (int i = 0; i < VECTOR; i++) {
+        scale[i] *= weight[part.channel + i];
+        shift[i] = bias[part.channel + i] - m[i] * scale[i];
+    }
+    const u32 images = u32(map.rows) / (pool.pooled_h * pool.pooled_w); // of a group
+    for (i64 row = part.first + block.down(); row < part.end; row += block.depth()) {
+        const u32 column = u32(row) % pool.pooled_w, line = u32(row) / pool.pooled_w;
+        const u32 image = block.z() * images + line / pool.pooled_h;
+        const int top = 2 * int(line % pool.pooled_h) - 1, left = 2 * int(column) - 1;
+        Eight<T> in[PIXELS];
+        bool used[PIXELS];
+        DETCO_UNROLL
+        for (int k = 0; k < PIXELS; k++) {
+            const u32 h = u32(top + k / WINDOW), w = u32(left + k % WINDOW); // -1 is beyond, too
+            used[k] = h < pool.h && w < pool.w;
+            if (used[k]) in[k] = load(x + ((i64(image) * pool.h + h) * pool.w + w) * map.c + part.channel);
+        }
+        Largest<T> largest;
+        largest.clear();
+        DETCO_UNROLL
+        for (int k = 0; k < PIXELS; k++) {
+            if (!used[k]) continue;
+            float values[VECTOR];
+            widen(in[k], values);
+            for (int i = 0; i < VECTOR; i++) {
+                values[i] = values[i] * scale[i] + shift[i];
+                values[i] = values[i] <= 0 ? 0 : values[i];
+            }
+            largest.meet(values, k);
+        }
+        u32 packed = 0;
+        float values[VECTOR];
+        for (int i = 0; i < VECTOR; i++) {
+            values[i] = largest.value(i);
+            packed |= (values[i] == 0 ? NOWHERE : largest.place(i)) << (4 * i);
+        }
+        const i64 to = part.group_at + row * map.c;
+        if (places) places[to / VECTOR] = packed;
+        write(y + to, values);
+    }
 }
 
-// The gradient before the ReLU: what is behind it, where the value came through.
+// ---- Backward.
+
+// The gradient behind a normalisation, of its results' readers: `one`, `more` if there are two, and what the
+// ReLU lets through. `more` and `open` may be null.
 template <class T>
-DETCO_DEVICE void widen_gradient(const Gradient<T>& from, bool two, float (&g)[VECTOR]) {
-    widen(from.one, g);
-    if (two) {
-        float other[VECTOR];
-        widen(from.more, other);
-        // As the sum would be written.
-        for (int i = 0; i < VECTOR; i++) g[i] = rounded<T>(g[i] + other[i]);
+struct Direct {
+    static const int ROWS = detco_norm::ROWS;
+
+    const T* one;
+    const T* more;
+    const u8* open;
+
+    // As it lies in memory.
+    struct Loaded {
+        Eight<T> one, more;
+        u32 open;
+    };
+
+    DETCO_DEVICE void load(const Map&, const Part&, i64, i64 place, Loaded& to) const {
+        to.one = detco_norm::load(one + place);
+        if (more) to.more = detco_norm::load(more + place);
+        to.open = open ? open[place / VECTOR] : 0xFF;
     }
-    for (int i = 0; i < VECTOR; i++) g[i] = from.open >> i & 1 ? g[i] : 0;
-}
+
+    // What is behind the ReLU, where the value came through.
+    DETCO_DEVICE void widen(const Loaded& from, float (&g)[VECTOR]) const {
+        detco_norm::widen(from.one, g);
+        if (more) {
+            float other[VECTOR];
+            detco_norm::widen(from.more, other);
+            for (int i = 0; i < VECTOR; i++) g[i] += other[i];
+            round_as(one, g); // as the sum would be written
+        }
+        for (int i = 0; i < VECTOR; i++) g[i] = from.open >> i & 1 ? g[i] : 0;
+    }
+};
+
+// The gradient behind a normalisation with ReLU and max pool: `dy` and `places` of the pooled map, `group`
+// its group of this block.
+template <class T>
+struct Pooled {
+    static const int ROWS = sizeof(T) == 2 ? detco_norm::ROWS : 1;
+
+    Pool pool;
+    const T* dy;
+    const u32* places;
+    u32 group;
+
+    // Of the windows that a pixel lies in: one, two or four.
+    struct Loaded {
+        Eight<T> dy[4];
+        u32 places[4];
+        u32 where[4];  // which of the window's pixels it is; NOWHERE - 1 where there is no window
+    };
+
+    DETCO_DEVICE void load(const Map& map, const Part& part, i64 row, i64, Loaded& to) const {
+        const u32 images = u32(map.rows) / (pool.h * pool.w);
+        const u32 w = u32(row) % pool.w, line = u32(row) / pool.w;
+        const u32 h = line % pool.h, image = group * images + line / pool.h;
+        DETCO_UNROLL
+        for (int i = 0; i < 4; i++) {
+            // The windows in the middle of whose lines or columns it lies, or at their ends; then those at
+            // whose beginning.
+            const u32 down = i / 2, right = i % 2;
+            const u32 line = h / 2 + down, column = w / 2 + right;
+            const bool in = (!down || h % 2) && (!right || w % 2) && line < pool.pooled_h && column < pool.pooled_w;
+            to.where[i] = in ? (down ? 0 : 1 + h % 2) * WINDOW + (right ? 0 : 1 + w % 2) : NOWHERE - 1;
+            if (!in) continue;
+            const i64 at = ((i64(image) * pool.pooled_h + line) * pool.pooled_w + column) * map.c + part.channel;
+            to.dy[i] = detco_norm::load(dy + at);
+            to.places[i] = places[at / VECTOR];
+        }
+    }
+
+    DETCO_DEVICE void widen(const Loaded& from, float (&g)[VECTOR]) const {
+        for (int k = 0; k < VECTOR; k++) g[k] = 0;
+        DETCO_UNROLL
+        for (int i = 0; i < 4; i++) {
+            if (from.where[i] == NOWHERE - 1) continue;
+            float values[VECTOR];
+            detco_norm::widen(from.dy[i], values);
+            const u32 other = from.places[i] ^ from.where[i] * 0x11111111u; // four zeros where they are equal
+            for (int k = 0; k < VECTOR; k++) g[k] += other & 15u << (4 * k) ? 0 : values[k];
+        }
+        round_as(dy, g); // as the map's gradient would be written
+    }
+};
 
 // Adds up g and g * xhat. Writes partial sums `[2, shares, groups, c]`, and g where `d_residual` is not null.
-template <class T, class Block>
-DETCO_DEVICE void add_gradients(Block& block, const Map& map, const T* dy, const T* more, const u8* open,
-                                const T* x, const float* mean, const float* rstd, T* d_residual,
-                                float* partial) {
+template <class T, class Source, class Block>
+DETCO_DEVICE void add_gradients(Block& block, const Map& map, const Source& source, const T* x,
+                                const float* mean, const float* rstd, T* d_residual, float* partial) {
     const Part part = part_of(block, map);
     float sum[VECTOR] = {}, dot[VECTOR] = {};
     const i64 at = i64(block.z()) * map.c + part.channel;
     if (part.used) {
         float m[VECTOR];
         read(mean + at, m);
-        for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
-            Gradient<T> gradients[ROWS];
-            Eight<T> in[ROWS];
+        for (i64 row = part.first + block.down(); row < part.end; row += Source::ROWS * block.depth()) {
+            typename Source::Loaded gradients[Source::ROWS];
+            Eight<T> in[Source::ROWS];
             DETCO_UNROLL
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < Source::ROWS; r++) {
                 const Place place = place_of(block, map, part, row, r);
                 if (!place.used) continue;
-                load_gradient(dy, more, open, place.at, gradients[r]);
+                source.load(map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
                 in[r] = load(x + place.at);
             }
             DETCO_UNROLL
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < Source::ROWS; r++) {
                 const Place place = place_of(block, map, part, row, r);
                 if (!place.used) continue;
                 float g[VECTOR], values[VECTOR];
-                widen_gradient(gradients[r], more, g);
+                source.widen(gradients[r], g);
                 widen(in[r], values);
                 if (d_residual) write(d_residual + place.at, g);
                 for (int i = 0; i < VECTOR; i++) {
@@ -416,9 +598,9 @@ DETCO_DEVICE void add_groups(Block& block, const Map& map, const Part& part, con
 
 // dx = weight * rstd * (g - mean of g - xhat * mean of g * xhat). Adds up the gradients of weight and bias
 // on the way.
-template <class T, class Block>
-DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const T* dy, const T* more, const u8* open,
-                                   const T* x, const float* weight, const float* mean, const float* rstd,
+template <class T, class Source, class Block>
+DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const Source& source, const T* x,
+                                   const float* weight, const float* mean, const float* rstd,
                                    const float* sums, T* dx, float* d_weight, float* d_bias) {
     const Part part = part_of(block, map);
     if (!part.used) return;
@@ -437,22 +619,22 @@ DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const T* dy, co
         slope[i] *= -share * scale[i] * r[i];
         shift[i] *= -share * scale[i];
     }
-    for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
-        Gradient<T> gradients[ROWS];
-        Eight<T> in[ROWS];
+    for (i64 row = part.first + block.down(); row < part.end; row += Source::ROWS * block.depth()) {
+        typename Source::Loaded gradients[Source::ROWS];
+        Eight<T> in[Source::ROWS];
         DETCO_UNROLL
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < Source::ROWS; r++) {
             const Place place = place_of(block, map, part, row, r);
             if (!place.used) continue;
-            load_gradient(dy, more, open, place.at, gradients[r]);
+            source.load(map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
             in[r] = load(x + place.at);
         }
         DETCO_UNROLL
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < Source::ROWS; r++) {
             const Place place = place_of(block, map, part, row, r);
             if (!place.used) continue;
             float g[VECTOR], values[VECTOR];
-            widen_gradient(gradients[r], more, g);
+            source.widen(gradients[r], g);
             widen(in[r], values);
             for (int i = 0; i < VECTOR; i++) {
                 values[i] = scale[i] * g[i] + (slope[i] * (values[i] - m[i]) + shift[i]);
