@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const SHIM: &[&str] = &["c10d.cpp", "feed.cpp", "norm.cpp", "step.cpp", "version.cpp"];
 /// Headers that the files above share.
 const HEADERS: &[&str] = &[
+    "event.h",
     "shim.h",
     "c10d.h",
     "gloo/algorithm.h",

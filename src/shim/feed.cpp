@@ -1,10 +1,10 @@
 // What feeding a model from foreign memory needs of libtorch: tensors over that memory and a count
 // of those that still live, the stream on which libtorch works, time as the device sees it.
+#include "event.h"
 #include "shim.h"
 
 #include <ATen/ATen.h>
 #include <ATen/ops/from_blob.h>
-#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <dlfcn.h>
@@ -134,7 +134,7 @@ extern "C" int32_t detco_feed_span_read(void* handle, double* ms, char* message,
     const auto* span = static_cast<Span*>(handle);
     *ms = 0.0;
     if (!span->is_ended) return;
-    span->end.synchronize();
+    detco::wait_for(span->end);
     *ms = span->begin.elapsedTime(span->end);
   });
 }

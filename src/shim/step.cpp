@@ -3,6 +3,7 @@
 //
 // Nothing here names CUDA's headers: devices are reached through c10's generic interfaces, so that
 // the shim links against libtorch_cpu and libc10 alone and a GPU's library can come at run time.
+#include "event.h"
 #include "shim.h"
 
 #include <ATen/ATen.h>
@@ -11,7 +12,6 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -266,7 +266,7 @@ extern "C" int32_t detco_step_download_wait(void* handle, Tensor** out, char* me
                                             int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     auto* download = static_cast<Download*>(handle);
-    if (download->arrived) download->arrived->synchronize();
+    if (download->arrived) detco::wait_for(*download->arrived);
     *out = new Tensor(download->host);
   });
 }
@@ -347,7 +347,7 @@ extern "C" int32_t detco_step_lane_left(void* handle, int32_t wait, int32_t* lef
     const auto* lane = static_cast<Lane*>(handle);
     *left = 1;
     if (!lane->is_under_way()) return;
-    if (wait) lane->copied->synchronize();
+    if (wait) detco::wait_for(*lane->copied);
     else *left = lane->copied->query() ? 1 : 0;
   });
 }
