@@ -298,7 +298,13 @@ impl Layout {
         let shared_bytes = fixed + shared_view + shared_weights;
         let by_shared = limits.shared_bytes_per_multiprocessor / (shared_bytes + SHARED_RESERVED);
         let each = by_shared.min(limits.threads_per_multiprocessor / threads).max(1);
-        let blocks = packed.views().min(each * limits.multiprocessors).max(1);
+        let views = packed.views();
+        let mut blocks = views.min(each * limits.multiprocessors).max(1);
+        // A block takes every so manieth view. A sample has two small views and two large ones, next to each
+        // other: with an even number half of the blocks would get all the large ones.
+        if views > blocks && blocks.is_multiple_of(2) {
+            blocks -= 1;
+        }
         Layout {
             launch: Launch { grid: [blocks, 1, 1], threads, shared_bytes },
             shared_view,

@@ -281,6 +281,28 @@ fn whole_batches_of_each_recipe_have_the_renderers_bytes() {
     }
 }
 
+/// A sample has two small views and two large ones: blocks that take every so manieth meet all kinds.
+#[test]
+fn no_block_gets_all_the_large_views() {
+    let recipe = Recipe::detco();
+    let image = images::textured(50, 40, 1);
+    let plan = recipe.draw(50, 40, 1, 0, 0);
+    for (samples, blocks) in [(33, 132), (34, 131), (256, 131)] {
+        let shape = shape_of(&recipe, samples, Element::Bf16);
+        let [global, local] = [shape.global_numbers(), shape.local_numbers()];
+        let mut tensors = [global, global, local, local].map(|len| vec![0; 2 * len * samples]);
+        let [a, b, c, d] = &mut tensors;
+        let local = Some([slice_mut(c), slice_mut(d)]);
+        let out = Outputs { global: [slice_mut(a), slice_mut(b)], local };
+        let items: Vec<_> =
+            (0..samples).map(|slot| Item { slot, frame: frame(&image), plan: &plan }).collect();
+        let mut packed = Packed::default();
+        packed.fill(&shape, &items, &out).unwrap();
+        // All of them at once, or an odd number in turn: the fourth view from here is another's.
+        assert_eq!(Layout::within(&packed, LIMITS[0]).launch.grid, [blocks, 1, 1]);
+    }
+}
+
 #[test]
 fn bfloat16_is_the_nearest_to_the_float() {
     let recipe = Recipe::moco_v2().with_size(64);
