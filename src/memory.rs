@@ -19,7 +19,7 @@ const CUDA_LIBRARIES: i64 = 1536 << 20;
 
 /// What nvJPEG's decoders and the view kernels' scratch take beside the batches: an allowance, not
 /// measured.
-const NVJPEG: i64 = 512 << 20;
+const NVJPEG: i64 = 1024 << 20;
 
 /// Bytes by what they are for.
 #[derive(Clone, Debug, PartialEq, Eq)]

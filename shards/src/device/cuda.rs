@@ -44,7 +44,7 @@ use super::{
 use crate::cuda::{
     CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
-use crate::decode::nvjpeg::{Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
+use crate::decode::nvjpeg::{Asker, Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
 use crate::decode::{Decoder, Image, Probe};
 use crate::views::SamplePlan;
 use crate::views::cuda::{
@@ -92,7 +92,7 @@ pub struct Cuda {
     /// What nvJPEG said of the first image or batch that it refused.
     refusal: OnceLock<String>,
     /// The hardware engine: engines, and cores of each; or why there is none.
-    hardware: Result<[u32; 2], NvjpegError>,
+    hardware: Result<(Arc<Handle>, [u32; 2]), NvjpegError>,
     nvjpeg: Arc<Nvjpeg>,
     device: Arc<Device>,
 }
@@ -110,7 +110,22 @@ struct Hardware {
     /// Used in turn: each with the mark behind its last batch.
     states: [(Batch, Event); 2],
     turn: usize,
+    /// Images that the states have set memory aside for.
+    room: usize,
     stream: Stream,
+}
+
+impl Hardware {
+    /// Before the first batch of so many images.
+    fn reserve(&mut self, images: usize) {
+        if images > self.room {
+            self.room = images;
+            for (batch, _) in &mut self.states {
+                // Without it nvJPEG allocates when it decodes.
+                let _ = batch.reserve(images);
+            }
+        }
+    }
 }
 
 impl Drop for Hardware {
@@ -136,7 +151,7 @@ impl Cuda {
         // Now, so that what is missing for them is told where the CPU can still do without.
         let kernels = Kernels::load(&device, &Nvrtc::open(&search)?, &setup.cache)?;
         let (hardware, engines) = match hardware(&nvjpeg, &device) {
-            Ok((hardware, engines)) => (Some(hardware), Ok(engines)),
+            Ok((hardware, handle, engines)) => (Some(hardware), Ok((handle, engines))),
             Err(GpuError::Nvjpeg(error)) => (None, Err(error)),
             Err(error) => return Err(error),
         };
@@ -161,7 +176,7 @@ impl Cuda {
     /// # Errors
     /// What nvJPEG said.
     pub fn hardware(&self) -> Result<[u32; 2], &NvjpegError> {
-        self.hardware.as_ref().copied()
+        self.hardware.as_ref().map(|(_, engines)| *engines)
     }
 
     fn note(&self, refused: &NvjpegError) {
@@ -169,7 +184,9 @@ impl Cuda {
     }
 }
 
-fn hardware(nvjpeg: &Arc<Nvjpeg>, device: &Arc<Device>) -> Result<(Hardware, [u32; 2]), GpuError> {
+type Engines = (Hardware, Arc<Handle>, [u32; 2]);
+
+fn hardware(nvjpeg: &Arc<Nvjpeg>, device: &Arc<Device>) -> Result<Engines, GpuError> {
     let stream = Stream::new(device)?;
     let handle = Handle::hardware(nvjpeg)?;
     let engines = handle.engines()?;
@@ -177,7 +194,8 @@ fn hardware(nvjpeg: &Arc<Nvjpeg>, device: &Arc<Device>) -> Result<(Hardware, [u3
         return Err(NvjpegError::NoEngine.into());
     }
     let state = || Ok::<_, GpuError>((Batch::new(&handle)?, Event::new(device)?));
-    Ok((Hardware { states: [state()?, state()?], turn: 0, stream }, engines))
+    let hardware = Hardware { states: [state()?, state()?], turn: 0, room: 0, stream };
+    Ok((hardware, handle, engines))
 }
 
 impl Drop for Cuda {
@@ -387,6 +405,8 @@ pub struct CudaWorker {
     number: usize,
     lanes: [(Lane, Event); LANES],
     turn: usize,
+    /// Of the hardware engine, where there is one.
+    asker: Option<Asker>,
     decoder: Decoder,
     image: Image,
     /// The CPU's pictures on their way.
@@ -464,6 +484,11 @@ impl Engine for Cuda {
             submit.renderer = Some(DeviceRenderer::new(&self.device, &self.kernels, shape)?);
         }
         let device = &self.device;
+        // Also makes the context current, in which nvJPEG allocates.
+        let frames = Frames::new(device, shape.n)?;
+        if let Some(hardware) = &mut submit.hardware {
+            hardware.reserve(shape.n);
+        }
         let bytes = self.setup.number.bytes();
         let views = |count: usize, len: usize| {
             let len = if count > 0 { len * bytes } else { 0 };
@@ -472,7 +497,7 @@ impl Engine for Cuda {
         Ok(CudaBuffers {
             shape: *shape,
             number: self.setup.number,
-            frames: Frames::new(device, shape.n)?,
+            frames,
             global: views(globals, shape.global_len())?,
             local: views(locals, shape.local_len())?,
             decoded: (0..hands).map(|_| Event::new(device)).collect::<Result<_, _>>()?,
@@ -488,9 +513,11 @@ impl Engine for Cuda {
         let stream = Stream::new(&self.device)?;
         let lane = || Ok::<_, GpuError>((Lane::new(&self.hybrid)?, Event::new(&self.device)?));
         let lanes = [lane()?, lane()?];
+        let asker =
+            self.hardware.as_ref().ok().map(|(handle, _)| Asker::new(handle)).transpose()?;
         let (decoder, image) = (Decoder::new(), Image::new());
         let staging = PinnedBuffer::new(&self.device, FRAME_BYTES)?;
-        Ok(CudaWorker { number, lanes, turn: 0, decoder, image, staging, stream })
+        Ok(CudaWorker { number, lanes, turn: 0, asker, decoder, image, staging, stream })
     }
 
     fn bytes(buffers: &CudaBuffers) -> usize {
@@ -501,6 +528,12 @@ impl Engine for Cuda {
 
     fn batches(&self) -> bool {
         self.hardware.is_ok()
+    }
+
+    fn takes(&self, worker: &mut CudaWorker, job: Job<'_>) -> bool {
+        // What nvJPEG cannot parse is the hybrid back end's to tell of, or the CPU's.
+        let asker = worker.asker.as_mut();
+        asker.is_some_and(|asker| asker.takes(job.jpeg, &job.header).unwrap_or(false))
     }
 
     fn recycle(&self, buffers: &mut CudaBuffers) -> Result<(), GpuError> {
@@ -545,45 +578,38 @@ impl Engine for Cuda {
         wait: bool,
     ) -> Result<Batched, GpuError> {
         let mut submit = lock(&self.submit);
-        let Some(Hardware { states, turn, stream }) = &mut submit.hardware else {
+        let Some(Hardware { states, turn, stream, .. }) = &mut submit.hardware else {
             return Ok(Batched::Refused);
         };
         *turn = (*turn + 1) % states.len();
         let (batch, used) = &mut states[*turn];
         used.synchronize()?;
         buffers.rendered.synchronize()?;
-        let (mut left, mut taken) = (Vec::new(), Vec::with_capacity(jobs.len()));
-        for (index, job) in jobs.iter().enumerate() {
-            // A header that nvJPEG cannot read is the CPU's to judge.
-            if batch.takes(job.jpeg, &job.header).unwrap_or(false) {
-                let frame = buffers.frames.take(&self.device, &job.header)?;
-                let target = buffers.frames.target(&frame)?;
-                taken.push((job, frame, target));
-            } else {
-                left.push(index);
-            }
+        let mut framed = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let frame = buffers.frames.take(&self.device, &job.header)?;
+            let target = buffers.frames.target(&frame)?;
+            framed.push((job, frame, target));
         }
-        if !taken.is_empty() {
-            let images = taken.iter().map(|(job, _, target)| (job.jpeg, *target));
-            // SAFETY: what this state queued last lies before `used`, which was just waited for. Each
-            // image was taken, and its target allocated for its size; nobody writes to sealed shards.
-            // The memory lives as long as queued work: a `DeviceBuffer` waits before it is freed.
-            let decoded = unsafe { batch.decode(images, stream.handle()) };
-            // Also after an error: part of it may be queued.
-            mark(used, stream)?;
-            mark(&buffers.batched, stream)?;
-            if let Err(refused) = decoded {
-                self.note(&refused);
-                return Ok(Batched::Refused);
-            }
+        let images = framed.iter().map(|(job, _, target)| (job.jpeg, *target));
+        // SAFETY: what this state queued last lies before `used`, which was just waited for. Each target
+        // was allocated for the size in its image's header; nobody writes to sealed shards. The memory
+        // lives as long as queued work: a `DeviceBuffer` waits before it is freed.
+        let decoded = unsafe { batch.decode(images, stream.handle()) };
+        // Also after an error: part of it may be queued.
+        mark(used, stream)?;
+        mark(&buffers.batched, stream)?;
+        if let Err(refused) = decoded {
+            self.note(&refused);
+            return Ok(Batched::Refused);
         }
-        for (job, frame, _) in taken {
+        for (job, frame, _) in framed {
             *lock(&buffers.frames.slots[job.slot]) = Some(frame);
         }
         if wait {
             used.synchronize()?;
         }
-        Ok(Batched::Done { left })
+        Ok(Batched::Done)
     }
 
     fn render(

@@ -159,6 +159,10 @@ impl Engine for Host {
         self.batches
     }
 
+    fn takes(&self, _worker: &mut HostWorker, job: Job<'_>) -> bool {
+        job.header.components != Components::Gray
+    }
+
     fn recycle(&self, buffers: &mut HostBuffers) -> Result<(), Infallible> {
         // What a slot that is not filled would show.
         for frame in &mut buffers.frames {
@@ -187,11 +191,8 @@ impl Engine for Host {
         jobs: &[Job<'_>],
         _wait: bool,
     ) -> Result<Batched, Infallible> {
-        let gray = |at: &usize| jobs[*at].header.components == Components::Gray;
-        let left: Vec<usize> = (0..jobs.len()).filter(gray).collect();
-        let taken = (0..jobs.len()).filter(|at| !left.contains(at));
-        let decoded = taken.map(|at| jobs[at]).all(|job| self.decode(worker, buffers, job).is_ok());
-        Ok(if decoded { Batched::Done { left } } else { Batched::Refused })
+        let decoded = jobs.iter().all(|job| self.decode(worker, buffers, *job).is_ok());
+        Ok(if decoded { Batched::Done } else { Batched::Refused })
     }
 
     fn render(

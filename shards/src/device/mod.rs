@@ -199,14 +199,10 @@ pub struct Job<'a> {
 }
 
 /// Whether the batch decoder did its work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batched {
-    /// The images are decoded, or will be before they are rendered, but for those that are `left`:
-    /// by their place among the jobs, in that order.
-    Done {
-        /// What the batch decoder does not take.
-        left: Vec<usize>,
-    },
+    /// The images are decoded, or will be before they are rendered.
+    Done,
     /// One of them cannot be decoded so, and it does not say which: none counts as decoded.
     Refused,
 }
@@ -248,7 +244,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         job: Job<'_>,
     ) -> Result<By, Failure<Self::Error>>;
 
-    /// Decodes images together. With `wait` it returns when they are decoded, for measuring.
+    /// Whether the batch decoder takes this image, a baseline one. Asked by the workers, which have the time
+    /// to look at all of it: one bad image may fail a batch.
+    fn takes(&self, worker: &mut Self::Worker, job: Job<'_>) -> bool;
+
+    /// Decodes images together that were all taken. With `wait` it returns when they are decoded, for measuring.
     fn decode_batch(
         &self,
         worker: &mut Self::Worker,
@@ -709,9 +709,13 @@ impl<E: Engine> Hand<E> {
             })?;
             let (share, at) = (common.meter.current(), (cursor.epoch, id));
             let way = Way::of(&header, sample.jpeg());
-            defer = laps.is_some() && way == Way::Batch && share.takes(at);
+            let job = Job { slot, jpeg: sample.jpeg(), header };
+            defer = laps.is_some()
+                && way == Way::Batch
+                && share.takes(at)
+                && common.engine.takes(&mut self.worker, job);
             if !defer {
-                self.decode(tray, Job { slot, jpeg: sample.jpeg(), header }).or_else(|error| {
+                self.decode(tray, job).or_else(|error| {
                     set.check_file(&sample)?;
                     Err(SampleError::from(error))
                 })?;
@@ -817,15 +821,14 @@ impl<E: Engine> Hand<E> {
         }
         let intact = |(_, sample): &(usize, Sample<'_>)| common.set.check(sample).is_ok();
         let again: Vec<usize> = match outcome {
-            Batched::Done { left } if samples.iter().all(intact) => {
-                let batched = jobs.len() - left.len();
-                Counters::add(&common.counters.batched, batched);
+            Batched::Done if samples.iter().all(intact) => {
+                Counters::add(&common.counters.batched, jobs.len());
                 if wait {
-                    common.meter.batch(batched, start.elapsed());
+                    common.meter.batch(jobs.len(), start.elapsed());
                 }
-                left.iter().map(|at| deferred[*at].0).collect()
+                Vec::new()
             }
-            Batched::Done { .. } | Batched::Refused => {
+            Batched::Done | Batched::Refused => {
                 Counters::add(&common.counters.refused, 1);
                 deferred.iter().map(|(slot, _)| *slot).collect()
             }

@@ -38,7 +38,7 @@ using Decode = int (*)(const uint8_t* jpeg, size_t length, uint32_t* size, int* 
 
 std::atomic<Decode> decode{nullptr};
 
-const int HYBRID = 1, HARDWARE = 3, RGBI = 5;
+const int HYBRID = 1, HARDWARE = 3, RGBI = 5, CSS_444 = 0;
 const unsigned INTERPOLATED = 32, STRICT = 4;
 
 struct Handle {
@@ -137,7 +137,8 @@ int nvjpegGetProperty(int which, int* value) {
 int nvjpegCreateEx(int backend, void* device, void* pinned, unsigned flags, Handle** handle) {
     BEGIN_IN_CONTEXT();
     bool known = backend == HYBRID || backend == HARDWARE;
-    if (!known || device || pinned || flags != (INTERPOLATED | STRICT)) return INVALID_PARAMETER;
+    unsigned wanted = INTERPOLATED | (backend == HYBRID ? STRICT : 0);
+    if (!known || device || pinned || flags != wanted) return INVALID_PARAMETER;
     *handle = new Handle{backend};
     return SUCCESS;
 }
@@ -145,6 +146,16 @@ int nvjpegCreateEx(int backend, void* device, void* pinned, unsigned flags, Hand
 int nvjpegDestroy(Handle* handle) {
     BEGIN_IN_CONTEXT();
     delete handle;
+    return SUCCESS;
+}
+
+int nvjpegSetDeviceMemoryPadding(size_t, Handle*) {
+    BEGIN();
+    return SUCCESS;
+}
+
+int nvjpegSetPinnedMemoryPadding(size_t, Handle*) {
+    BEGIN();
     return SUCCESS;
 }
 
@@ -182,6 +193,14 @@ int nvjpegDecodeBatchedInitialize(Handle*, State* state, int count, int threads,
     unused(*state->own, "a batch's state is reset while its last batch is queued");
     state->batch = count;
     return SUCCESS;
+}
+
+int nvjpegDecodeBatchedPreAllocate(Handle*, State* state, int count, int width, int height, int sampling,
+                                   int format) {
+    BEGIN_IN_CONTEXT();
+    bool sizes = count > 0 && width > 0 && height > 0 && sampling == CSS_444 && format == RGBI;
+    unused(*state->own, "a batch's state is given memory while its last batch is queued");
+    return state->is_batch && sizes ? SUCCESS : INVALID_PARAMETER;
 }
 
 int nvjpegDecodeBatched(Handle*, State* state, const uint8_t* const* bytes, const size_t* lengths,
@@ -242,11 +261,6 @@ int nvjpegJpegStreamParse(Handle*, const uint8_t* bytes, size_t length, int meta
                           Jpeg* jpeg) {
     BEGIN_IN_CONTEXT();
     return metadata == 0 && keep == 0 ? parse(bytes, length, jpeg) : INVALID_PARAMETER;
-}
-
-int nvjpegJpegStreamParseHeader(Handle*, const uint8_t* bytes, size_t length, Jpeg* jpeg) {
-    BEGIN_IN_CONTEXT();
-    return parse(bytes, length, jpeg);
 }
 
 int nvjpegJpegStreamGetFrameDimensions(Jpeg* jpeg, unsigned* width, unsigned* height) {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvjpeg_sys::*;
 
 use super::sys::Api;
-use super::{Batch, Handle, Lane, Nvjpeg, NvjpegError, Status, Target, live_handles};
+use super::{Asker, Batch, Handle, Lane, Nvjpeg, NvjpegError, Status, Target, live_handles};
 use crate::decode::{Components, Format, Probe};
 
 /// Calls so far, the one that fails (none at 0), objects made from library handles that live, and
@@ -69,13 +69,14 @@ extern "C" fn property(which: libraryPropertyType, value: *mut c_int) -> nvjpegS
 }
 
 extern "C" fn create(
-    _: nvjpegBackend_t,
+    backend: nvjpegBackend_t,
     _: *mut nvjpegDevAllocator_t,
     _: *mut nvjpegPinnedAllocator_t,
     flags: c_uint,
     place: *mut nvjpegHandle_t,
 ) -> nvjpegStatus_t {
-    assert_eq!(flags, 32 | 4, "interpolated chroma, strict reading");
+    let strict = if backend == nvjpegBackend_t_NVJPEG_BACKEND_HYBRID { 4 } else { 0 };
+    assert_eq!(flags, 32 | strict, "interpolated chroma, strict reading of codes on the CPU");
     make(place, 0)
 }
 
@@ -184,7 +185,11 @@ macro_rules! nothing {
 nothing! {
     initialize(nvjpegHandle_t, nvjpegJpegState_t, c_int, c_int, nvjpegOutputFormat_t);
     parse(nvjpegHandle_t, *const c_uchar, usize, c_int, c_int, nvjpegJpegStream_t);
-    parse_header(nvjpegHandle_t, *const c_uchar, usize, nvjpegJpegStream_t);
+    pad(usize, nvjpegHandle_t);
+    reserve(
+        nvjpegHandle_t, nvjpegJpegState_t, c_int, c_int, c_int, nvjpegChromaSubsampling_t,
+        nvjpegOutputFormat_t
+    );
     set_format(nvjpegDecodeParams_t, nvjpegOutputFormat_t);
     set_roi(nvjpegDecodeParams_t, c_int, c_int, c_int, c_int);
     set_inks(nvjpegDecodeParams_t, c_int);
@@ -205,6 +210,9 @@ fn nvjpeg() -> Result<Arc<Nvjpeg>, NvjpegError> {
         nvjpegGetProperty: property,
         nvjpegCreateEx: create,
         nvjpegDestroy: destroy,
+        nvjpegSetDeviceMemoryPadding: pad,
+        nvjpegSetPinnedMemoryPadding: pad,
+        nvjpegDecodeBatchedPreAllocate: reserve,
         nvjpegGetHardwareDecoderInfo: engines,
         nvjpegJpegStateCreate: make_state,
         nvjpegJpegStateDestroy: unmake_state,
@@ -214,7 +222,6 @@ fn nvjpeg() -> Result<Arc<Nvjpeg>, NvjpegError> {
         nvjpegJpegStreamCreate: make_stream,
         nvjpegJpegStreamDestroy: unmake_stream,
         nvjpegJpegStreamParse: parse,
-        nvjpegJpegStreamParseHeader: parse_header,
         nvjpegJpegStreamGetFrameDimensions: dimensions,
         nvjpegDecodeParamsCreate: make_params,
         nvjpegDecodeParamsDestroy: unmake_params,
@@ -260,12 +267,14 @@ fn all(nvjpeg: &Arc<Nvjpeg>) -> Result<(), NvjpegError> {
     let (hybrid, hardware) = (Handle::hybrid(nvjpeg)?, Handle::hardware(nvjpeg)?);
     assert_eq!(hardware.engines()?, [1, 8]);
     let (mut lane, mut batch) = (Lane::new(&hybrid)?, Batch::new(&hardware)?);
+    let mut asker = Asker::new(&hardware)?;
+    batch.reserve(2)?;
     // The objects keep what they came from.
     drop((hybrid, hardware));
     let header = header(SIZE);
     // SAFETY: nothing is queued, and the target is never followed.
     unsafe { lane.decode(b"one", &header, TARGET, null_mut()) }?;
-    assert!(batch.takes(b"two", &header)?);
+    assert!(asker.takes(b"two", &header)?);
     let images: [(&[u8], Target); 2] = [(b"one", TARGET), (b"four", TARGET)];
     // SAFETY: as above.
     unsafe { batch.decode(images.into_iter(), null_mut()) }
@@ -327,14 +336,14 @@ fn what_a_back_end_does_not_take_is_an_error_before_anything_is_queued() {
     let _alone = alone();
     let nvjpeg = nvjpeg().unwrap();
     let hybrid = Handle::hybrid(&nvjpeg).unwrap();
-    let (mut lane, mut batch) = (Lane::new(&hybrid).unwrap(), Batch::new(&hybrid).unwrap());
+    let (mut lane, mut asker) = (Lane::new(&hybrid).unwrap(), Asker::new(&hybrid).unwrap());
     REFUSED.store(1, Ordering::SeqCst);
     // SAFETY: nothing is queued.
     let error = unsafe { lane.decode(b"x", &header(SIZE), TARGET, null_mut()) }.unwrap_err();
     assert!(matches!(error, NvjpegError::NotTaken), "{error}");
-    assert!(!batch.takes(b"x", &header(SIZE)).unwrap());
+    assert!(!asker.takes(b"x", &header(SIZE)).unwrap());
     // SAFETY: as above.
     let error = unsafe { lane.decode(b"x", &header([64, 49]), TARGET, null_mut()) }.unwrap_err();
     assert!(matches!(error, NvjpegError::Size { found: SIZE, expected: [64, 49] }), "{error}");
-    assert!(batch.takes(b"x", &header([65, 48])).is_err());
+    assert!(asker.takes(b"x", &header([65, 48])).is_err());
 }

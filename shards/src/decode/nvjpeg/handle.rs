@@ -1,5 +1,6 @@
 //! nvJPEG's objects: each is destroyed once, before the library handle that it came from.
 
+use std::ffi::c_uint;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,6 +64,10 @@ impl<T> Drop for Object<T> {
     }
 }
 
+/// What a lane's buffers grow by: an ImageNet picture's coefficients fit at once. Growing frees memory, which
+/// waits for all of the device.
+const PADDING: usize = 4 << 20;
+
 /// A library handle: one back end of nvJPEG on the device that was current.
 #[derive(Debug)]
 pub(crate) struct Handle {
@@ -78,17 +83,31 @@ unsafe impl Sync for Handle {}
 impl Handle {
     /// Huffman codes on the CPU, the rest on the device.
     pub(crate) fn hybrid(nvjpeg: &Arc<Nvjpeg>) -> Result<Arc<Handle>, NvjpegError> {
-        Handle::create(nvjpeg, nvjpegBackend_t_NVJPEG_BACKEND_HYBRID)
+        let strict = nvjpeg_sys::NVJPEG_FLAGS_BITSTREAM_STRICT;
+        let handle = Handle::create(nvjpeg, nvjpegBackend_t_NVJPEG_BACKEND_HYBRID, strict)?;
+        let api = handle.api();
+        // SAFETY: the handle is live, and nothing has been allocated with it yet.
+        let status = unsafe { (api.nvjpegSetDeviceMemoryPadding)(PADDING, handle.pointer()) };
+        check("nvjpegSetDeviceMemoryPadding", status)?;
+        // SAFETY: as above.
+        let status = unsafe { (api.nvjpegSetPinnedMemoryPadding)(PADDING, handle.pointer()) };
+        check("nvjpegSetPinnedMemoryPadding", status)?;
+        Ok(handle)
     }
 
-    /// The decoder in hardware that some GPUs have; an error on others.
+    /// The decoder in hardware that some GPUs have; an error on others. Not asked to be strict: what it would
+    /// refuse then is written nowhere, and one refused image is a refused batch.
     pub(crate) fn hardware(nvjpeg: &Arc<Nvjpeg>) -> Result<Arc<Handle>, NvjpegError> {
-        Handle::create(nvjpeg, nvjpegBackend_t_NVJPEG_BACKEND_HARDWARE)
+        Handle::create(nvjpeg, nvjpegBackend_t_NVJPEG_BACKEND_HARDWARE, 0)
     }
 
-    fn create(nvjpeg: &Arc<Nvjpeg>, backend: nvjpegBackend_t) -> Result<Arc<Handle>, NvjpegError> {
+    fn create(
+        nvjpeg: &Arc<Nvjpeg>,
+        backend: nvjpegBackend_t,
+        more: c_uint,
+    ) -> Result<Arc<Handle>, NvjpegError> {
         let api = &nvjpeg.api;
-        let flags = UPSAMPLING_WITH_INTERPOLATION | nvjpeg_sys::NVJPEG_FLAGS_BITSTREAM_STRICT;
+        let flags = UPSAMPLING_WITH_INTERPOLATION | more;
         let create = |place| {
             // SAFETY: null allocators are nvJPEG's own; `place` has room for one address.
             unsafe { (api.nvjpegCreateEx)(backend, null_mut(), null_mut(), flags, place) }

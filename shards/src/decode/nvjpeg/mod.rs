@@ -10,7 +10,8 @@
 //! Nothing of CUDA is needed to build or to start: [`Nvjpeg::open`] looks for the library, and what
 //! is missing is named. All that a library or an image can do wrong is an error with the status by
 //! name. Handles are opened with interpolated chroma, so that pixels agree with libjpeg's, and with
-//! strict reading of the bitstream, so that damage is told rather than painted over.
+//! strict reading of the bitstream where codes are read on the CPU, so that damage is told rather than
+//! painted over.
 //!
 //! Not yet run on a GPU.
 
@@ -34,7 +35,7 @@ use super::Probe;
 use crate::cuda::{CudaError, Search, open_library};
 use sys::Api;
 
-pub(crate) use batch::Batch;
+pub(crate) use batch::{Asker, Batch};
 pub(crate) use handle::Handle;
 pub use handle::live_handles;
 pub(crate) use lane::Lane;

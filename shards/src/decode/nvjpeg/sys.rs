@@ -10,8 +10,8 @@ use std::mem::ManuallyDrop;
 use libloading::Library;
 use nvjpeg_sys::{
     cudaStream_t, libraryPropertyType, nvjpegBackend_t, nvjpegBufferDevice_t, nvjpegBufferPinned_t,
-    nvjpegDecodeParams_t, nvjpegDevAllocator_t, nvjpegExifOrientation_t, nvjpegHandle_t,
-    nvjpegImage_t, nvjpegJpegDecoder_t, nvjpegJpegState_t, nvjpegJpegStream_t,
+    nvjpegChromaSubsampling_t, nvjpegDecodeParams_t, nvjpegDevAllocator_t, nvjpegExifOrientation_t,
+    nvjpegHandle_t, nvjpegImage_t, nvjpegJpegDecoder_t, nvjpegJpegState_t, nvjpegJpegStream_t,
     nvjpegOutputFormat_t, nvjpegPinnedAllocator_t, nvjpegStatus_t,
 };
 
@@ -65,6 +65,8 @@ api! {
         *mut nvjpegHandle_t,
     );
     nvjpegDestroy(nvjpegHandle_t);
+    nvjpegSetDeviceMemoryPadding(usize, nvjpegHandle_t);
+    nvjpegSetPinnedMemoryPadding(usize, nvjpegHandle_t);
     nvjpegGetHardwareDecoderInfo(nvjpegHandle_t, *mut c_uint, *mut c_uint);
     nvjpegJpegStateCreate(nvjpegHandle_t, *mut nvjpegJpegState_t);
     nvjpegJpegStateDestroy(nvjpegJpegState_t);
@@ -83,6 +85,15 @@ api! {
         *mut nvjpegImage_t,
         cudaStream_t,
     );
+    nvjpegDecodeBatchedPreAllocate(
+        nvjpegHandle_t,
+        nvjpegJpegState_t,
+        c_int,
+        c_int,
+        c_int,
+        nvjpegChromaSubsampling_t,
+        nvjpegOutputFormat_t,
+    );
     nvjpegDecodeBatchedSupported(nvjpegHandle_t, nvjpegJpegStream_t, *mut c_int);
     nvjpegJpegStreamCreate(nvjpegHandle_t, *mut nvjpegJpegStream_t);
     nvjpegJpegStreamDestroy(nvjpegJpegStream_t);
@@ -94,7 +105,6 @@ api! {
         c_int,
         nvjpegJpegStream_t,
     );
-    nvjpegJpegStreamParseHeader(nvjpegHandle_t, *const c_uchar, usize, nvjpegJpegStream_t);
     nvjpegJpegStreamGetFrameDimensions(nvjpegJpegStream_t, *mut c_uint, *mut c_uint);
     nvjpegDecodeParamsCreate(nvjpegHandle_t, *mut nvjpegDecodeParams_t);
     nvjpegDecodeParamsDestroy(nvjpegDecodeParams_t);
