@@ -243,8 +243,12 @@ class Check:
         bench = [self.bundle / "bench" / "device_decode", "--data", self.data(), "--device", self.device]
         self.figures("decode", [*bench, "--workers", most, "--batch", self.sizes.decode_batch, "--seconds", seconds])
         alone = [sys.executable, self.bundle / "nvjpeg_alone.py", *self.shards(), "--threads", most]
-        self.figures("decode-alone", [*alone, "--seconds", seconds])
+        found = self.figures("decode-alone", [*alone, "--seconds", seconds])
         yield
+        other = libnvjpeg_of_torchvision()
+        if found and "error" in found["hardware"] and self.results[NVCUVID] == "found" and other:
+            # The engine's library may want an older nvJPEG than ours.
+            self.figures("decode-alone-other", [*alone, "--seconds", seconds, "--library", other])
         torchvision = [sys.executable, self.bundle / "pytorch_decode.py", *self.shards(), "--device", self.device]
         self.figures("decode-torchvision", torchvision)
         self.profile("decode-cpu", "decode", "cpu", most)
@@ -431,8 +435,10 @@ class Check:
 
     def decode_rows(self):
         results, rows = self.results, []
-        for part, of in (("decode", "nvJPEG in the loader"), ("decode-alone", "nvJPEG alone")):
-            for name in ("hardware", "hybrid", "both"):
+        parts = {"decode": "nvJPEG in the loader", "decode-alone": "nvJPEG alone"}
+        parts["decode-alone-other"] = "torchvision's nvJPEG alone"
+        for part, of in parts.items():
+            for name in ("hardware", "hybrid", "both", "hardware-pinned", "gpu-batched"):
                 found = results.get(part, {}).get(name)
                 if found:
                     text = found["error"] if "error" in found else per_second(found["images_per_s"])
@@ -514,6 +520,14 @@ def loads(library):
     except OSError as error:
         return str(error)
     return "found"
+
+
+def libnvjpeg_of_torchvision():
+    """The library that torchvision's wheel brings; None if it brings none."""
+    import torchvision
+
+    folder = Path(torchvision.__file__).parent.with_name("torchvision.libs")
+    return next(iter(sorted(folder.glob("libnvjpeg*.so*"))), None)
 
 
 def environment(bundle, images):

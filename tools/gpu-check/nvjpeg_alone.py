@@ -1,10 +1,12 @@
 """nvJPEG called alone in a loop: images a second, printed as one line of JSON.
 
     python3 nvjpeg_alone.py SHARD.tar... [--images 512] [--batch 64] [--threads 16] [--seconds 4]
+        [--library PATH]
 
-Straight calls of the library, found through the loader's path: batches for the hardware engine, and
-single images by the hybrid back end in so many threads. Nothing else is done with the pixels: this is
-what a pipeline around it is measured against.
+Straight calls of the library, found through the loader's path: full batches for the hardware engine, and
+single images by the hybrid back end in so many threads, each with two states in turn. Nothing else is done
+with the pixels: this is what a pipeline around it is measured against. Beside it what our pipeline does not
+do: the hardware engine fed from page-locked memory, and batches without it (`gpu-batched`).
 """
 
 import argparse
@@ -16,10 +18,12 @@ import threading
 import time
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 
-HYBRID, HARDWARE = 1, 3
+HYBRID, GPU_HYBRID, HARDWARE = 1, 2, 3
 RGBI = 5
-# As our own decoder asks for it: interpolated chroma, no bitstream that lacks its end.
-FLAGS = 1 << 5 | 1 << 2
+# As our own decoder asks for it: interpolated chroma; where codes are read on the CPU, no damaged ones.
+INTERPOLATED, STRICT = 1 << 5, 1 << 2
+PADDING = 4 << 20
+SIDE, CSS_444 = 512, 0  # what batches' memory is set aside for
 WINDOWS = 5
 
 
@@ -36,7 +40,11 @@ class Nvjpeg:
 
     def __init__(self, library, backend):
         self.library, self.handle = library, c_void_p()
-        self.call("nvjpegCreateEx", c_int(backend), None, None, c_uint(FLAGS), byref(self.handle))
+        flags = INTERPOLATED | (STRICT if backend == HYBRID else 0)
+        self.call("nvjpegCreateEx", c_int(backend), None, None, c_uint(flags), byref(self.handle))
+        if backend == HYBRID:
+            self.call("nvjpegSetDeviceMemoryPadding", c_size_t(PADDING), self.handle)
+            self.call("nvjpegSetPinnedMemoryPadding", c_size_t(PADDING), self.handle)
 
     def call(self, name, *arguments):
         status = getattr(self.library, name)(*arguments)
@@ -55,18 +63,34 @@ class Nvjpeg:
         return widths[0], heights[0]
 
     def takes(self, stream, jpeg):
-        refused = c_int(1)
-        self.call("nvjpegJpegStreamParseHeader", self.handle, jpeg, c_size_t(len(jpeg)), stream)
-        self.call("nvjpegDecodeBatchedSupported", self.handle, stream, byref(refused))
+        refused, nothing = c_int(1), c_int(0)
+        try:
+            self.call("nvjpegJpegStreamParse", self.handle, jpeg, c_size_t(len(jpeg)), nothing, nothing, stream)
+            self.call("nvjpegDecodeBatchedSupported", self.handle, stream, byref(refused))
+        except Failed:
+            return False
         return refused.value == 0
+
+    def reserve(self, state, images):
+        """Memory for batches; without it nvJPEG allocates when it decodes."""
+        sizes = c_int(images), c_int(SIDE), c_int(SIDE), c_int(CSS_444), c_int(RGBI)
+        try:
+            self.call("nvjpegDecodeBatchedPreAllocate", self.handle, state, *sizes)
+        except Failed:
+            pass
+
+
+def pitch(width):
+    """Bytes of a row, as our decoder lays them."""
+    return (width * 3 + 15) // 16 * 16
 
 
 def target(torch, size):
     """Memory for an image, and how nvJPEG is told of it."""
     width, height = size
-    memory = torch.empty(height * width * 3, dtype=torch.uint8, device="cuda")
+    memory = torch.empty(height * pitch(width), dtype=torch.uint8, device="cuda")
     image = Image()
-    image.channel[0], image.pitch[0] = memory.data_ptr(), width * 3
+    image.channel[0], image.pitch[0] = memory.data_ptr(), pitch(width)
     return memory, image
 
 
@@ -81,25 +105,44 @@ def rate(work, seconds):
     return dict(images_per_s=statistics.median(rates), windows=rates)
 
 
-def hardware(torch, library, jpegs, args):
+def hardware(torch, library, jpegs, args, pinned=False):
     nvjpeg = Nvjpeg(library, HARDWARE)
     engines, cores = c_uint(), c_uint()
     nvjpeg.call("nvjpegGetHardwareDecoderInfo", nvjpeg.handle, byref(engines), byref(cores))
     if engines.value == 0:
         raise Failed("no hardware engine")
+    return batched(torch, nvjpeg, jpegs, args, pinned) | dict(engines=engines.value, cores=cores.value)
+
+
+def hardware_pinned(torch, library, jpegs, args):
+    return hardware(torch, library, jpegs, args, pinned=True)
+
+
+def gpu_batched(torch, library, jpegs, args):
+    """Batches whose codes the GPU's own cores read: larger than 50, as nvjpeg.h has it."""
+    return batched(torch, Nvjpeg(library, GPU_HYBRID), jpegs, args, pinned=False)
+
+
+def batched(torch, nvjpeg, jpegs, args, pinned):
     header = nvjpeg.new("nvjpegJpegStreamCreate")
     jpegs = [jpeg for jpeg in jpegs if nvjpeg.takes(header, jpeg)]
     if not jpegs:
         raise Failed("the engine takes none of the images")
     stream = torch.cuda.Stream()
-    batches = []
-    for first in range(0, len(jpegs), args.batch):
-        some = jpegs[first : first + args.batch]
+    batches, size = [], min(args.batch, len(jpegs))
+    for first in range(0, len(jpegs) - size + 1, size):
+        some = jpegs[first : first + size]
         targets = [target(torch, nvjpeg.size(jpeg)) for jpeg in some]
-        data = (c_char_p * len(some))(*some)
-        lengths = (c_size_t * len(some))(*map(len, some))
-        batches.append((len(some), data, lengths, (Image * len(some))(*(t[1] for t in targets)), targets))
+        data = (c_char_p * size)(*some)
+        if pinned:
+            some = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8).pin_memory() for jpeg in some]
+            data = (c_void_p * size)(*(jpeg.data_ptr() for jpeg in some))
+        lengths = (c_size_t * size)(*map(len, some))
+        images = (Image * size)(*(t[1] for t in targets))
+        batches.append((size, data, lengths, images, (targets, some)))
     states = [nvjpeg.new("nvjpegJpegStateCreate") for _ in range(2)]
+    for state in states:
+        nvjpeg.reserve(state, size)
     events = [torch.cuda.Event() for _ in states]
     turn = 0
 
@@ -118,7 +161,7 @@ def hardware(torch, library, jpegs, args):
         stream.synchronize()
         return images
 
-    return rate(work, args.seconds) | dict(engines=engines.value, cores=cores.value, taken=len(jpegs))
+    return rate(work, args.seconds) | dict(taken=len(jpegs))
 
 
 def taken(torch, nvjpeg, jpegs):
@@ -144,23 +187,23 @@ def taken(torch, nvjpeg, jpegs):
 def hybrid(torch, library, jpegs, args):
     nvjpeg = Nvjpeg(library, HYBRID)
     jpegs, sizes = taken(torch, nvjpeg, jpegs)
-    largest = max(sizes, key=lambda size: size[0] * size[1])
+    largest = max(sizes, key=lambda size: pitch(size[0]) * size[1])
     workers = []
     for number in range(args.threads):
-        state, stream = nvjpeg.new("nvjpegJpegStateCreate"), torch.cuda.Stream()
-        workers.append((number, state, stream, target(torch, largest)))
+        lanes = [(nvjpeg.new("nvjpegJpegStateCreate"), target(torch, largest)) for _ in range(2)]
+        workers.append((number, lanes, torch.cuda.Stream()))
 
     def work(seconds):
         counts, failed, end = [0] * len(workers), [], time.perf_counter() + seconds
 
-        def run(number, state, stream, room):
+        def run(number, lanes, stream):
             torch.cuda.set_device(0)  # the device's context, in this thread
-            memory, image = room
             at = number
             try:
                 while time.perf_counter() < end:
+                    state, (_, image) = lanes[counts[number] % 2]
                     jpeg, width = jpegs[at % len(jpegs)], sizes[at % len(jpegs)][0]
-                    image.pitch[0] = width * 3
+                    image.pitch[0] = pitch(width)
                     arguments = jpeg, c_size_t(len(jpeg)), c_int(RGBI), byref(image), c_void_p(stream.cuda_stream)
                     nvjpeg.call("nvjpegDecode", nvjpeg.handle, state, *arguments)
                     counts[number] += 1
@@ -188,9 +231,10 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--library", default="libnvjpeg.so.13")
     args = parser.parse_args()
 
-    library = ctypes.CDLL("libnvjpeg.so.13")
+    library = ctypes.CDLL(args.library)
     jpegs = []
     for shard in args.shard:
         with tarfile.open(shard) as archive:
@@ -207,10 +251,12 @@ def main():
     figures = dict(version=version, images=len(jpegs))
     if torch.cuda.is_available():
         torch.cuda.init()
-    for name, measure in (("hardware", hardware), ("hybrid", hybrid)):
+    measures = dict(hardware=hardware, hybrid=hybrid)
+    measures |= {"hardware-pinned": hardware_pinned, "gpu-batched": gpu_batched}
+    for name, measure in measures.items():
         try:
             figures[name] = measure(torch, library, jpegs, args)
-        except Failed as failure:
+        except (Failed, RuntimeError) as failure:  # the latter is PyTorch's
             figures[name] = dict(error=str(failure))
     print(json.dumps(figures))
 
