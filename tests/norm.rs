@@ -6,7 +6,7 @@ mod kernels;
 
 use std::sync::Once;
 
-use detco::shim::norm::{Normalised, Then, normalise, ready, takes};
+use detco::shim::norm::{Normalised, Then, average, normalise, ready, takes};
 use tch::{Device, Kind, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -212,6 +212,7 @@ fn the_gpus_kernels_are_libtorchs_operations_on_the_host() {
         ([6, 64, 3, 2], 6),
         ([4, 24, 1, 2], 2),
         ([2, 256, 36, 36], 1), // 40 shares
+        ([8, 256, 8, 8], 4),   // two of each group
         ([2, 8, 80, 80], 1),
         ([4, 512, 4, 4], 2),
         ([4, 264, 5, 5], 2),
@@ -273,6 +274,27 @@ fn compare_pools(device: Device) {
         shut.x = shut.x.round();
         compare_pooled(&shut, 1e-5, device);
     }
+}
+
+/// libtorch's mean, to the bit, forward and backward.
+#[test]
+fn an_average_is_libtorchs() {
+    for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
+        let case = Case::new([4, 8, 5, 3], 1, Kind::Float);
+        let run = |ours: bool| {
+            let x = Case::leaf(&case.x.to_kind(kind));
+            let mean = match ours {
+                true => average(&x).unwrap(),
+                false => x.mean_dim([2_i64, 3].as_slice(), false, None),
+            };
+            let gradient = Tensor::arange(mean.numel() as i64, (kind, Device::Cpu)) * 0.37;
+            (&mean * gradient.view_as(&mean)).sum(None).backward();
+            (mean, x.grad())
+        };
+        let ((ours, our_gradient), (theirs, their_gradient)) = (run(true), run(false));
+        assert!(ours.equal(&theirs) && our_gradient.equal(&their_gradient), "{kind:?}");
+    }
+    assert!(average(&Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))).is_err());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
 use crate::shim::ShimError;
-use crate::shim::step as shim;
+use crate::shim::{norm as shim_norm, step as shim};
 
 /// Patches of a sample.
 const PATCHES: i64 = 9;
@@ -267,7 +267,7 @@ fn swap(rows: &Tensor, a: i64, b: i64) -> Tensor {
 
 /// Global average: `[n, c, h, w]` to `[n, c]`.
 fn pool(map: &Tensor) -> Tensor {
-    map.mean_dim([2_i64, 3].as_slice(), false, None)
+    shim_norm::average(map).expect("maps have four dimensions; where memory ends, tch panics too")
 }
 
 /// Lengths, logits and losses are float32 whatever the layers before them ran in.

@@ -110,9 +110,9 @@ struct Plan {
 };
 
 // What a map of `x`'s pixels is pooled to.
-Pool pool_of(const Tensor& x) {
+Pool pool_of(const Tensor& x, const Plan& plan) {
   const auto h = static_cast<u32>(x.size(2)), w = static_cast<u32>(x.size(3));
-  return {h, w, (h - 1) / 2 + 1, (w - 1) / 2 + 1};
+  return {h, w, (h - 1) / 2 + 1, (w - 1) / 2 + 1, static_cast<u32>(x.size(0)) / plan.map.groups};
 }
 
 // Runs `body` for each block, on the CPU.
@@ -128,7 +128,9 @@ void each_block(const Plan& plan, Body&& body) {
 
 template <class T>
 T* data(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+  if (!tensor.defined()) return nullptr;
+  TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, "a tensor that begins between vectors");
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 // Queues a kernel on the stream on which libtorch works now.
@@ -201,7 +203,13 @@ Moments moments_of(const Plan& plan, const Tensor& x) {
   return m;
 }
 
-Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
+// Maps and gradients of this thread that came in another layout and were copied.
+thread_local int64_t copies = 0;
+
+Tensor channels_last(const Tensor& x) {
+  copies += x.is_contiguous(at::MemoryFormat::ChannelsLast) ? 0 : 1;
+  return x.contiguous(at::MemoryFormat::ChannelsLast);
+}
 
 class Normalised : public torch::autograd::Function<Normalised> {
  public:
@@ -249,6 +257,7 @@ class Normalised : public torch::autograd::Function<Normalised> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "there is no gradient of this gradient");
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &open = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4];
     const bool residual = context->saved_data["residual"].toBool();
@@ -277,7 +286,7 @@ class Normalised : public torch::autograd::Function<Normalised> {
       auto *parts = data<float>(partial), *totals = data<float>(sums);
       auto *dw = data<float>(d_weight), *db = data<float>(d_bias);
       if (pooled) {
-        const Pool pool = pool_of(x);
+        const Pool pool = pool_of(x, plan);
         auto* g = data<T>(dy);
         auto* places = data<u32>(bits);
         if (by_one_thread(x)) {
@@ -345,9 +354,9 @@ class Normalised : public torch::autograd::Function<Normalised> {
   static torch::autograd::variable_list forward_pooled(torch::autograd::AutogradContext* context, const Plan& of_x,
                                                        const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                        const Moments& m, bool backward) {
-    const Pool pool = pool_of(x);
-    TORCH_CHECK(of_x.map.rows <= std::numeric_limits<int32_t>::max(), "a group of ", of_x.map.rows,
-                " pixels is too large to be pooled");
+    const Pool pool = pool_of(x, of_x);
+    TORCH_CHECK(of_x.map.rows <= std::numeric_limits<int32_t>::max() / of_x.map.groups, of_x.map.groups,
+                " groups of ", of_x.map.rows, " pixels are too many to be pooled");
     const Tensor y = at::empty({x.size(0), x.size(1), pool.pooled_h, pool.pooled_w},
                                x.options().memory_format(at::MemoryFormat::ChannelsLast));
     const Plan plan(y, of_x.map.groups, true, of_x.map.eps);
@@ -372,6 +381,24 @@ class Normalised : public torch::autograd::Function<Normalised> {
   }
 };
 
+// The mean of each map's pixels, `[n, c, h, w]` to `[n, c]`. libtorch's own writes its gradient channels first,
+// whatever the map was; the map's other gradient is added into that, and all of it turned around again. This
+// one writes nothing: each pixel has the same gradient.
+class Average : public torch::autograd::Function<Average> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& map) {
+    context->saved_data["sizes"] = map.sizes().vec();
+    return map.mean({2, 3});
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
+    const auto sizes = context->saved_data["sizes"].toIntVector();
+    const Tensor each = gradients[0] / static_cast<double>(sizes[2] * sizes[3]);
+    return {each.unsqueeze(-1).unsqueeze(-1).expand(sizes)};
+  }
+};
+
 }  // namespace
 
 // The folder of the libtorch that is loaded, without a slash at its end.
@@ -381,6 +408,17 @@ extern "C" int32_t detco_norm_libtorch(char* text, int64_t text_len, char* messa
     std::string path;
     if (dladdr(reinterpret_cast<void*>(&at::globalContext), &info) != 0) path = info.dli_fname;
     detco::copied(path.substr(0, path.find_last_of('/')).c_str(), text, text_len);
+  });
+}
+
+// How many maps and gradients the calling thread's normalisations had to lay channels last so far.
+extern "C" int64_t detco_norm_copies() noexcept { return copies; }
+
+// The mean of each map's pixels, `[n, c]`: a new tensor, the caller's.
+extern "C" int32_t detco_norm_average(const Tensor* map, Tensor** out, char* message, int64_t message_len) noexcept {
+  return detco::guarded(message, message_len, [&] {
+    TORCH_CHECK(map->dim() == 4, "a map has four dimensions, this has ", map->dim());
+    *out = new Tensor(Average::apply(*map));
   });
 }
 

@@ -39,6 +39,13 @@ mod ffi {
             message: *mut c_char,
             message_len: i64,
         ) -> i32;
+        pub(super) safe fn detco_norm_copies() -> i64;
+        pub(super) fn detco_norm_average(
+            map: *const C_tensor,
+            out: *mut *mut C_tensor,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
         pub(super) fn detco_norm_forward(
             map: *const C_tensor,
             weight: *const C_tensor,
@@ -156,6 +163,27 @@ fn libtorch() -> Result<PathBuf, ShimError> {
     })?;
     // Its library lies in `lib`.
     Ok(PathBuf::from(text(&path)).parent().map(PathBuf::from).unwrap_or_default())
+}
+
+/// How many maps and gradients [`normalise`] had to copy on this thread so far, since they did not lie
+/// channels last.
+pub fn copies() -> i64 {
+    ffi::detco_norm_copies()
+}
+
+/// The mean of each map's pixels, `[n, c, h, w]` to `[n, c]`. Its gradient takes no memory, and has no
+/// layout that the map's other gradients would have to follow.
+///
+/// # Errors
+/// When `map` has other dimensions.
+pub fn average(map: &Tensor) -> Result<Tensor, ShimError> {
+    let mut out = ptr::null_mut();
+    call(|message, message_len| {
+        // SAFETY: the tensor lives through the call; `out` has a place for one.
+        unsafe { ffi::detco_norm_average(map.as_ptr(), &mut out, message, message_len) }
+    })?;
+    // SAFETY: the call succeeded, so this is a tensor of its own that nobody else frees.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// What [`normalise`] gives.

@@ -38,11 +38,13 @@
 #ifdef __CUDACC__
 #define DETCO_DEVICE __device__ __forceinline__
 #define DETCO_UNROLL _Pragma("unroll")
-#define DETCO_UNROLL_ROWS _Pragma("unroll 4") // several rows' loads in flight
+#define DETCO_UNROLL_FOUR _Pragma("unroll 4") // several loads in flight
+#define DETCO_UNROLL_TWO _Pragma("unroll 2")  // as many as the registers hold
 #else
 #define DETCO_DEVICE inline
 #define DETCO_UNROLL
-#define DETCO_UNROLL_ROWS
+#define DETCO_UNROLL_FOUR
+#define DETCO_UNROLL_TWO
 #include <math.h>
 #endif
 
@@ -58,25 +60,34 @@ struct bf16 {
     u16 bits;
 };
 
-DETCO_DEVICE float wide(float x) { return x; }
-
-DETCO_DEVICE float wide(bf16 x) {
+DETCO_DEVICE float of_bits(u32 bits) {
     union {
         u32 bits;
         float value;
     } both;
-    both.bits = u32(x.bits) << 16;
+    both.bits = bits;
     return both.value;
 }
 
-// The bits of a float's nearest bfloat16, ties to even; what is not a number stays none.
-DETCO_DEVICE u32 nearest(float x) {
+DETCO_DEVICE u32 bits_of(float x) {
     union {
         float value;
         u32 bits;
     } both;
     both.value = x;
-    u32 bits = both.bits;
+    return both.bits;
+}
+
+DETCO_DEVICE float wide(float x) { return x; }
+DETCO_DEVICE float wide(bf16 x) { return of_bits(u32(x.bits) << 16); }
+
+// Two neighbours as they lie in memory.
+DETCO_DEVICE float lower(u32 both) { return of_bits(both << 16); }
+DETCO_DEVICE float upper(u32 both) { return of_bits(both & 0xFFFF0000u); }
+
+// The bits of a float's nearest bfloat16, ties to even; what is not a number stays none.
+DETCO_DEVICE u32 nearest(float x) {
+    u32 bits = bits_of(x);
     return (bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
 }
 
@@ -99,26 +110,32 @@ struct alignas(16) Eight {
     T at[VECTOR];
 };
 
+// Words: of halves the compiler takes each as soon as it is there, and waits for it.
+template <>
+struct alignas(16) Eight<bf16> {
+    u32 at[VECTOR / 2];
+};
+
 // As it lies in memory: what uses a value waits for it, so that loads come first and together.
 template <class T>
 DETCO_DEVICE Eight<T> load(const T* from) {
     return *reinterpret_cast<const Eight<T>*>(from);
 }
 
-template <class T>
-DETCO_DEVICE void widen(const Eight<T>& eight, float (&values)[VECTOR]) {
-    for (int i = 0; i < VECTOR; i++) values[i] = wide(eight.at[i]);
+DETCO_DEVICE void widen(const Eight<float>& eight, float (&values)[VECTOR]) {
+    for (int i = 0; i < VECTOR; i++) values[i] = eight.at[i];
+}
+
+DETCO_DEVICE void widen(const Eight<bf16>& eight, float (&values)[VECTOR]) {
+    for (int i = 0; i < VECTOR; i += 2) {
+        values[i] = lower(eight.at[i / 2]);
+        values[i + 1] = upper(eight.at[i / 2]);
+    }
 }
 
 template <class T>
 DETCO_DEVICE void read(const T* from, float (&values)[VECTOR]) {
     widen(load(from), values);
-}
-
-DETCO_DEVICE void write(float* to, const float (&values)[VECTOR]) {
-    Eight<float> eight;
-    for (int i = 0; i < VECTOR; i++) eight.at[i] = values[i];
-    *reinterpret_cast<Eight<float>*>(to) = eight;
 }
 
 struct alignas(16) Words {
@@ -136,6 +153,14 @@ DETCO_DEVICE void store(void* to, const Words& words) {
 #endif
 }
 
+DETCO_DEVICE void write(float* to, const float (&values)[VECTOR]) {
+    for (int half = 0; half < 2; half++) {
+        Words words;
+        for (int i = 0; i < 4; i++) words.at[i] = bits_of(values[4 * half + i]);
+        store(to + 4 * half, words);
+    }
+}
+
 DETCO_DEVICE void write(bf16* to, const float (&values)[VECTOR]) {
     Words words;
     for (int i = 0; i < VECTOR / 2; i++) words.at[i] = pair(values[2 * i], values[2 * i + 1]);
@@ -148,8 +173,8 @@ DETCO_DEVICE void round_as(const float*, float (&)[VECTOR]) {}
 DETCO_DEVICE void round_as(const bf16*, float (&values)[VECTOR]) {
     for (int i = 0; i < VECTOR; i += 2) {
         const u32 both = pair(values[i], values[i + 1]);
-        values[i] = wide(bf16{u16(both)});
-        values[i + 1] = wide(bf16{u16(both >> 16)});
+        values[i] = lower(both);
+        values[i + 1] = upper(both);
     }
 }
 
@@ -207,17 +232,27 @@ DETCO_DEVICE Place place_of(const Block& block, const Map& map, const Part& part
 template <class T, class Block>
 DETCO_DEVICE void add_moments(Block& block, const Map& map, const T* x, float* partial) {
     const Part part = part_of(block, map);
+    const int ROWS = sizeof(T) == 2 ? 4 : 2;
     float k[VECTOR] = {}, sum[VECTOR] = {}, square[VECTOR] = {};
     if (part.used) {
         read(x + part.group_at, k);
-        DETCO_UNROLL_ROWS
-        for (i64 row = part.first + block.down(); row < part.end; row += block.depth()) {
-            float values[VECTOR];
-            read(x + part.group_at + row * map.c, values);
-            for (int i = 0; i < VECTOR; i++) {
-                float d = values[i] - k[i];
-                sum[i] += d;
-                square[i] += d * d;
+        for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
+            Eight<T> in[ROWS];
+            DETCO_UNROLL
+            for (int r = 0; r < ROWS; r++) {
+                const Place place = place_of(block, map, part, row, r);
+                if (place.used) in[r] = load(x + place.at);
+            }
+            DETCO_UNROLL
+            for (int r = 0; r < ROWS; r++) {
+                if (!place_of(block, map, part, row, r).used) continue;
+                float values[VECTOR];
+                widen(in[r], values);
+                for (int i = 0; i < VECTOR; i++) {
+                    float d = values[i] - k[i];
+                    sum[i] += d;
+                    square[i] += d * d;
+                }
             }
         }
     }
@@ -238,9 +273,12 @@ DETCO_DEVICE void add_shares(Team& team, i64 index, bool used, const Map& map, c
                              double& first, double& second) {
     const i64 width = i64(map.groups) * map.c;
     first = second = 0;
-    if (used) {
-        DETCO_UNROLL_ROWS
-        for (u32 share = team.member(); share < map.shares; share += team.size()) {
+    if (used && team.member() < map.shares) {
+        // A counted loop, whose loads the compiler takes together.
+        const u32 count = (map.shares - team.member() + team.size() - 1) / team.size();
+        DETCO_UNROLL_FOUR
+        for (u32 i = 0; i < count; i++) {
+            const u32 share = team.member() + i * team.size();
             first += partial[share * width + index];
             second += partial[(map.shares + share) * width + index];
         }
@@ -322,6 +360,7 @@ DETCO_DEVICE void normalise(Block& block, const Map& map, const T* x, const T* r
 struct Pool {
     u32 h, w;
     u32 pooled_h, pooled_w;
+    u32 images;  // of a group
 };
 
 const int WINDOW = 3;
@@ -372,7 +411,7 @@ struct Largest<bf16> {
         }
     }
 
-    DETCO_DEVICE float value(int i) const { return wide(bf16{u16(keys[i] >> 16)}); }
+    DETCO_DEVICE float value(int i) const { return upper(keys[i]); }
     DETCO_DEVICE u32 place(int i) const { return PIXELS - (keys[i] & 0xFFFFu); }
 };
 
@@ -393,10 +432,9 @@ DETCO_DEVICE void normalise_pooled(Block& block, const Map& map, const Pool& poo
         scale[i] *= weight[part.channel + i];
         shift[i] = bias[part.channel + i] - m[i] * scale[i];
     }
-    const u32 images = u32(map.rows) / (pool.pooled_h * pool.pooled_w); // of a group
     for (i64 row = part.first + block.down(); row < part.end; row += block.depth()) {
         const u32 column = u32(row) % pool.pooled_w, line = u32(row) / pool.pooled_w;
-        const u32 image = block.z() * images + line / pool.pooled_h;
+        const u32 image = block.z() * pool.images + line / pool.pooled_h;
         const int top = 2 * int(line % pool.pooled_h) - 1, left = 2 * int(column) - 1;
         Eight<T> in[PIXELS];
         bool used[PIXELS];
@@ -487,21 +525,22 @@ struct Pooled {
     };
 
     DETCO_DEVICE void load(const Map& map, const Part& part, i64 row, i64, Loaded& to) const {
-        const u32 images = u32(map.rows) / (pool.h * pool.w);
         const u32 w = u32(row) % pool.w, line = u32(row) / pool.w;
-        const u32 h = line % pool.h, image = group * images + line / pool.h;
+        const u32 h = line % pool.h, image = group * pool.images + line / pool.h;
+        // In vectors: of the window in whose middle or at whose ends it lies.
+        const u32 across = map.c / VECTOR;
+        const i64 base = (i64(image * pool.pooled_h + h / 2) * pool.pooled_w + w / 2) * across + part.channel / VECTOR;
         DETCO_UNROLL
         for (int i = 0; i < 4; i++) {
-            // The windows in the middle of whose lines or columns it lies, or at their ends; then those at
-            // whose beginning.
+            // That, and those at whose beginning it lies.
             const u32 down = i / 2, right = i % 2;
-            const u32 line = h / 2 + down, column = w / 2 + right;
-            const bool in = (!down || h % 2) && (!right || w % 2) && line < pool.pooled_h && column < pool.pooled_w;
+            const bool in = (!down || (h % 2 && h / 2 + 1 < pool.pooled_h)) &&
+                            (!right || (w % 2 && w / 2 + 1 < pool.pooled_w));
             to.where[i] = in ? (down ? 0 : 1 + h % 2) * WINDOW + (right ? 0 : 1 + w % 2) : NOWHERE - 1;
             if (!in) continue;
-            const i64 at = ((i64(image) * pool.pooled_h + line) * pool.pooled_w + column) * map.c + part.channel;
-            to.dy[i] = detco_norm::load(dy + at);
-            to.places[i] = places[at / VECTOR];
+            const i64 at = base + (down * pool.pooled_w + right) * across;
+            to.dy[i] = detco_norm::load(dy + at * VECTOR);
+            to.places[i] = places[at];
         }
     }
 
@@ -583,16 +622,19 @@ template <class Block>
 DETCO_DEVICE void add_groups(Block& block, const Map& map, const Part& part, const float* sums,
                              float* d_weight, float* d_bias) {
     if (block.y() > 0 || block.z() > 0 || block.down() > 0) return;
-    i64 width = i64(map.groups) * map.c;
+    const i64 width = i64(map.groups) * map.c;
+    double sum[VECTOR] = {}, dot[VECTOR] = {};
+    DETCO_UNROLL_TWO
+    for (u32 group = 0; group < map.groups; group++) {
+        const float* at = sums + i64(group) * map.c + part.channel;
+        float of_sum[VECTOR], of_dot[VECTOR];
+        read(at, of_sum);
+        read(at + width, of_dot);
+        for (int i = 0; i < VECTOR; i++) sum[i] += of_sum[i], dot[i] += of_dot[i];
+    }
     for (int i = 0; i < VECTOR; i++) {
-        double sum = 0, dot = 0;
-        for (u32 group = 0; group < map.groups; group++) {
-            i64 index = i64(group) * map.c + part.channel + i;
-            sum += sums[index];
-            dot += sums[width + index];
-        }
-        d_bias[part.channel + i] = float(sum);
-        d_weight[part.channel + i] = float(dot);
+        d_bias[part.channel + i] = float(sum[i]);
+        d_weight[part.channel + i] = float(dot[i]);
     }
 }
 
