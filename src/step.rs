@@ -322,7 +322,8 @@ impl Cut {
         part: i64,
         seen: &mut Seen,
     ) -> Result<Embeddings, ShimError> {
-        // Both scopes under one autocast: weights are cast once.
+        // Both scopes under one autocast: weights that learn are cast once. Those of the key encoder, which
+        // autocast does not keep, are cast for each scope: 0.2 ms by their bytes.
         let _autocast =
             encoder.in_bf16().then(|| Autocast::enter(views.global.device())).transpose()?;
         let rows = |images: &Tensor| images.narrow(0, part * self.rows, self.rows);

@@ -403,6 +403,9 @@ fn a_gpu_normalises_as_libtorch_does_or_is_said_to_be_missing() {
         }
     }
     compare_pools(found.device);
+    // The grids that training has.
+    let stem = Case::new([64, 64, 112, 112], 8, Kind::BFloat16);
+    compare_pooled(&stem, 1e-2, found.device);
     // The same bits every time.
     let case = Case::new([16, 64, 56, 56], 4, Kind::BFloat16);
     let run = || case.ours_on(2, Readers::Both, found.device);

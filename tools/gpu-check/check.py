@@ -340,11 +340,11 @@ class Check:
         """What takes longest, so after everybody's first; groups in batch normalisation make large graphs."""
         detco, moco = RECIPES
         yield
-        self.pytorch(f"compile-{ONE_GROUP}", detco, "compile", 200, ["--bn-splits", 1])
+        self.pytorch(f"compile-{ONE_GROUP}", detco, "compile", 300, ["--bn-splits", 1])
         yield
         self.pytorch(f"compile-{moco}", moco, "compile", 200)
         yield
-        self.pytorch(f"compile-{detco}", detco, "compile", 200)
+        self.pytorch(f"compile-{detco}", detco, "compile", 300)
         yield
 
     def sanitize(self):

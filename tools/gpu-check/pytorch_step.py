@@ -4,8 +4,9 @@
 
 REFERENCE is the folder of detco_reference.py. The network is the one that the trainer's numerics are
 tested against; here it runs as a careful user of PyTorch would run it: bf16 autocast, channels-last,
-TF32, cuDNN's benchmark mode, fused SGD, a key encoder that follows with one foreach call. Batches lie in
-the GPU's memory.
+TF32, cuDNN's benchmark mode, fused SGD, a key encoder that follows with one foreach call, queues that are
+not copied. Batches lie in the GPU's memory, as float32 (ours: bfloat16, 0.3 ms less for 256 samples by their
+bytes). Logits are products of bfloat16, ours of TF32. With `compile` both encoders and the loss are compiled.
 
 `window_ms` is the median of so many windows of four updates, in milliseconds an update, as a loop runs that
 waits for none of them; `median_ms` that of updates that are waited for one by one.
@@ -71,6 +72,9 @@ def main():
             key, query = list(self.key.parameters()), list(self.query.parameters())
             torch._foreach_lerp_(key, query, 1 - self.case["ema"])
 
+        def negatives(self, name):
+            return self.queues[name]  # backward comes before it changes
+
     case = COMMON | CASES[args.recipe] | dict(batch=args.batch, queue=args.queue, backbone=args.backbone)
     state = {f"query.{k}": v for k, v in reference.Encoder(case).state_dict().items()}
     scopes = ["global", "local"] if case["local"] else ["global"]
@@ -106,6 +110,8 @@ def main():
         for encoder in (detco.query, detco.key):
             encoder.crops = torch.compile(encoder.crops, backend=args.backend)
             encoder.patches = torch.compile(encoder.patches, backend=args.backend)
+        contrast = torch.compile(lambda *embeddings: Foreach.contrast(detco, *embeddings)[0], backend=args.backend)
+        detco.contrast = lambda *embeddings: (contrast(*embeddings), {})
 
     def step():
         loss = loss_of(crops, patches, shuffle)

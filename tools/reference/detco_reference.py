@@ -140,15 +140,25 @@ class DetCo:
             if patches:
                 k_l = {i: k[back] for i, k in self.key.patches(patches[1][shuffle]).items()}
 
+        self.latest = {"global": k_g, "local": k_l}
+        return self.contrast(q_g, q_l, k_g, k_l)
+
+    def negatives(self, name):
+        """A queue as it is now: it changes before some look at the logits' gradients."""
+        return self.queues[name].clone()
+
+    def contrast(self, q_g, q_l, k_g, k_l):
+        """Embeddings by level to the terms and their logits."""
+        case = self.case
         terms, logits = {}, {}
         for level in case["levels"]:
             pairs = {"gg": (q_g, k_g, "global")}
-            if patches:
+            if q_l:
                 pairs["ll"] = (q_l, k_l, "local")
                 pairs["gl"] = (q_l, k_g, "global")
             for pair, (q, k, scope) in pairs.items():
                 q, k = q[level], k[level]
-                negatives = self.queues[f"queue.{scope}.{level}"].clone()
+                negatives = self.negatives(f"queue.{scope}.{level}")
                 positive = (q * k).sum(1, keepdim=True)
                 z = torch.cat([positive, q @ negatives], dim=1)
                 z = z / case["temperature"]
@@ -156,7 +166,6 @@ class DetCo:
                 terms[f"{level}.{pair}"] = F.cross_entropy(
                     z, torch.zeros(len(z), dtype=torch.long, device=z.device)
                 )
-        self.latest = {"global": k_g, "local": k_l}
         return terms, logits
 
     def enqueue(self):
