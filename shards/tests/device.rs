@@ -36,7 +36,7 @@ fn jpeg(i: u32) -> Vec<u8> {
         encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::R_4_1_1);
     }
     if i % 5 == 3 {
-        // Gray: the batch decoder leaves it.
+        // Gray: the batch decoder does not take it.
         let gray: Vec<u8> = picture.pixels().map(|pixel| pixel.0[0]).collect();
         encoder.encode(&gray, size[0], size[1], jpeg_encoder::ColorType::Luma).unwrap();
     } else {
@@ -148,6 +148,10 @@ fn the_device_gives_what_the_loader_gives_whoever_decodes() {
         assert!(counts.cpu > 30 && counts.single > 30, "{counts:?}");
         assert_eq!((share > 0.0, counts.share), (counts.batched > 0, Some(share)), "{counts:?}");
         assert_eq!(share > 0.0, counts.refused > 0, "damaged images are refused: {counts:?}");
+        // Of the damaged ones a single one gets there; gray ones spoil no batch.
+        assert!(counts.refused <= 2, "two epochs: {counts:?}");
+        let decoded = counts.batched + counts.single + counts.cpu;
+        assert_eq!(decoded, 24 * 16, "each sample of each batch once: {counts:?}");
     }
 }
 

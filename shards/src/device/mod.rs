@@ -15,11 +15,12 @@
 //! [`Engine`]: [`Host`] does it with the CPU's code into host memory (the oracle, and what the tests
 //! of this wiring run on), `Cuda` does it on a GPU.
 //!
-//! A worker looks at an image's header and takes one of three ways. What the batch decoder takes
-//! (baseline JPEG, for the hardware engine) is left for the submit thread, as far as the
-//! [share](Share) says; what the device decodes one by one is decoded at once; the rest, and
-//! whatever the device refuses, is decoded by the CPU in its place. The way changes neither order
-//! nor batch nor plan, and is [counted](Counts). A batch that the batch decoder refuses is decoded
+//! A worker looks at an image's header and takes one of three ways. What looks fit for the batch
+//! decoder (baseline JPEG, for the hardware engine) is left for the submit thread, as far as the
+//! [share](Share) says and where the decoder, which is [asked](Engine::takes), takes it; what the
+//! device decodes one by one is decoded at once; the rest, and whatever the device refuses, is
+//! decoded by the CPU in its place. The way changes neither order nor batch nor plan, and is
+//! [counted](Counts). A batch that the batch decoder refuses is decoded
 //! again image by image, so one bad image is found, judged and replaced as everywhere.
 //!
 //! Dropping the loader closes its channels, and the threads end.
@@ -187,15 +188,17 @@ impl<E> From<DecodeError> for Failure<E> {
     }
 }
 
-/// An image for the batch decoder.
+/// An image to decode.
+///
+/// Made by the loader only: engines rely on it that bytes and header belong together.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     /// Which sample of the batch.
-    pub slot: usize,
+    pub(crate) slot: usize,
     /// The image's bytes: a slice of the map.
-    pub jpeg: &'a [u8],
+    pub(crate) jpeg: &'a [u8],
     /// What its header says.
-    pub header: Probe,
+    pub(crate) header: Probe,
 }
 
 /// Whether the batch decoder did its work.
@@ -710,10 +713,8 @@ impl<E: Engine> Hand<E> {
             let (share, at) = (common.meter.current(), (cursor.epoch, id));
             let way = Way::of(&header, sample.jpeg());
             let job = Job { slot, jpeg: sample.jpeg(), header };
-            defer = laps.is_some()
-                && way == Way::Batch
-                && share.takes(at)
-                && common.engine.takes(&mut self.worker, job);
+            let wanted = laps.is_some() && way == Way::Batch && share.takes(at);
+            defer = wanted && common.engine.takes(&mut self.worker, job);
             if !defer {
                 self.decode(tray, job).or_else(|error| {
                     set.check_file(&sample)?;
@@ -722,8 +723,9 @@ impl<E: Engine> Hand<E> {
             }
             if let Some(laps) = laps.as_deref_mut() {
                 let spent = self.lap(laps, Stage::Decode, id);
+                // What the batch decoder does not take, a larger share would not give it either.
                 if !defer && way != Way::Cpu {
-                    common.meter.single(spent, way == Way::Batch);
+                    common.meter.single(spent, way == Way::Batch && !wanted);
                 }
             }
             let image = [header.width, header.height];
