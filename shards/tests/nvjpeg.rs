@@ -16,7 +16,7 @@ use detco_shards::decode::nvjpeg::{Nvjpeg, live_handles};
 use detco_shards::decode::{Components, Decoder, Image, probe};
 use detco_shards::device::{
     Counts, Cuda, Decode, Decoding, DeviceBatch, DeviceLoader, DeviceOptions, GpuError, Number,
-    Pointers, Setup, Share,
+    Pointers, Setup, Share, Way,
 };
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::order::Order;
@@ -164,6 +164,8 @@ fn shard(folder: &Path) -> Arc<ShardSet> {
 struct Difference {
     sum: u64,
     values: u64,
+    /// Images that the twin's batch decoder takes.
+    for_batches: u64,
     largest: u8,
 }
 
@@ -207,7 +209,12 @@ fn compare(
         assert_eq!((batch.cursor, &batch.samples), (host.cursor, &host.samples));
         assert_eq!(batch.bad.len(), host.bad.len());
         for (slot, id) in batch.samples.iter().enumerate() {
-            decoder.decode(set.sample(*id).unwrap().jpeg(), &mut expected).unwrap();
+            let sample = set.sample(*id).unwrap();
+            decoder.decode(sample.jpeg(), &mut expected).unwrap();
+            let header = probe(sample.jpeg()).unwrap();
+            let batch_way = Way::of(&header, sample.jpeg()) == Way::Batch;
+            let taken = header.components != Components::Gray && header.width % 13 != 0;
+            difference.for_batches += u64::from(batch_way && taken);
             difference.add(&batch.frame(slot).unwrap().expect("decoded"), &expected);
         }
     }
@@ -249,6 +256,9 @@ fn a_gpu_decodes_what_the_cpu_decodes() {
             assert!(counts.single > 0 && counts.cpu > 0, "{counts:?}, {refusal:?}");
             if engines.is_ok() && share == 1.0 {
                 assert!(counts.batched > 0 && counts.refused == 0, "{counts:?}, {refusal:?}");
+                // Also each worker's first, in whose thread nothing has run yet.
+                let all = difference.for_batches;
+                assert!(!driver::is_here() || counts.batched == all, "{counts:?}, {all}");
             }
         }
     }

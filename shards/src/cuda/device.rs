@@ -128,7 +128,7 @@ impl Device {
     }
 
     /// Makes the context current in this thread; the driver's calls act on the current one.
-    pub(super) fn bind(&self) -> Result<(), CudaError> {
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained until `drop`.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }

@@ -530,10 +530,12 @@ impl Engine for Cuda {
         self.hardware.is_ok()
     }
 
-    fn takes(&self, worker: &mut CudaWorker, job: Job<'_>) -> bool {
+    fn takes(&self, worker: &mut CudaWorker, job: Job<'_>) -> Result<bool, GpuError> {
+        // It may be the first that this thread asks of the GPU: workers are made in another.
+        self.device.bind()?;
         // What nvJPEG cannot parse is the hybrid back end's to tell of, or the CPU's.
         let asker = worker.asker.as_mut();
-        asker.is_some_and(|asker| asker.takes(job.jpeg, &job.header).unwrap_or(false))
+        Ok(asker.is_some_and(|asker| asker.takes(job.jpeg, &job.header).unwrap_or(false)))
     }
 
     fn recycle(&self, buffers: &mut CudaBuffers) -> Result<(), GpuError> {

@@ -159,8 +159,8 @@ impl Engine for Host {
         self.batches
     }
 
-    fn takes(&self, _worker: &mut HostWorker, job: Job<'_>) -> bool {
-        job.header.components != Components::Gray
+    fn takes(&self, _worker: &mut HostWorker, job: Job<'_>) -> Result<bool, Infallible> {
+        Ok(job.header.components != Components::Gray)
     }
 
     fn recycle(&self, buffers: &mut HostBuffers) -> Result<(), Infallible> {

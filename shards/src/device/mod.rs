@@ -249,7 +249,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Whether the batch decoder takes this image, a baseline one. Asked by the workers, which have the time
     /// to look at all of it: one bad image may fail a batch.
-    fn takes(&self, worker: &mut Self::Worker, job: Job<'_>) -> bool;
+    fn takes(&self, worker: &mut Self::Worker, job: Job<'_>) -> Result<bool, Self::Error>;
 
     /// Decodes images together that were all taken. With `wait` it returns when they are decoded, for measuring.
     fn decode_batch(
@@ -714,7 +714,7 @@ impl<E: Engine> Hand<E> {
             let way = Way::of(&header, sample.jpeg());
             let job = Job { slot, jpeg: sample.jpeg(), header };
             let wanted = laps.is_some() && way == Way::Batch && share.takes(at);
-            defer = wanted && common.engine.takes(&mut self.worker, job);
+            defer = wanted && self.takes(tray, job);
             if !defer {
                 self.decode(tray, job).or_else(|error| {
                     set.check_file(&sample)?;
@@ -742,6 +742,15 @@ impl<E: Engine> Hand<E> {
             laps.stats.sample(sample.jpeg().len());
         }
         Ok(())
+    }
+
+    /// Whether the batch decoder takes an image. A device that fails ends the run.
+    fn takes(&mut self, tray: &Tray<E>, job: Job<'_>) -> bool {
+        let taken = self.common.engine.takes(&mut self.worker, job);
+        taken.unwrap_or_else(|error| {
+            tray.fail(error);
+            false
+        })
     }
 
     /// Decodes one image. A device that fails ends the run, not the sample.

@@ -302,7 +302,8 @@ impl Layout {
         let mut blocks = views.min(each * limits.multiprocessors).max(1);
         // A block takes every so manieth view. A sample has two small views and two large ones, next to each
         // other: with an even number half of the blocks would get all the large ones.
-        if views > blocks && blocks.is_multiple_of(2) {
+        let two_sizes = packed.view_bytes[1] > 0;
+        if two_sizes && views > blocks && blocks.is_multiple_of(2) {
             blocks -= 1;
         }
         Layout {
