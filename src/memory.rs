@@ -185,8 +185,9 @@ mod tests {
     #[test]
     fn needs_are_what_libtorch_counts() {
         let small = ["model.width=8", "model.dim=32", "loss.queue=512", "train.batch=8"];
-        let cases: [(&str, &[&str]); 7] = [
-            ("detco-r50", &["model.local_head=pirl", "views.local.patch=32"]),
+        use Norms::{Kernels, Libtorch};
+        let cases: [(&str, &[&str], Norms); 7] = [
+            ("detco-r50", &["model.local_head=pirl", "views.local.patch=32"], Libtorch),
             // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
             (
                 "detco-r50",
@@ -196,18 +197,19 @@ mod tests {
                     "views.local.patch=32",
                     "train.precision=bf16",
                 ],
+                Libtorch,
             ),
-            ("detco-r50", &["model.backbone=resnet18", "train.accumulate=4"]),
-            ("moco-v2-r50", &["train.accumulate=2"]),
-            ("moco-v2-cifar", &["model.bn_splits=1", "train.layout=channels-last"]),
+            ("detco-r50", &["model.backbone=resnet18", "train.accumulate=4"], Libtorch),
+            ("moco-v2-r50", &["train.accumulate=2"], Libtorch),
+            ("moco-v2-cifar", &["model.bn_splits=1", "train.layout=channels-last"], Libtorch),
             (
                 "detco-r50",
                 &["model.local_head=pirl", "views.local.patch=32", "train.layout=channels-last"],
+                Kernels,
             ),
-            ("moco-v2-cifar", &["train.layout=channels-last"]),
+            ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
         ];
-        for (case, (recipe, more)) in cases.into_iter().enumerate() {
-            let norms = if case < 5 { Norms::Libtorch } else { Norms::Kernels };
+        for (recipe, more, norms) in cases {
             let edges = ["views.global.size=64", "model.bn_splits=4"];
             let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();

@@ -46,6 +46,7 @@
 #define DETCO_UNROLL_FOUR
 #define DETCO_UNROLL_TWO
 #include <math.h>
+#include <string.h>
 #endif
 
 namespace detco_norm {
@@ -119,7 +120,14 @@ struct alignas(16) Eight<bf16> {
 // As it lies in memory: what uses a value waits for it, so that loads come first and together.
 template <class T>
 DETCO_DEVICE Eight<T> load(const T* from) {
+#ifdef __CUDACC__
     return *reinterpret_cast<const Eight<T>*>(from);
+#else
+    // What one function writes as words another reads as numbers.
+    Eight<T> eight;
+    memcpy(&eight, from, sizeof eight);
+    return eight;
+#endif
 }
 
 DETCO_DEVICE void widen(const Eight<float>& eight, float (&values)[VECTOR]) {
@@ -149,7 +157,7 @@ DETCO_DEVICE void store(void* to, const Words& words) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "r"(words.at[0]), "r"(words.at[1]), "r"(words.at[2]), "r"(words.at[3]));
 #else
-    *static_cast<Words*>(to) = words;
+    memcpy(to, &words, sizeof words);
 #endif
 }
 

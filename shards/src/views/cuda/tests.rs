@@ -281,7 +281,8 @@ fn whole_batches_of_each_recipe_have_the_renderers_bytes() {
     }
 }
 
-/// A sample has two small views and two large ones: blocks that take every so manieth meet all kinds.
+/// A sample has two small views and two large ones: an odd number of blocks, taking them in turn, has each
+/// block meet all kinds.
 #[test]
 fn no_block_gets_all_the_large_views() {
     let recipe = Recipe::detco();
