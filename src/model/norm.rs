@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::weights::{Builder, Init};
 use crate::shim::ShimError;
-use crate::shim::norm::{self, Normalised, Then};
+use crate::shim::norm::{self, Layer, Normalised, Then};
 use crate::shim::step as shim;
 
 /// torch's and torchvision's.
@@ -92,18 +92,19 @@ pub(super) enum Norm<'a> {
     Fused { groups: i64, moments: &'a mut Moments },
 }
 
-/// A map that two layers read: a convolution and the way around it. Each reads its own of two tensors over
-/// the same memory, so that the kernels get the gradients of both and add them up on their way; others'
-/// are the same tensor, whose gradients libtorch adds up.
+/// A map that several read: a convolution, the way around it, and an average of its pixels. Each reads its
+/// own of three tensors over the same memory, so that the kernels get the gradients of all and add them up
+/// on their way; others' are the same tensor, whose gradients libtorch adds up.
 #[derive(Debug)]
-pub(super) struct Twice {
+pub(super) struct Shared {
     pub(super) map: Tensor,
     pub(super) again: Tensor,
+    pub(super) averaged: Tensor,
 }
 
-impl Twice {
-    pub(super) fn of(map: Tensor) -> Twice {
-        Twice { again: map.shallow_clone(), map }
+impl Shared {
+    pub(super) fn of(map: Tensor) -> Shared {
+        Shared { again: map.shallow_clone(), averaged: map.shallow_clone(), map }
     }
 }
 
@@ -147,7 +148,7 @@ impl BatchNorm {
     }
 
     /// Normalises `x` `[n, c, h, w]`, and does what comes `then`.
-    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Twice {
+    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Shared {
         let map = match norm {
             Norm::Running => apply(then, self.with_running(x)),
             Norm::Dealt { groups, moments } => {
@@ -159,13 +160,34 @@ impl BatchNorm {
                 y.reshape([n, c, edges[2], edges[3]]) // a pool has made them smaller
             }
             Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
-                return self.fused(x, *groups, moments, then);
+                let fused = norm::normalise(self.layer(x), *groups, EPS, then);
+                return self.keep(fused, None, moments);
             }
             Norm::Blocks { groups, moments } | Norm::Fused { groups, moments } => {
                 apply(then, self.block_by_block(x, *groups, moments))
             }
         };
-        Twice::of(map)
+        Shared::of(map)
+    }
+
+    /// Normalises `x`, and `other` by a layer `of` its own; a ReLU of their sum.
+    pub(super) fn add_normalised(
+        &self,
+        x: &Tensor,
+        other: &Tensor,
+        of: &BatchNorm,
+        norm: &mut Norm<'_>,
+    ) -> Shared {
+        match norm {
+            Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
+                let fused = norm::normalise_both(self.layer(x), of.layer(other), *groups, EPS);
+                self.keep(fused, Some(of), moments)
+            }
+            _ => {
+                let other = of.forward(other, norm, Then::Nothing).map;
+                self.forward(x, norm, Then::AddThenRelu(&other))
+            }
+        }
     }
 
     fn block_by_block(&self, x: &Tensor, groups: i64, moments: &mut Moments) -> Tensor {
@@ -183,15 +205,25 @@ impl BatchNorm {
         matches!(kinds, (Kind::Float | Kind::BFloat16, Kind::Float)) && norm::takes(x.size()[1])
     }
 
-    fn fused(&self, x: &Tensor, groups: i64, moments: &mut Moments, then: Then<'_>) -> Twice {
-        let (weight, bias) = (&self.weight, &self.bias);
-        let Normalised { map, again, mean, variance } =
-            norm::normalise(x, weight, bias, groups, EPS, then)
-                .expect("the map fits; where memory ends, tch's own operations panic too");
-        moments.push(self.slot, mean, variance);
-        match again {
-            Some(again) => Twice { map, again },
-            None => Twice::of(map),
+    fn layer<'a>(&'a self, x: &'a Tensor) -> Layer<'a> {
+        Layer { x, weight: &self.weight, bias: &self.bias }
+    }
+
+    /// Files the moments of this layer and another one's.
+    fn keep(
+        &self,
+        fused: Result<Normalised, ShimError>,
+        other: Option<&BatchNorm>,
+        moments: &mut Moments,
+    ) -> Shared {
+        let fused = fused.expect("the map fits; where memory ends, tch's own operations panic too");
+        moments.push(self.slot, fused.moments.mean, fused.moments.variance);
+        if let Some((layer, seen)) = other.zip(fused.other) {
+            moments.push(layer.slot, seen.mean, seen.variance);
+        }
+        match fused.again {
+            Some([again, averaged]) => Shared { map: fused.map, again, averaged },
+            None => Shared::of(fused.map),
         }
     }
 

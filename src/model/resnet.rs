@@ -5,7 +5,7 @@
 
 use tch::{Device, Tensor};
 
-use super::norm::{BatchNorm, Moments, Norm, Norms, Settling, Twice};
+use super::norm::{BatchNorm, Moments, Norm, Norms, Settling, Shared};
 use super::weights::{Builder, Init};
 use crate::config::{Backbone, Model as Config, Stem};
 use crate::shim::norm::Then;
@@ -122,18 +122,17 @@ impl Block {
         at
     }
 
-    fn forward(&self, x: Twice, norm: &mut Norm<'_>) -> Twice {
+    fn forward(&self, x: Shared, norm: &mut Norm<'_>) -> Shared {
         let Some(((last_conv, last_bn), first)) = self.layers.split_last() else { return x };
         let mut y = x.map;
         for (conv, bn) in first {
             y = bn.forward(&conv.forward(&y), norm, Then::Relu).map;
         }
         let y = last_conv.forward(&y);
-        let shortcut = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(&x.again), norm, Then::Nothing).map,
-            None => x.again,
-        };
-        last_bn.forward(&y, norm, Then::AddThenRelu(&shortcut))
+        match &self.downsample {
+            Some((conv, bn)) => last_bn.add_normalised(&y, &conv.forward(&x.again), bn, norm),
+            None => last_bn.forward(&y, norm, Then::AddThenRelu(&x.again)),
+        }
     }
 }
 
@@ -223,7 +222,7 @@ impl ResNet {
             for block in stage {
                 x = block.forward(x, norm);
             }
-            maps.push(x.map.shallow_clone());
+            maps.push(x.averaged.shallow_clone());
         }
         maps
     }

@@ -36,6 +36,8 @@ enum Kernel {
   NORMALISE_POOLED,
   ADD_GRADIENTS,
   SPREAD_GRADIENTS,
+  ADD_GRADIENTS_OF_TWO,
+  SPREAD_GRADIENTS_OF_TWO,
   ADD_POOLED_GRADIENTS,
   SPREAD_POOLED_GRADIENTS,
   KINDS
@@ -92,6 +94,8 @@ struct Plan {
     TORCH_CHECK(x.dim() == 4 && groups > 0 && n % groups == 0, "a map of ", n, " samples has no ", groups,
                 " groups");
     TORCH_CHECK(c % VECTOR == 0, c, " channels are not a multiple of ", VECTOR);
+    TORCH_CHECK(n * x.size(2) * x.size(3) <= std::numeric_limits<int32_t>::max(), n, " samples of ", x.size(2), "x",
+                x.size(3), " pixels are too many for one map");
     map.rows = n / groups * x.size(2) * x.size(3);
     map.c = static_cast<u32>(c);
     map.groups = static_cast<u32>(groups);
@@ -163,9 +167,9 @@ void queue(int64_t kernel, const Tensor& like, std::array<unsigned, 3> grid, Arg
 
 std::array<unsigned, 3> grid_of(const Plan& plan) { return {plan.across, plan.map.shares, plan.map.groups}; }
 
-// Teams for each channel of each group.
-std::array<unsigned, 3> teams_of(const Plan& plan) {
-  const int64_t count = int64_t{plan.map.groups} * plan.map.c;
+// Teams for each channel of each group, `times` over.
+std::array<unsigned, 3> teams_of(const Plan& plan, int64_t times = 1) {
+  const int64_t count = times * plan.map.groups * plan.map.c;
   return {static_cast<unsigned>((count + CHANNELS - 1) / CHANNELS), 1, 1};
 }
 
@@ -211,173 +215,296 @@ Tensor channels_last(const Tensor& x) {
   return x.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+// Runs a kernel's `body` for each block on the CPU, or queues it.
+template <class Body, class... Arguments>
+void each(const Plan& plan, int64_t kernel, const Tensor& like, Body&& body, Arguments... arguments) {
+  if (by_one_thread(like)) {
+    each_block(plan, body);
+  } else {
+    queue(kernel, like, grid_of(plan), arguments...);
+  }
+}
+
+// A layer of batch normalisation: what it is given, and the moments of that.
+struct Layer {
+  Tensor x, weight;
+  Tensor bias; // forward only
+  Moments moments;
+
+  By by() const {
+    if (!x.defined()) return {};
+    return {data<float>(weight), bias.defined() ? data<float>(bias) : nullptr, data<float>(moments.mean),
+            data<float>(moments.rstd)};
+  }
+
+  template <class T>
+  Branch<T> branch() const {
+    return {data<T>(x), data<float>(weight), data<float>(moments.mean), data<float>(moments.rstd)};
+  }
+};
+
+// A gradient of maps that is the same for all pixels of a sample, as `Average` makes it: `[n, c]` of it.
+Tensor of_each_sample(const Tensor& gradient) {
+  if (gradient.dim() != 4) return {};
+  for (const int64_t edge : {2, 3})
+    if (gradient.stride(edge) != 0 && gradient.size(edge) != 1) return {};
+  const Tensor each = gradient.select(3, 0).select(2, 0);
+  return each.is_contiguous() ? each : Tensor();
+}
+
 class Normalised : public torch::autograd::Function<Normalised> {
  public:
-  // Returns mean and unbiased variance of each group, `[groups, c]`, the result, and where there is a
-  // residual the result once more, for another reader: the gradients of both come here and are added up on
-  // the way. With `pooled` there is a ReLU and no residual, and the result is what a max pool makes of it.
-  // `backward` says whether there will be gradients.
+  // Results, in their order. `AGAIN` and `WHOLE` are the map once more, for other readers: the gradients of
+  // all come here and are added up on the way.
+  enum Result { MEAN, VARIANCE, MAP, AGAIN, WHOLE, OTHER_MEAN, OTHER_VARIANCE, RESULTS };
+
+  struct Options {
+    int64_t groups;
+    bool relu;
+    bool pooled;   // there is a ReLU and no residual, and the map is what a max pool makes of it
+    double eps;
+    bool backward; // whether there will be gradients
+  };
+
+  // Mean and unbiased variance are each group's, `[groups, c]`. Without a residual the list ends at `MAP`, and
+  // without `other_weight`, by which a residual is normalised, at `WHOLE`.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& map,
                                                 const Tensor& weight, const Tensor& bias,
-                                                const std::optional<Tensor>& other, int64_t groups, bool relu,
-                                                bool pooled, double eps, bool backward) {
+                                                const std::optional<Tensor>& residual,
+                                                const std::optional<Tensor>& other_weight,
+                                                const std::optional<Tensor>& other_bias, const Options& options) {
     const Tensor x = channels_last(map);
-    const Plan plan(x, groups, relu, eps);
-    TORCH_CHECK(!pooled || (relu && !other.has_value()), "a max pool follows a ReLU and no residual");
+    const Plan plan(x, options.groups, options.relu, options.eps);
+    TORCH_CHECK(!options.pooled || (options.relu && !residual.has_value()),
+                "a max pool follows a ReLU and no residual");
     TORCH_CHECK(weight.scalar_type() == at::kFloat && bias.scalar_type() == at::kFloat,
                 "weights and biases are float");
-    Tensor residual;
-    if (other.has_value()) {
-      TORCH_CHECK(other->sizes() == x.sizes() && other->scalar_type() == x.scalar_type(),
+    Layer layer{x, weight, bias, moments_of(plan, x)}, other;
+    Tensor added;
+    if (residual.has_value()) {
+      TORCH_CHECK(residual->sizes() == x.sizes() && residual->scalar_type() == x.scalar_type(),
                   "the residual is not like the map");
-      residual = channels_last(*other);
+      added = channels_last(*residual);
     }
-    const Moments m = moments_of(plan, x);
-    if (pooled) return forward_pooled(context, plan, x, weight, bias, m, backward);
-    const Tensor y = at::empty_like(x);
-    Tensor open; // a bit a value: whether the ReLU lets it through
-    if (relu && backward) open = at::empty({x.numel() / VECTOR}, x.options().dtype(at::kByte));
-    by_type(x, [&](auto type, int64_t first) {
-      using T = decltype(type);
-      auto *in = data<T>(x), *more = data<T>(residual), *out = data<T>(y);
-      auto *w = data<float>(weight), *b = data<float>(bias);
-      auto *mean = data<float>(m.mean), *rstd = data<float>(m.rstd);
-      auto* bits = data<u8>(open);
-      if (by_one_thread(x)) {
-        each_block(plan, [&](auto& block) { normalise(block, plan.map, in, more, w, b, mean, rstd, out, bits); });
-      } else {
-        queue(first + NORMALISE, x, grid_of(plan), plan.map, plan.lanes, in, more, w, b, mean, rstd, out, bits);
-      }
-    });
-    save(context, plan, x, open, weight, m, other.has_value(), false);
-    if (!other.has_value()) return {m.mean, m.variance, y};
-    // The same memory, and for autograd a result of its own.
-    return {m.mean, m.variance, y, y.variable_data()};
+    if (other_weight.has_value()) {
+      TORCH_CHECK(added.defined() && other_bias.has_value(), "another layer's weight, but no map or no bias");
+      TORCH_CHECK(other_weight->scalar_type() == at::kFloat && other_bias->scalar_type() == at::kFloat,
+                  "weights and biases are float");
+      other = {added, *other_weight, *other_bias, moments_of(plan, added)};
+    }
+    torch::autograd::variable_list out(RESULTS);
+    Tensor bits;
+    if (options.pooled) {
+      std::tie(out[MAP], bits) = pool(plan, layer, options.backward);
+    } else {
+      const Tensor y = at::empty_like(x);
+      // A bit a value: whether the ReLU lets it through.
+      if (options.relu && options.backward) bits = at::empty({x.numel() / VECTOR}, x.options().dtype(at::kByte));
+      by_type(x, [&](auto type, int64_t first) {
+        using T = decltype(type);
+        auto *in = data<T>(x), *more = data<T>(added), *to = data<T>(y);
+        const By by = layer.by(), by_other = other.by();
+        auto* open = data<u8>(bits);
+        each(plan, first + NORMALISE, x,
+             [&](auto& block) { normalise(block, plan.map, in, by, more, by_other, to, open); }, plan.map, plan.lanes,
+             in, by, more, by_other, to, open);
+      });
+      out[MAP] = y;
+    }
+    context->saved_data["groups"] = options.groups;
+    context->saved_data["relu"] = options.relu;
+    context->saved_data["eps"] = options.eps;
+    context->saved_data["pooled"] = options.pooled;
+    context->saved_data["added"] = added.defined();
+    context->save_for_backward({x, weight, layer.moments.mean, layer.moments.rstd, bits, other.x, other.weight,
+                                other.moments.mean, other.moments.rstd});
+    context->set_materialize_grads(false);
+    torch::autograd::variable_list constant{layer.moments.mean, layer.moments.variance};
+    out[MEAN] = constant[0], out[VARIANCE] = constant[1];
+    if (other.x.defined()) {
+      constant.insert(constant.end(), {other.moments.mean, other.moments.variance});
+      out[OTHER_MEAN] = other.moments.mean, out[OTHER_VARIANCE] = other.moments.variance;
+    }
+    context->mark_non_differentiable(constant);
+    // The same memory, and for autograd results of their own.
+    if (added.defined()) out[AGAIN] = out[MAP].variable_data(), out[WHOLE] = out[MAP].variable_data();
+    out.resize(other.x.defined() ? RESULTS : added.defined() ? WHOLE + 1 : MAP + 1);
+    return out;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "there is no gradient of this gradient");
     const auto saved = context->get_saved_variables();
-    const Tensor &x = saved[0], &open = saved[1], &weight = saved[2], &mean = saved[3], &rstd = saved[4];
-    const bool residual = context->saved_data["residual"].toBool();
-    const bool pooled = context->saved_data["pooled"].toBool();
+    const Layer layer{saved[0], saved[1], {}, {saved[2], saved[3], {}}};
+    const Layer other{saved[5], saved[6], {}, {saved[7], saved[8], {}}};
+    const Tensor &x = layer.x, &bits = saved[4];
+    const bool added = context->saved_data["added"].toBool();
     const Plan plan(x, context->saved_data["groups"].toInt(), context->saved_data["relu"].toBool(),
                     context->saved_data["eps"].toDouble());
-    // Of the result's readers, those that sent one.
+    // Of the map's readers, those that sent one.
     std::vector<Tensor> sent;
-    for (size_t i = 2; i < gradients.size(); ++i)
-      if (gradients[i].defined()) sent.push_back(channels_last(gradients[i]));
-    torch::autograd::variable_list out(9);
-    if (sent.empty()) return out;
-    Tensor dy = sent[0], more = sent.size() > 1 ? sent[1] : Tensor(), bits = open;
-    const int64_t groups = plan.map.groups, c = plan.map.c;
-    const auto floats = x.options().dtype(at::kFloat);
-    const Tensor partial = at::empty({2, plan.map.shares, groups, c}, floats);
-    const Tensor sums = at::empty({2, groups, c}, floats);
-    const Tensor d_weight = at::empty({c}, floats), d_bias = at::empty({c}, floats);
-    const Tensor dx = at::empty_like(x);
-    const Tensor d_residual = residual ? at::empty_like(x) : Tensor();
-    by_type(x, [&](auto type, int64_t first) {
-      using T = decltype(type);
-      const Map& map = plan.map;
-      auto *in = data<T>(x), *out = data<T>(dx), *g_out = data<T>(d_residual);
-      auto *w = data<float>(weight), *m = data<float>(mean), *r = data<float>(rstd);
-      auto *parts = data<float>(partial), *totals = data<float>(sums);
-      auto *dw = data<float>(d_weight), *db = data<float>(d_bias);
-      if (pooled) {
-        const Pool pool = pool_of(x, plan);
-        auto* g = data<T>(dy);
-        auto* places = data<u32>(bits);
-        if (by_one_thread(x)) {
-          const auto source = [&](auto& block) { return Pooled<T>{pool, g, places, block.z()}; };
-          each_block(plan, [&](auto& block) {
-            add_gradients(block, map, source(block), in, m, r, static_cast<T*>(nullptr), parts);
-          });
-          TeamOfOne team;
-          for (int64_t i = 0; i < groups * c; ++i) finish_gradients(team, i, map, parts, totals);
-          each_block(plan, [&](auto& block) {
-            spread_gradients(block, map, source(block), in, w, m, r, totals, out, dw, db);
-          });
-        } else {
-          queue(first + ADD_POOLED_GRADIENTS, x, grid_of(plan), map, pool, plan.lanes, g, places, in, m, r, parts);
-          queue(FINISH_GRADIENTS, x, teams_of(plan), map, parts, totals);
-          queue(first + SPREAD_POOLED_GRADIENTS, x, grid_of(plan), map, pool, plan.lanes, g, places, in, w, m, r,
-                totals, out, dw, db);
-        }
-        return;
+    Tensor each_sample;
+    const bool takes_each = added && !other.x.defined();
+    for (const Result reader : {MAP, AGAIN, WHOLE}) {
+      if (reader >= gradients.size() || !gradients[reader].defined()) continue;
+      const Tensor& gradient = gradients[reader];
+      const Tensor each = takes_each && !each_sample.defined() ? of_each_sample(gradient) : Tensor();
+      if (each.defined()) {
+        each_sample = each;
+      } else {
+        sent.push_back(channels_last(gradient));
       }
-      const auto add = [&](T* g, T* g_more, u8* through) {
-        if (by_one_thread(x)) {
-          each_block(plan, [&](auto& block) {
-            add_gradients(block, map, Direct<T>{g, g_more, through}, in, m, r, g_out, parts);
-          });
-          TeamOfOne team;
-          for (int64_t i = 0; i < groups * c; ++i) finish_gradients(team, i, map, parts, totals);
-        } else {
-          queue(first + ADD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, g_more, through, in, m, r, g_out, parts);
-          queue(FINISH_GRADIENTS, x, teams_of(plan), map, parts, totals);
-        }
-      };
-      const auto spread = [&](T* g, T* g_more, u8* through) {
-        if (by_one_thread(x)) {
-          each_block(plan, [&](auto& block) {
-            spread_gradients(block, map, Direct<T>{g, g_more, through}, in, w, m, r, totals, out, dw, db);
-          });
-        } else {
-          queue(first + SPREAD_GRADIENTS, x, grid_of(plan), map, plan.lanes, g, g_more, through, in, w, m, r, totals,
-                out, dw, db);
-        }
-      };
-      add(data<T>(dy), data<T>(more), data<u8>(bits));
-      // The residual's gradient is the sum, behind the ReLU already.
-      if (residual) dy = d_residual, more = bits = Tensor();
-      spread(data<T>(dy), data<T>(more), data<u8>(bits));
-    });
-    out[0] = dx, out[1] = d_weight, out[2] = d_bias, out[3] = d_residual;
+    }
+    torch::autograd::variable_list out(7);
+    if (sent.empty() && !each_sample.defined()) return out;
+    if (sent.size() > 2) sent[0] = sent[0] + sent[2];
+    sent.resize(2);
+    const Tensor dx = at::empty_like(x), d_added = added ? at::empty_like(x) : Tensor();
+    if (context->saved_data["pooled"].toBool()) {
+      out = gradients_of_pool(plan, layer, sent[0], bits, dx);
+    } else if (other.x.defined()) {
+      out = gradients_of_two(plan, layer, other, sent, bits, dx, d_added);
+    } else {
+      out = gradients_of_one(plan, layer, sent, each_sample, bits, dx, d_added);
+    }
+    out[0] = dx, out[3] = d_added;
     return out;
   }
 
  private:
-  static void save(torch::autograd::AutogradContext* context, const Plan& plan, const Tensor& x, const Tensor& bits,
-                   const Tensor& weight, const Moments& m, bool residual, bool pooled) {
-    context->save_for_backward({x, bits, weight, m.mean, m.rstd});
-    context->saved_data["groups"] = static_cast<int64_t>(plan.map.groups);
-    context->saved_data["relu"] = plan.map.relu != 0;
-    context->saved_data["eps"] = static_cast<double>(plan.map.eps);
-    context->saved_data["residual"] = residual;
-    context->saved_data["pooled"] = pooled;
-    context->mark_non_differentiable({m.mean, m.variance});
-    context->set_materialize_grads(false);
-  }
+  // What both passes write of a layer, or of two with the same gradient.
+  struct Sums {
+    Tensor partial, sums;
 
-  static torch::autograd::variable_list forward_pooled(torch::autograd::AutogradContext* context, const Plan& of_x,
-                                                       const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                       const Moments& m, bool backward) {
+    Sums(const Plan& plan, int64_t layers, const Tensor& like)
+        : partial(at::empty({1 + layers, plan.map.shares, plan.map.groups, plan.map.c}, floats(like))),
+          sums(at::empty({1 + layers, plan.map.groups, plan.map.c}, floats(like))) {}
+
+    void finish(const Plan& plan) const {
+      const auto layers = static_cast<u32>(sums.size(0) - 1);
+      auto *from = data<float>(partial), *to = data<float>(sums);
+      if (by_one_thread(sums)) {
+        TeamOfOne team;
+        for (int64_t i = 0; i < sums.numel(); ++i) finish_gradients(team, i, layers, plan.map, from, to);
+      } else {
+        queue(FINISH_GRADIENTS, sums, teams_of(plan, 1 + layers), plan.map, layers, from, to);
+      }
+    }
+  };
+
+  // The gradients of a layer's weight and bias.
+  struct OfWeights {
+    Tensor weight, bias;
+
+    OfWeights(const Plan& plan, const Tensor& like)
+        : weight(at::empty({plan.map.c}, floats(like))), bias(at::empty({plan.map.c}, floats(like))) {}
+
+    template <class T>
+    Gradients<T> with(const Tensor& dx) const {
+      return {data<T>(dx), data<float>(weight), data<float>(bias)};
+    }
+  };
+
+  static at::TensorOptions floats(const Tensor& like) { return like.options().dtype(at::kFloat); }
+
+  // The pooled map and, if they are needed, the places of maxima, four bits a value.
+  static std::tuple<Tensor, Tensor> pool(const Plan& of_x, const Layer& layer, bool backward) {
+    const Tensor& x = layer.x;
     const Pool pool = pool_of(x, of_x);
-    TORCH_CHECK(of_x.map.rows <= std::numeric_limits<int32_t>::max() / of_x.map.groups, of_x.map.groups,
-                " groups of ", of_x.map.rows, " pixels are too many to be pooled");
     const Tensor y = at::empty({x.size(0), x.size(1), pool.pooled_h, pool.pooled_w},
                                x.options().memory_format(at::MemoryFormat::ChannelsLast));
     const Plan plan(y, of_x.map.groups, true, of_x.map.eps);
-    Tensor places; // four bits a value
+    Tensor places;
     if (backward) places = at::empty({y.numel() / VECTOR}, x.options().dtype(at::kInt));
     by_type(x, [&](auto type, int64_t first) {
       using T = decltype(type);
-      auto *in = data<T>(x), *out = data<T>(y);
-      auto *w = data<float>(weight), *b = data<float>(bias);
-      auto *mean = data<float>(m.mean), *rstd = data<float>(m.rstd);
-      auto* to = data<u32>(places);
-      if (by_one_thread(x)) {
-        each_block(plan, [&](auto& block) {
-          normalise_pooled(block, plan.map, pool, in, w, b, mean, rstd, out, to);
-        });
-      } else {
-        queue(first + NORMALISE_POOLED, x, grid_of(plan), plan.map, pool, plan.lanes, in, w, b, mean, rstd, out, to);
-      }
+      auto *in = data<T>(x), *to = data<T>(y);
+      const By by = layer.by();
+      auto* where = data<u32>(places);
+      each(plan, first + NORMALISE_POOLED, x,
+           [&](auto& block) { normalise_pooled(block, plan.map, pool, in, by, to, where); }, plan.map, pool,
+           plan.lanes, in, by, to, where);
     });
-    save(context, of_x, x, places, weight, m, false, true);
-    return {m.mean, m.variance, y};
+    return {y, places};
+  }
+
+  static torch::autograd::variable_list gradients_of_pool(const Plan& plan, const Layer& layer, const Tensor& dy,
+                                                          const Tensor& places, const Tensor& dx) {
+    const Tensor& x = layer.x;
+    const Map& map = plan.map;
+    const Sums sums(plan, 1, x);
+    const OfWeights of_weights(plan, x);
+    by_type(x, [&](auto type, int64_t first) {
+      using T = decltype(type);
+      const Pooled<T> source{pool_of(x, plan), data<T>(dy), data<u32>(places)};
+      const Branch<T> of[] = {layer.branch<T>()};
+      const Gradients<T> to[] = {of_weights.with<T>(dx)};
+      auto *parts = data<float>(sums.partial), *totals = data<float>(sums.sums);
+      const By by = layer.by();
+      each(plan, first + ADD_POOLED_GRADIENTS, x,
+           [&](auto& block) { add_gradients(block, map, source, of, static_cast<T*>(nullptr), parts); }, map,
+           source.pool, plan.lanes, source.dy, source.places, of->x, by, parts);
+      sums.finish(plan);
+      each(plan, first + SPREAD_POOLED_GRADIENTS, x,
+           [&](auto& block) { spread_gradients(block, map, source, of, totals, to); }, map, source.pool, plan.lanes,
+           source.dy, source.places, of->x, by, totals, to[0]);
+    });
+    return {{}, of_weights.weight, of_weights.bias, {}, {}, {}, {}};
+  }
+
+  static torch::autograd::variable_list gradients_of_one(const Plan& plan, const Layer& layer,
+                                                         const std::vector<Tensor>& sent, const Tensor& each_sample,
+                                                         const Tensor& bits, const Tensor& dx,
+                                                         const Tensor& d_added) {
+    const Tensor& x = layer.x;
+    const Map& map = plan.map;
+    const Sums sums(plan, 1, x);
+    const OfWeights of_weights(plan, x);
+    by_type(x, [&](auto type, int64_t first) {
+      using T = decltype(type);
+      const auto pixels = static_cast<u32>(x.size(2) * x.size(3));
+      Direct<T> source{data<T>(sent[0]), data<T>(sent[1]), data<u8>(bits), data<T>(each_sample), pixels};
+      const Branch<T> of[] = {layer.branch<T>()};
+      const Gradients<T> to[] = {of_weights.with<T>(dx)};
+      auto* d = data<T>(d_added);
+      auto *parts = data<float>(sums.partial), *totals = data<float>(sums.sums);
+      const By by = layer.by();
+      each(plan, first + ADD_GRADIENTS, x, [&](auto& block) { add_gradients(block, map, source, of, d, parts); }, map,
+           plan.lanes, source.one, source.more, source.each, pixels, source.open, of->x, by, d, parts);
+      sums.finish(plan);
+      // The residual's gradient is the sum, behind the ReLU already.
+      if (d != nullptr) source = {d, nullptr, nullptr, nullptr, pixels};
+      each(plan, first + SPREAD_GRADIENTS, x,
+           [&](auto& block) { spread_gradients(block, map, source, of, totals, to); }, map, plan.lanes, source.one,
+           source.more, source.open, of->x, by, totals, to->dx, to->d_weight, to->d_bias);
+    });
+    return {{}, of_weights.weight, of_weights.bias, {}, {}, {}, {}};
+  }
+
+  static torch::autograd::variable_list gradients_of_two(const Plan& plan, const Layer& layer, const Layer& other,
+                                                         const std::vector<Tensor>& sent, const Tensor& bits,
+                                                         const Tensor& dx, const Tensor& d_added) {
+    const Tensor& x = layer.x;
+    const Map& map = plan.map;
+    const Sums sums(plan, 2, x);
+    const OfWeights of_weights(plan, x), of_others(plan, x);
+    by_type(x, [&](auto type, int64_t first) {
+      using T = decltype(type);
+      const Direct<T> source{data<T>(sent[0]), data<T>(sent[1]), data<u8>(bits), nullptr, 0};
+      const Branch<T> of[] = {layer.branch<T>(), other.branch<T>()};
+      const Gradients<T> to[] = {of_weights.with<T>(dx), of_others.with<T>(d_added)};
+      auto *parts = data<float>(sums.partial), *totals = data<float>(sums.sums);
+      const By by = layer.by(), by_other = other.by();
+      each(plan, first + ADD_GRADIENTS_OF_TWO, x,
+           [&](auto& block) { add_gradients(block, map, source, of, static_cast<T*>(nullptr), parts); }, map,
+           plan.lanes, source.one, source.more, source.open, of[0].x, by, of[1].x, by_other, parts);
+      sums.finish(plan);
+      each(plan, first + SPREAD_GRADIENTS_OF_TWO, x,
+           [&](auto& block) { spread_gradients(block, map, source, of, totals, to); }, map, plan.lanes, source.one,
+           source.more, source.open, of[0].x, by, of[1].x, by_other, totals, to[0], to[1]);
+    });
+    return {{}, of_weights.weight, of_weights.bias, {}, of_others.weight, of_others.bias, {}};
   }
 };
 
@@ -435,19 +562,24 @@ extern "C" int32_t detco_norm_register(int64_t cuda_index, void* launch, void* c
   });
 }
 
-// Each group's mean and unbiased variance, relu(normalised map + residual), and that once more where there is
-// a residual, else null: new tensors, the caller's. Group g is the g-th block of n / groups samples.
-// `residual` may be null. With `pool` a max pool, as the stem has it, follows the ReLU.
+// A batch normalisation of groups, of which group g is the g-th block of n / groups samples, and what follows.
+// `residual` may be null, and so may `other_weight` and `other_bias`, by which it is normalised before it is
+// added. With `pool` a max pool, as the stem has it, follows the ReLU. Results are new tensors, the caller's, in
+// the order of `Normalised::Result`; null where there is none.
 extern "C" int32_t detco_norm_forward(const Tensor* map, const Tensor* weight, const Tensor* bias,
-                                      const Tensor* residual, int64_t groups, int32_t relu, int32_t pool,
-                                      double eps, Tensor** out, char* message, int64_t message_len) noexcept {
+                                      const Tensor* residual, const Tensor* other_weight, const Tensor* other_bias,
+                                      int64_t groups, int32_t relu, int32_t pool, double eps, Tensor** out,
+                                      char* message, int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
-    std::optional<Tensor> other;
-    if (residual != nullptr) other = *residual;
-    bool backward = map->requires_grad() || weight->requires_grad() || bias->requires_grad();
-    backward = at::GradMode::is_enabled() && (backward || (residual != nullptr && residual->requires_grad()));
-    const auto results = Normalised::apply(*map, *weight, *bias, other, groups, relu != 0, pool != 0, eps, backward);
-    out[3] = nullptr;
-    for (size_t i = 0; i < results.size(); ++i) out[i] = new Tensor(results[i]);
+    const auto optional = [](const Tensor* tensor) {
+      return tensor == nullptr ? std::optional<Tensor>() : std::optional<Tensor>(*tensor);
+    };
+    bool backward = false;
+    for (const Tensor* tensor : {map, weight, bias, residual, other_weight, other_bias})
+      backward = backward || (tensor != nullptr && tensor->requires_grad());
+    const Normalised::Options options{groups, relu != 0, pool != 0, eps, backward && at::GradMode::is_enabled()};
+    const auto results = Normalised::apply(*map, *weight, *bias, optional(residual), optional(other_weight),
+                                           optional(other_bias), options);
+    for (size_t i = 0; i < Normalised::RESULTS; ++i) out[i] = i < results.size() ? new Tensor(results[i]) : nullptr;
   });
 }

@@ -51,6 +51,8 @@ mod ffi {
             weight: *const C_tensor,
             bias: *const C_tensor,
             residual: *const C_tensor,
+            other_weight: *const C_tensor,
+            other_bias: *const C_tensor,
             groups: i64,
             relu: i32,
             pool: i32,
@@ -63,13 +65,15 @@ mod ffi {
 }
 
 /// The GPU's kernels by name, in the order in which the shim wants them.
-pub const KERNELS: [&str; 17] = [
+pub const KERNELS: [&str; 21] = [
     "add_moments_float",
     "finish_moments_float",
     "normalise_float",
     "normalise_pooled_float",
     "add_gradients_float",
     "spread_gradients_float",
+    "add_gradients_of_two_float",
+    "spread_gradients_of_two_float",
     "add_pooled_gradients_float",
     "spread_pooled_gradients_float",
     "add_moments_bf16",
@@ -78,6 +82,8 @@ pub const KERNELS: [&str; 17] = [
     "normalise_pooled_bf16",
     "add_gradients_bf16",
     "spread_gradients_bf16",
+    "add_gradients_of_two_bf16",
+    "spread_gradients_of_two_bf16",
     "add_pooled_gradients_bf16",
     "spread_pooled_gradients_bf16",
     "finish_gradients_all",
@@ -191,13 +197,34 @@ pub fn average(map: &Tensor) -> Result<Tensor, ShimError> {
 pub struct Normalised {
     /// `[n, c, h, w]`, channels innermost.
     pub map: Tensor,
-    /// The same memory, where something was added: for the second reader. What flows back from both is
-    /// added up on the way, without a pass of its own. Not to be changed in place, as `map`.
-    pub again: Option<Tensor>,
+    /// Where something was added, the same memory twice more, for other readers. What flows back from all
+    /// of them is added up on the way, without a pass of its own; the second is for a reader whose gradient
+    /// is the same for all pixels of a sample, as that of [`average`]. None is to be changed in place.
+    pub again: Option<[Tensor; 2]>,
+    /// Of what was normalised.
+    pub moments: Moments,
+    /// Of the other layer, where there is one.
+    pub other: Option<Moments>,
+}
+
+/// Statistics of a map's groups.
+#[derive(Debug)]
+pub struct Moments {
     /// Each group's mean, `[groups, c]`.
     pub mean: Tensor,
     /// Each group's unbiased variance, `[groups, c]`.
     pub variance: Tensor,
+}
+
+/// A map to be normalised, and by what.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// `[n, c, h, w]`, float32 or bfloat16.
+    pub x: &'a Tensor,
+    /// `[c]`, float32.
+    pub weight: &'a Tensor,
+    /// `[c]`, float32.
+    pub bias: &'a Tensor,
 }
 
 /// What follows a normalisation.
@@ -213,36 +240,63 @@ pub enum Then<'a> {
     AddThenRelu(&'a Tensor),
 }
 
-/// Normalises each of `groups` blocks of samples of `x` `[n, c, h, w]`, float32 or bfloat16, by its own
-/// mean and variance. Gradients flow to `x`, to `weight` and `bias` (float32, `[c]`) and to what is added.
+/// Normalises each of `groups` blocks of samples of a layer's map by its own mean and variance. Gradients
+/// flow to the map, weight and bias, and to what is added.
 ///
 /// # Errors
 /// When n is no multiple of groups or c none of eight, types do not fit, or, on a GPU, the kernels are not
 /// [`ready`].
 pub fn normalise(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    layer: Layer<'_>,
     groups: i64,
     eps: f64,
     then: Then<'_>,
 ) -> Result<Normalised, ShimError> {
-    let (relu, pool, residual) = match then {
-        Then::Nothing => (0, 0, None),
-        Then::Relu => (1, 0, None),
-        Then::ReluThenPool => (1, 1, None),
-        Then::AddThenRelu(other) => (1, 0, Some(other)),
+    let (residual, relu, pool) = match then {
+        Then::Nothing => (None, 0, 0),
+        Then::Relu => (None, 1, 0),
+        Then::ReluThenPool => (None, 1, 1),
+        Then::AddThenRelu(other) => (Some(other), 1, 0),
     };
-    let residual = residual.map_or(ptr::null(), Tensor::as_ptr);
-    let mut out = [ptr::null_mut::<C_tensor>(); 4];
+    forward(layer, [residual, None, None], groups, eps, relu, pool)
+}
+
+/// The ReLU of the sum of two layers, each normalised as [`normalise`] does it: where a stage begins, and the
+/// way around has a layer of its own.
+///
+/// # Errors
+/// As [`normalise`].
+pub fn normalise_both(
+    layer: Layer<'_>,
+    other: Layer<'_>,
+    groups: i64,
+    eps: f64,
+) -> Result<Normalised, ShimError> {
+    let added = [other.x, other.weight, other.bias].map(Some);
+    forward(layer, added, groups, eps, 1, 0)
+}
+
+fn forward(
+    layer: Layer<'_>,
+    added: [Option<&Tensor>; 3],
+    groups: i64,
+    eps: f64,
+    relu: i32,
+    pool: i32,
+) -> Result<Normalised, ShimError> {
+    let [residual, other_weight, other_bias] =
+        added.map(|tensor| tensor.map_or(ptr::null(), Tensor::as_ptr));
+    let mut out = [ptr::null_mut::<C_tensor>(); 7];
     call(|message, message_len| {
-        // SAFETY: the tensors live through the call; `out` has places for four.
+        // SAFETY: the tensors live through the call; `out` has places for seven.
         unsafe {
             ffi::detco_norm_forward(
-                x.as_ptr(),
-                weight.as_ptr(),
-                bias.as_ptr(),
+                layer.x.as_ptr(),
+                layer.weight.as_ptr(),
+                layer.bias.as_ptr(),
                 residual,
+                other_weight,
+                other_bias,
                 groups,
                 relu,
                 pool,
@@ -253,15 +307,18 @@ pub fn normalise(
             )
         }
     })?;
-    let [mean, variance, map, again] = out;
     let owned = |tensor: *mut C_tensor| {
-        // SAFETY: the call succeeded, so each is a tensor of its own that nobody else frees.
-        unsafe { Tensor::from_ptr(tensor) }
+        // SAFETY: the call succeeded, so each is null or a tensor of its own that nobody else frees.
+        (!tensor.is_null()).then(|| unsafe { Tensor::from_ptr(tensor) })
+    };
+    let [mean, variance, map, again, whole, other_mean, other_variance] = out.map(owned);
+    let (Some(map), Some(mean), Some(variance)) = (map, mean, variance) else {
+        return Err(ShimError("detco_norm_forward gave no map".into()));
     };
     Ok(Normalised {
-        map: owned(map),
-        again: (!again.is_null()).then(|| owned(again)),
-        mean: owned(mean),
-        variance: owned(variance),
+        map,
+        again: again.zip(whole).map(|(again, whole)| [again, whole]),
+        moments: Moments { mean, variance },
+        other: (other_mean.zip(other_variance)).map(|(mean, variance)| Moments { mean, variance }),
     })
 }

@@ -115,12 +115,16 @@ void run(void** arguments) {
 
 #define NAMED(NAME) Kernel{#NAME, run<NAME>}
 const std::array KERNELS_BY_NAME = {
-    NAMED(add_moments_float),         NAMED(finish_moments_float),    NAMED(normalise_float),
-    NAMED(normalise_pooled_float),    NAMED(add_gradients_float),     NAMED(spread_gradients_float),
-    NAMED(add_pooled_gradients_float), NAMED(spread_pooled_gradients_float),
-    NAMED(add_moments_bf16),          NAMED(finish_moments_bf16),     NAMED(normalise_bf16),
-    NAMED(normalise_pooled_bf16),     NAMED(add_gradients_bf16),      NAMED(spread_gradients_bf16),
-    NAMED(add_pooled_gradients_bf16), NAMED(spread_pooled_gradients_bf16),
+    NAMED(add_moments_float), NAMED(add_moments_bf16),
+    NAMED(finish_moments_float), NAMED(finish_moments_bf16),
+    NAMED(normalise_float), NAMED(normalise_bf16),
+    NAMED(normalise_pooled_float), NAMED(normalise_pooled_bf16),
+    NAMED(add_gradients_float), NAMED(add_gradients_bf16),
+    NAMED(spread_gradients_float), NAMED(spread_gradients_bf16),
+    NAMED(add_gradients_of_two_float), NAMED(add_gradients_of_two_bf16),
+    NAMED(spread_gradients_of_two_float), NAMED(spread_gradients_of_two_bf16),
+    NAMED(add_pooled_gradients_float), NAMED(add_pooled_gradients_bf16),
+    NAMED(spread_pooled_gradients_float), NAMED(spread_pooled_gradients_bf16),
     NAMED(finish_gradients_all),
 };
 

@@ -80,70 +80,88 @@ struct Team {
         Team team = {room};                                                                                 \
         finish_moments(team, team.index(), map, x, partial, mean, rstd, variance);                          \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256, 3)                                                    \
-        normalise_##SUFFIX(Map map, u32 lanes, const T* __restrict__ x, const T* __restrict__ residual,     \
-                           const float* __restrict__ weight, const float* __restrict__ bias,                \
-                           const float* __restrict__ mean, const float* __restrict__ rstd,                  \
-                           T* __restrict__ y, u8* __restrict__ open) {                                      \
+    extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 3 : 2)                               \
+        normalise_##SUFFIX(Map map, u32 lanes, const T* __restrict__ x, By by,                              \
+                           const T* __restrict__ residual, By other, T* __restrict__ y,                     \
+                           u8* __restrict__ open) {                                                         \
         Threads<false> block = {nullptr, lanes};                                                            \
-        normalise(block, map, x, residual, weight, bias, mean, rstd, y, open);                              \
+        normalise(block, map, x, by, residual, other, y, open);                                             \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
-        normalise_pooled_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ x,                   \
-                                  const float* __restrict__ weight, const float* __restrict__ bias,         \
-                                  const float* __restrict__ mean, const float* __restrict__ rstd,           \
+        normalise_pooled_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ x, By by,            \
                                   T* __restrict__ y, u32* __restrict__ places) {                            \
         Threads<false> block = {nullptr, lanes};                                                            \
-        normalise_pooled(block, map, pool, x, weight, bias, mean, rstd, y, places);                         \
+        normalise_pooled(block, map, pool, x, by, y, places);                                               \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
         add_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more,    \
-                               const u8* __restrict__ open, const T* __restrict__ x,                        \
-                               const float* __restrict__ mean, const float* __restrict__ rstd,              \
-                               T* __restrict__ d_residual, float* __restrict__ partial) {                   \
+                               const T* __restrict__ each, u32 pixels, const u8* __restrict__ open,         \
+                               const T* __restrict__ x, By by, T* __restrict__ d_residual,                  \
+                               float* __restrict__ partial) {                                               \
         __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
         Threads<true> block = {room, lanes};                                                                \
-        add_gradients(block, map, Direct<T>{dy, more, open}, x, mean, rstd, d_residual, partial);           \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd}};                                          \
+        add_gradients(block, map, Direct<T>{dy, more, open, each, pixels}, of, d_residual, partial);        \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
         spread_gradients_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more, \
-                                  const u8* __restrict__ open, const T* __restrict__ x,                     \
-                                  const float* __restrict__ weight, const float* __restrict__ mean,         \
-                                  const float* __restrict__ rstd, const float* __restrict__ sums,           \
-                                  T* __restrict__ dx, float* __restrict__ d_weight,                         \
-                                  float* __restrict__ d_bias) {                                             \
+                                  const u8* __restrict__ open, const T* __restrict__ x, By by,              \
+                                  const float* __restrict__ sums, T* __restrict__ dx,                       \
+                                  float* __restrict__ d_weight, float* __restrict__ d_bias) {               \
         Threads<false> block = {nullptr, lanes};                                                            \
-        const Direct<T> source = {dy, more, open};                                                          \
-        spread_gradients(block, map, source, x, weight, mean, rstd, sums, dx, d_weight, d_bias);            \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd}};                                          \
+        const Gradients<T> to[] = {{dx, d_weight, d_bias}};                                                 \
+        spread_gradients(block, map, Direct<T>{dy, more, open, nullptr, 0}, of, sums, to);                  \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
-        add_pooled_gradients_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ dy,              \
-                                      const u32* __restrict__ places, const T* __restrict__ x,              \
-                                      const float* __restrict__ mean, const float* __restrict__ rstd,       \
+        add_gradients_of_two_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy, const T* __restrict__ more,\
+                                      const u8* __restrict__ open, const T* __restrict__ x, By by,          \
+                                      const T* __restrict__ residual, By other,                             \
                                       float* __restrict__ partial) {                                        \
         __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
         Threads<true> block = {room, lanes};                                                                \
-        const Pooled<T> source = {pool, dy, places, block.z()};                                             \
-        add_gradients(block, map, source, x, mean, rstd, static_cast<T*>(nullptr), partial);                \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd},                                           \
+                                {residual, other.weight, other.mean, other.rstd}};                          \
+        add_gradients(block, map, Direct<T>{dy, more, open, nullptr, 0}, of, static_cast<T*>(nullptr),      \
+                      partial);                                                                             \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        spread_gradients_of_two_##SUFFIX(Map map, u32 lanes, const T* __restrict__ dy,                      \
+                                         const T* __restrict__ more, const u8* __restrict__ open,           \
+                                         const T* __restrict__ x, By by, const T* __restrict__ residual,    \
+                                         By other, const float* __restrict__ sums,                          \
+                                         Gradients<T> to_x, Gradients<T> to_residual) {                     \
+        Threads<false> block = {nullptr, lanes};                                                            \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd},                                           \
+                                {residual, other.weight, other.mean, other.rstd}};                          \
+        const Gradients<T> to[] = {to_x, to_residual};                                                      \
+        spread_gradients(block, map, Direct<T>{dy, more, open, nullptr, 0}, of, sums, to);                  \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
+        add_pooled_gradients_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ dy,              \
+                                      const u32* __restrict__ places, const T* __restrict__ x, By by,       \
+                                      float* __restrict__ partial) {                                        \
+        __shared__ __align__(16) float room[THREADS * VECTOR];                                              \
+        Threads<true> block = {room, lanes};                                                                \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd}};                                          \
+        add_gradients(block, map, Pooled<T>{pool, dy, places}, of, static_cast<T*>(nullptr), partial);      \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                    \
         spread_pooled_gradients_##SUFFIX(Map map, Pool pool, u32 lanes, const T* __restrict__ dy,           \
-                                         const u32* __restrict__ places, const T* __restrict__ x,           \
-                                         const float* __restrict__ weight, const float* __restrict__ mean,  \
-                                         const float* __restrict__ rstd, const float* __restrict__ sums,    \
-                                         T* __restrict__ dx, float* __restrict__ d_weight,                  \
-                                         float* __restrict__ d_bias) {                                      \
+                                         const u32* __restrict__ places, const T* __restrict__ x, By by,    \
+                                         const float* __restrict__ sums, Gradients<T> to_x) {               \
         Threads<false> block = {nullptr, lanes};                                                            \
-        const Pooled<T> source = {pool, dy, places, block.z()};                                             \
-        spread_gradients(block, map, source, x, weight, mean, rstd, sums, dx, d_weight, d_bias);            \
+        const Branch<T> of[] = {{x, by.weight, by.mean, by.rstd}};                                          \
+        const Gradients<T> to[] = {to_x};                                                                   \
+        spread_gradients(block, map, Pooled<T>{pool, dy, places}, of, sums, to);                            \
     }
 
 KERNELS(float, float)
 KERNELS(bf16, bf16)
 
 extern "C" __global__ void __launch_bounds__(256)
-    finish_gradients_all(Map map, const float* __restrict__ partial, float* __restrict__ sums) {
+    finish_gradients_all(Map map, u32 maps, const float* __restrict__ partial, float* __restrict__ sums) {
     __shared__ double room[THREADS];
     Team team = {room};
-    finish_gradients(team, team.index(), map, partial, sums);
+    finish_gradients(team, team.index(), maps, map, partial, sums);
 }

@@ -10,9 +10,18 @@
 //   backward:  gradient and map read; the same again, written: 5 m
 //     and a residual: two gradients and the map read, their masked sum written, which is the residual's
 //     gradient; that sum and the map read, written: 7 m
+//     and a third gradient, the same for all pixels of a sample, is read with them: no more
 //
 // and a bit a value, written forward and read backward: whether the ReLU let it through. The calls move 5 m
 // and 2 m for the ReLU (7 m) forward, and 12 m (15 m, and 3 m for the sum) backward.
+//
+// A residual that is a normalised map itself, the way around where a stage begins, is normalised in the same
+// passes:
+//
+//   forward:   both read for the moments; both read, written: 5 m
+//   backward:  two gradients and both maps read; the same again, both written: 10 m
+//
+// where 7 m and 12 m would be moved one after the other.
 //
 // The stem's max pool follows its ReLU at once: the map between is never written. With a pooled map of m / 4
 // and the places of maxima, four bits each,
@@ -219,6 +228,7 @@ DETCO_DEVICE Part part_of(const Block& block, const Map& map) {
 
 // Rows that a thread takes together, as its registers allow.
 const int ROWS = 2;
+const int ROWS_OF_TWO = 1; // where the gradients of two maps are made
 
 // Whether a row is a thread's, and where its vector lies.
 struct Place {
@@ -274,25 +284,23 @@ DETCO_DEVICE void add_moments(Block& block, const Map& map, const T* x, float* p
     }
 }
 
-// Adds up both partial sums of one channel of one group over all shares; `index` counts in `[groups, c]`. A
-// team divides the shares; `used` is false for one that has no channel.
-template <class Team>
+// Adds up SUMS partial sums of one channel of one group over all shares, of `[sums, shares, groups, c]`; `index`
+// counts in `[groups, c]`. A team divides the shares; `used` is false for one that has no channel.
+template <int SUMS, class Team>
 DETCO_DEVICE void add_shares(Team& team, i64 index, bool used, const Map& map, const float* partial,
-                             double& first, double& second) {
+                             double (&sums)[SUMS]) {
     const i64 width = i64(map.groups) * map.c;
-    first = second = 0;
+    for (int k = 0; k < SUMS; k++) sums[k] = 0;
     if (used && team.member() < map.shares) {
         // A counted loop, whose loads the compiler takes together.
         const u32 count = (map.shares - team.member() + team.size() - 1) / team.size();
         DETCO_UNROLL_FOUR
         for (u32 i = 0; i < count; i++) {
             const u32 share = team.member() + i * team.size();
-            first += partial[share * width + index];
-            second += partial[(map.shares + share) * width + index];
+            for (int k = 0; k < SUMS; k++) sums[k] += partial[(k * map.shares + share) * width + index];
         }
     }
-    first = team.sum(first);
-    second = team.sum(second);
+    for (int k = 0; k < SUMS; k++) sums[k] = team.sum(sums[k]);
 }
 
 // Moments of one channel of one group. Writes `[groups, c]` each.
@@ -300,33 +308,56 @@ template <class T, class Team>
 DETCO_DEVICE void finish_moments(Team& team, i64 index, const Map& map, const T* x, const float* partial,
                                  float* mean, float* rstd, float* variance) {
     const bool used = index < i64(map.groups) * map.c;
-    double sum, square;
-    add_shares(team, index, used, map, partial, sum, square);
+    double sums[2]; // of x - k, and of its square
+    add_shares(team, index, used, map, partial, sums);
     if (!used || team.member() > 0) return;
     i64 group = index / map.c;
     float k = wide(x[group * map.rows * map.c + index % map.c]);
-    double n = double(map.rows), offset = sum / n;
-    double spread = square - sum * offset;
+    double n = double(map.rows), offset = sums[0] / n;
+    double spread = sums[1] - sums[0] * offset;
     if (spread < 0) spread = 0;
     mean[index] = float(k + offset);
     rstd[index] = float(1.0 / sqrt(spread / n + double(map.eps)));
     variance[index] = float(spread / (n > 1 ? n - 1 : 1)); // unbiased, as running statistics have it
 }
 
-// y = relu(weight * (x - mean) * rstd + bias + residual); residual may be null. Writes `open`
-// `[groups, rows, c / VECTOR]`, where it is not null: the values of a vector that the ReLU lets through.
+// What a map is normalised by: weight and bias `[c]`, mean and 1 / deviation `[groups, c]`.
+struct By {
+    const float* weight;
+    const float* bias;
+    const float* mean;
+    const float* rstd;
+};
+
+// weight * (x - mean) * rstd + bias = scale * x + shift, for a thread's channels.
+template <class Block>
+DETCO_DEVICE void fold(const Block& block, const Map& map, const Part& part, const By& by,
+                       float (&scale)[VECTOR], float (&shift)[VECTOR]) {
+    float m[VECTOR];
+    const i64 at = i64(block.z()) * map.c + part.channel;
+    read(by.mean + at, m);
+    read(by.rstd + at, scale);
+    for (int i = 0; i < VECTOR; i++) {
+        scale[i] *= by.weight[part.channel + i];
+        shift[i] = by.bias[part.channel + i] - m[i] * scale[i];
+    }
+}
+
+// y = relu(weight * (x - mean) * rstd + bias + residual); residual may be null. `other` normalises it, unless
+// it has no weight. Writes `open` `[groups, rows, c / VECTOR]`, where it is not null: the values of a vector
+// that the ReLU lets through.
 template <class T, class Block>
-DETCO_DEVICE void normalise(Block& block, const Map& map, const T* x, const T* residual, const float* weight,
-                            const float* bias, const float* mean, const float* rstd, T* y, u8* open) {
+DETCO_DEVICE void normalise(Block& block, const Map& map, const T* x, const By& by, const T* residual,
+                            const By& other, T* y, u8* open) {
     const Part part = part_of(block, map);
     if (!part.used) return;
-    float m[VECTOR], scale[VECTOR], shift[VECTOR];
-    i64 at = i64(block.z()) * map.c + part.channel;
-    read(mean + at, m);
-    read(rstd + at, scale);
-    for (int i = 0; i < VECTOR; i++) {
-        scale[i] *= weight[part.channel + i];
-        shift[i] = bias[part.channel + i] - m[i] * scale[i];
+    float scale[VECTOR], shift[VECTOR], scale_other[VECTOR];
+    fold(block, map, part, by, scale, shift);
+    for (int i = 0; i < VECTOR; i++) scale_other[i] = 1;
+    if (residual && other.weight) {
+        float shift_other[VECTOR];
+        fold(block, map, part, other, scale_other, shift_other);
+        for (int i = 0; i < VECTOR; i++) shift[i] += shift_other[i];
     }
     for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
         Eight<T> in[ROWS], more[ROWS];
@@ -344,9 +375,9 @@ DETCO_DEVICE void normalise(Block& block, const Map& map, const T* x, const T* r
             widen(in[r], values);
             for (int i = 0; i < VECTOR; i++) values[i] = values[i] * scale[i] + shift[i];
             if (residual) {
-                float other[VECTOR];
-                widen(more[r], other);
-                for (int i = 0; i < VECTOR; i++) values[i] += other[i];
+                float added[VECTOR];
+                widen(more[r], added);
+                for (int i = 0; i < VECTOR; i++) values[i] += added[i] * scale_other[i];
             }
             if (map.relu) {
                 // Not `max`: what is not a number must come through, as it does in libtorch.
@@ -427,19 +458,12 @@ struct Largest<bf16> {
 // `[groups, pooled rows, c / VECTOR]`, if `places` is not null. `map` is the pooled one. Of equal ones the
 // first is taken, as libtorch does, once they are rounded as libtorch rounds them.
 template <class T, class Block>
-DETCO_DEVICE void normalise_pooled(Block& block, const Map& map, const Pool& pool, const T* x,
-                                   const float* weight, const float* bias, const float* mean,
-                                   const float* rstd, T* y, u32* places) {
+DETCO_DEVICE void normalise_pooled(Block& block, const Map& map, const Pool& pool, const T* x, const By& by,
+                                   T* y, u32* places) {
     const Part part = part_of(block, map);
     if (!part.used) return;
-    float m[VECTOR], scale[VECTOR], shift[VECTOR];
-    i64 at = i64(block.z()) * map.c + part.channel;
-    read(mean + at, m);
-    read(rstd + at, scale);
-    for (int i = 0; i < VECTOR; i++) {
-        scale[i] *= weight[part.channel + i];
-        shift[i] = bias[part.channel + i] - m[i] * scale[i];
-    }
+    float scale[VECTOR], shift[VECTOR];
+    fold(block, map, part, by, scale, shift);
     for (i64 row = part.first + block.down(); row < part.end; row += block.depth()) {
         const u32 column = u32(row) % pool.pooled_w, line = u32(row) / pool.pooled_w;
         const u32 image = block.z() * pool.images + line / pool.pooled_h;
@@ -479,8 +503,8 @@ DETCO_DEVICE void normalise_pooled(Block& block, const Map& map, const Pool& poo
 
 // ---- Backward.
 
-// The gradient behind a normalisation, of its results' readers: `one`, `more` if there are two, and what the
-// ReLU lets through. `more` and `open` may be null.
+// The gradient behind a normalisation, of its results' readers, and what the ReLU lets through. A reader may be
+// missing: its pointer is null then, as `open` is without a ReLU.
 template <class T>
 struct Direct {
     static const int ROWS = detco_norm::ROWS;
@@ -488,34 +512,45 @@ struct Direct {
     const T* one;
     const T* more;
     const u8* open;
+    const T* each; // `[samples, c]`: of every pixel of a sample
+    u32 pixels;    // of a sample
 
     // As it lies in memory.
     struct Loaded {
-        Eight<T> one, more;
+        Eight<T> one, more, each;
         u32 open;
     };
 
-    DETCO_DEVICE void load(const Map&, const Part&, i64, i64 place, Loaded& to) const {
-        to.one = detco_norm::load(one + place);
+    template <class Block>
+    DETCO_DEVICE void load(const Block& block, const Map& map, const Part& part, i64 row, i64 place,
+                           Loaded& to) const {
+        if (one) to.one = detco_norm::load(one + place);
         if (more) to.more = detco_norm::load(more + place);
+        if (each) {
+            const u32 sample = (u32(block.z()) * u32(map.rows) + u32(row)) / pixels;
+            to.each = detco_norm::load(each + i64(sample) * map.c + part.channel);
+        }
         to.open = open ? open[place / VECTOR] : 0xFF;
     }
 
     // What is behind the ReLU, where the value came through.
     DETCO_DEVICE void widen(const Loaded& from, float (&g)[VECTOR]) const {
-        detco_norm::widen(from.one, g);
-        if (more) {
-            float other[VECTOR];
-            detco_norm::widen(from.more, other);
-            for (int i = 0; i < VECTOR; i++) g[i] += other[i];
-            round_as(one, g); // as the sum would be written
-        }
+        for (int i = 0; i < VECTOR; i++) g[i] = 0;
+        if (one) detco_norm::widen(from.one, g);
+        if (more) add(from.more, g);
+        if (each) add(from.each, g);
+        if (more || each) round_as(one, g); // as the sum would be written
         for (int i = 0; i < VECTOR; i++) g[i] = from.open >> i & 1 ? g[i] : 0;
+    }
+
+    static DETCO_DEVICE void add(const Eight<T>& from, float (&g)[VECTOR]) {
+        float other[VECTOR];
+        detco_norm::widen(from, other);
+        for (int i = 0; i < VECTOR; i++) g[i] += other[i];
     }
 };
 
-// The gradient behind a normalisation with ReLU and max pool: `dy` and `places` of the pooled map, `group`
-// its group of this block.
+// The gradient behind a normalisation with ReLU and max pool: `dy` and `places` of the pooled map.
 template <class T>
 struct Pooled {
     static const int ROWS = sizeof(T) == 2 ? detco_norm::ROWS : 1;
@@ -523,7 +558,6 @@ struct Pooled {
     Pool pool;
     const T* dy;
     const u32* places;
-    u32 group;
 
     // Of the windows that a pixel lies in: one, two or four.
     struct Loaded {
@@ -532,9 +566,10 @@ struct Pooled {
         u32 where[4];  // which of the window's pixels it is; NOWHERE - 1 where there is no window
     };
 
-    DETCO_DEVICE void load(const Map& map, const Part& part, i64 row, i64, Loaded& to) const {
+    template <class Block>
+    DETCO_DEVICE void load(const Block& block, const Map& map, const Part& part, i64 row, i64, Loaded& to) const {
         const u32 w = u32(row) % pool.w, line = u32(row) / pool.w;
-        const u32 h = line % pool.h, image = group * pool.images + line / pool.h;
+        const u32 h = line % pool.h, image = block.z() * pool.images + line / pool.h;
         // In vectors: of the window in whose middle or at whose ends it lies.
         const u32 across = map.c / VECTOR;
         const i64 base = (i64(image * pool.pooled_h + h / 2) * pool.pooled_w + w / 2) * across + part.channel / VECTOR;
@@ -566,130 +601,159 @@ struct Pooled {
     }
 };
 
-// Adds up g and g * xhat. Writes partial sums `[2, shares, groups, c]`, and g where `d_residual` is not null.
-template <class T, class Source, class Block>
-DETCO_DEVICE void add_gradients(Block& block, const Map& map, const Source& source, const T* x,
-                                const float* mean, const float* rstd, T* d_residual, float* partial) {
+// A map that was normalised, and what by.
+template <class T>
+struct Branch {
+    const T* x;
+    const float* weight;
+    const float* mean;
+    const float* rstd;
+};
+
+// Of maps that are normalised and added, each gets the same gradient g. Adds up g, and g * xhat of each map.
+// Writes partial sums `[1 + MAPS, shares, groups, c]`, and g where `d_residual` is not null.
+template <int MAPS, class T, class Source, class Block>
+DETCO_DEVICE void add_gradients(Block& block, const Map& map, const Source& source, const Branch<T> (&of)[MAPS],
+                                T* d_residual, float* partial) {
+    const int ROWS = MAPS == 1 ? Source::ROWS : ROWS_OF_TWO;
     const Part part = part_of(block, map);
-    float sum[VECTOR] = {}, dot[VECTOR] = {};
+    float sum[VECTOR] = {}, dot[MAPS][VECTOR] = {};
     const i64 at = i64(block.z()) * map.c + part.channel;
     if (part.used) {
-        float m[VECTOR];
-        read(mean + at, m);
-        for (i64 row = part.first + block.down(); row < part.end; row += Source::ROWS * block.depth()) {
-            typename Source::Loaded gradients[Source::ROWS];
-            Eight<T> in[Source::ROWS];
+        float m[MAPS][VECTOR];
+        for (int k = 0; k < MAPS; k++) read(of[k].mean + at, m[k]);
+        for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
+            typename Source::Loaded gradients[ROWS];
+            Eight<T> in[ROWS][MAPS];
             DETCO_UNROLL
-            for (int r = 0; r < Source::ROWS; r++) {
+            for (int r = 0; r < ROWS; r++) {
                 const Place place = place_of(block, map, part, row, r);
                 if (!place.used) continue;
-                source.load(map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
-                in[r] = load(x + place.at);
+                source.load(block, map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
+                for (int k = 0; k < MAPS; k++) in[r][k] = load(of[k].x + place.at);
             }
             DETCO_UNROLL
-            for (int r = 0; r < Source::ROWS; r++) {
+            for (int r = 0; r < ROWS; r++) {
                 const Place place = place_of(block, map, part, row, r);
                 if (!place.used) continue;
-                float g[VECTOR], values[VECTOR];
+                float g[VECTOR];
                 source.widen(gradients[r], g);
-                widen(in[r], values);
                 if (d_residual) write(d_residual + place.at, g);
-                for (int i = 0; i < VECTOR; i++) {
-                    sum[i] += g[i];
-                    dot[i] += g[i] * (values[i] - m[i]);
+                for (int i = 0; i < VECTOR; i++) sum[i] += g[i];
+                for (int k = 0; k < MAPS; k++) {
+                    float values[VECTOR];
+                    widen(in[r][k], values);
+                    for (int i = 0; i < VECTOR; i++) dot[k][i] += g[i] * (values[i] - m[k][i]);
                 }
             }
         }
     }
     block.add_up(sum);
-    block.add_up(dot);
+    for (int k = 0; k < MAPS; k++) block.add_up(dot[k]);
     if (part.used && block.down() == 0) {
         i64 width = i64(map.groups) * map.c, to = block.y() * width + at;
-        float r[VECTOR];
-        read(rstd + at, r);
-        for (int i = 0; i < VECTOR; i++) dot[i] *= r[i];
         write(partial + to, sum);
-        write(partial + map.shares * width + to, dot);
+        for (int k = 0; k < MAPS; k++) {
+            float r[VECTOR];
+            read(of[k].rstd + at, r);
+            for (int i = 0; i < VECTOR; i++) dot[k][i] *= r[i];
+            write(partial + (1 + k) * map.shares * width + to, dot[k]);
+        }
     }
 }
 
-// Sums of one channel of one group, into `sums` `[2, groups, c]`.
+// One sum of one channel of one group, into `sums` `[1 + maps, groups, c]`, in which `index` counts.
 template <class Team>
-DETCO_DEVICE void finish_gradients(Team& team, i64 index, const Map& map, const float* partial, float* sums) {
+DETCO_DEVICE void finish_gradients(Team& team, i64 index, u32 maps, const Map& map, const float* partial,
+                                   float* sums) {
     const i64 width = i64(map.groups) * map.c;
-    double sum, dot;
-    add_shares(team, index, index < width, map, partial, sum, dot);
-    if (index >= width || team.member() > 0) return;
-    sums[index] = float(sum);
-    sums[width + index] = float(dot);
+    const bool used = index < (1 + maps) * width;
+    double sum[1];
+    add_shares(team, index % width, used, map, partial + index / width * map.shares * width, sum);
+    if (used && team.member() == 0) sums[index] = float(sum[0]);
 }
+
+// One map's gradient, and where those of its weight and bias go, `[c]`.
+template <class T>
+struct Gradients {
+    T* dx;
+    float* d_weight;
+    float* d_bias;
+};
 
 // Gradients of weight and bias, `[c]`: the sums over all groups. For the blocks of the first share of the
 // first group, one thread a vector of channels.
-template <class Block>
+template <int MAPS, class T, class Block>
 DETCO_DEVICE void add_groups(Block& block, const Map& map, const Part& part, const float* sums,
-                             float* d_weight, float* d_bias) {
+                             const Gradients<T> (&to)[MAPS]) {
     if (block.y() > 0 || block.z() > 0 || block.down() > 0) return;
     const i64 width = i64(map.groups) * map.c;
-    double sum[VECTOR] = {}, dot[VECTOR] = {};
-    DETCO_UNROLL_TWO
-    for (u32 group = 0; group < map.groups; group++) {
-        const float* at = sums + i64(group) * map.c + part.channel;
-        float of_sum[VECTOR], of_dot[VECTOR];
-        read(at, of_sum);
-        read(at + width, of_dot);
-        for (int i = 0; i < VECTOR; i++) sum[i] += of_sum[i], dot[i] += of_dot[i];
-    }
-    for (int i = 0; i < VECTOR; i++) {
-        d_bias[part.channel + i] = float(sum[i]);
-        d_weight[part.channel + i] = float(dot[i]);
+    for (int k = 0; k < MAPS; k++) {
+        double sum[VECTOR] = {}, dot[VECTOR] = {};
+        DETCO_UNROLL_TWO
+        for (u32 group = 0; group < map.groups; group++) {
+            const float* at = sums + i64(group) * map.c + part.channel;
+            float of_sum[VECTOR], of_dot[VECTOR];
+            read(at, of_sum);
+            read(at + (1 + k) * width, of_dot);
+            for (int i = 0; i < VECTOR; i++) sum[i] += of_sum[i], dot[i] += of_dot[i];
+        }
+        for (int i = 0; i < VECTOR; i++) {
+            to[k].d_bias[part.channel + i] = float(sum[i]);
+            to[k].d_weight[part.channel + i] = float(dot[i]);
+        }
     }
 }
 
-// dx = weight * rstd * (g - mean of g - xhat * mean of g * xhat). Adds up the gradients of weight and bias
-// on the way.
-template <class T, class Source, class Block>
-DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const Source& source, const T* x,
-                                   const float* weight, const float* mean, const float* rstd,
-                                   const float* sums, T* dx, float* d_weight, float* d_bias) {
+// dx = weight * rstd * (g - mean of g - xhat * mean of g * xhat), of each map. Adds up the gradients of weight
+// and bias on the way.
+template <int MAPS, class T, class Source, class Block>
+DETCO_DEVICE void spread_gradients(Block& block, const Map& map, const Source& source, const Branch<T> (&of)[MAPS],
+                                   const float* sums, const Gradients<T> (&to)[MAPS]) {
+    const int ROWS = MAPS == 1 ? Source::ROWS : ROWS_OF_TWO;
     const Part part = part_of(block, map);
     if (!part.used) return;
-    add_groups(block, map, part, sums, d_weight, d_bias);
+    add_groups(block, map, part, sums, to);
     // dx = scale * g + slope * (x - m) + shift.
-    float m[VECTOR], scale[VECTOR], slope[VECTOR], shift[VECTOR];
-    i64 at = i64(block.z()) * map.c + part.channel;
-    i64 width = i64(map.groups) * map.c;
-    float share = float(1.0 / double(map.rows)), r[VECTOR];
-    read(mean + at, m);
-    read(rstd + at, r);
-    read(sums + at, shift);
-    read(sums + width + at, slope);
-    for (int i = 0; i < VECTOR; i++) {
-        scale[i] = weight[part.channel + i] * r[i];
-        slope[i] *= -share * scale[i] * r[i];
-        shift[i] *= -share * scale[i];
+    float m[MAPS][VECTOR], scale[MAPS][VECTOR], slope[MAPS][VECTOR], shift[MAPS][VECTOR];
+    const i64 at = i64(block.z()) * map.c + part.channel, width = i64(map.groups) * map.c;
+    const float share = float(1.0 / double(map.rows));
+    for (int k = 0; k < MAPS; k++) {
+        float r[VECTOR];
+        read(of[k].mean + at, m[k]);
+        read(of[k].rstd + at, r);
+        read(sums + at, shift[k]);
+        read(sums + (1 + k) * width + at, slope[k]);
+        for (int i = 0; i < VECTOR; i++) {
+            scale[k][i] = of[k].weight[part.channel + i] * r[i];
+            slope[k][i] *= -share * scale[k][i] * r[i];
+            shift[k][i] *= -share * scale[k][i];
+        }
     }
-    for (i64 row = part.first + block.down(); row < part.end; row += Source::ROWS * block.depth()) {
-        typename Source::Loaded gradients[Source::ROWS];
-        Eight<T> in[Source::ROWS];
+    for (i64 row = part.first + block.down(); row < part.end; row += ROWS * block.depth()) {
+        typename Source::Loaded gradients[ROWS];
+        Eight<T> in[ROWS][MAPS];
         DETCO_UNROLL
-        for (int r = 0; r < Source::ROWS; r++) {
+        for (int r = 0; r < ROWS; r++) {
             const Place place = place_of(block, map, part, row, r);
             if (!place.used) continue;
-            source.load(map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
-            in[r] = load(x + place.at);
+            source.load(block, map, part, row + i64(r) * block.depth(), place.at, gradients[r]);
+            for (int k = 0; k < MAPS; k++) in[r][k] = load(of[k].x + place.at);
         }
         DETCO_UNROLL
-        for (int r = 0; r < Source::ROWS; r++) {
+        for (int r = 0; r < ROWS; r++) {
             const Place place = place_of(block, map, part, row, r);
             if (!place.used) continue;
-            float g[VECTOR], values[VECTOR];
+            float g[VECTOR];
             source.widen(gradients[r], g);
-            widen(in[r], values);
-            for (int i = 0; i < VECTOR; i++) {
-                values[i] = scale[i] * g[i] + (slope[i] * (values[i] - m[i]) + shift[i]);
+            for (int k = 0; k < MAPS; k++) {
+                float values[VECTOR];
+                widen(in[r][k], values);
+                for (int i = 0; i < VECTOR; i++) {
+                    values[i] = scale[k][i] * g[i] + (slope[k][i] * (values[i] - m[k][i]) + shift[k][i]);
+                }
+                write(to[k].dx + place.at, values);
             }
-            write(dx + place.at, values);
         }
     }
 }
