@@ -171,9 +171,12 @@ pub struct Scale<'a> {
 
 /// Terms and their gradients, without a graph and without more than one term's logits at a time.
 ///
-/// With `z` the logits of a sample and `p = softmax(z)`, a cross-entropy with class 0 has the
-/// gradient `p - [1, 0, ...]` by `z`, so by the query `(sum_j p_j queue_j - (1 - p_0) key) / t`: one
-/// product of the `[n, k]` probabilities with the queue. Keys and queues have no gradient.
+/// With `z` the negatives' logits of a sample, `p = softmax(z)`, `m = log sum exp z` and `z0` the
+/// positive's, a cross-entropy with the positive as the class is `log(1 + exp(m - z0))`, and has by the query
+/// the gradient `sigmoid(m - z0) (sum_j p_j queue_j - key) / t`: one product of the `[n, k]` probabilities with
+/// the queue. Keys and queues have no gradient.
+///
+/// The positive stays apart since it would give each row an odd length, of which a GPU's products are slow.
 pub fn score(query: &Embeddings, key: &Embeddings, queues: &Queues, scale: Scale<'_>) -> Scores {
     tch::no_grad(|| {
         let levels = query.global.len();
@@ -215,24 +218,24 @@ fn score_pair(
     let negative_mean = sum(&(mean(&scaled, 1) * Tensor::stack(&centres, 0)), 1); // [levels]
 
     // One term's logits and their softmax: the only memory of that size, used again for each level.
-    let k = rings[0].size()[1];
-    let logits = Tensor::empty([n, 1 + k], (kind, query.device()));
-    let mut softmax = logits.empty_like();
-    let (mut losses, mut firsts, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
-    for level in 0..levels {
-        let (ring, positive) = (&rings[level as usize], positive.get(level));
-        logits.narrow(1, 0, 1).copy_(&positive.unsqueeze(1));
-        let negative = logits.narrow(1, 1, k);
-        let _ = scaled.get(level).mm_out(&negative, ring); // [n, d] x [d, k] -> [n, k]
-        firsts.push(positive.gt_tensor(&negative.amax([1_i64].as_slice(), false)));
-        let _ = logits.internal_log_softmax_out(&softmax, 1, false);
-        losses.push(-softmax.select(1, 0));
-        let _ = softmax.exp_();
-        let pull = softmax.narrow(1, 1, k).mm(&ring.tr()); // [n, k] x [k, d] -> [n, d]
-        let push = softmax.narrow(1, 0, 1) - 1.0; // [n, 1]
-        gradients.push(pull + push * key.get(level));
+    let logits = Tensor::empty([n, rings[0].size()[1]], (kind, query.device()));
+    let softmax = logits.empty_like();
+    let largest = |of: &Tensor| of.amax([1_i64].as_slice(), false);
+    let (mut tops, mut top_shares, mut pulls) = (Vec::new(), Vec::new(), Vec::new());
+    for (level, ring) in rings.iter().enumerate() {
+        let _ = scaled.get(level as i64).mm_out(&logits, ring); // [n, d] x [d, k] -> [n, k]
+        let _ = logits.internal_softmax_out(&softmax, 1, false);
+        tops.push(largest(&logits));
+        top_shares.push(largest(&softmax));
+        pulls.push(softmax.mm(&ring.tr())); // [n, k] x [k, d] -> [n, d]
     }
-    let [loss, first, gradient] = [losses, firsts, gradients].map(|all| Tensor::stack(&all, 0));
+    let [top, top_share, pull] = [tops, top_shares, pulls].map(|all| Tensor::stack(&all, 0));
+    // log sum exp of the negatives, less the positive, [levels, n]. Logits are large and near each other:
+    // their difference comes first.
+    let margin = (&top - &positive) - top_share.log();
+    let loss = margin.logaddexp(&margin.zeros_like());
+    let gradient = margin.sigmoid().unsqueeze(2) * (pull - &key); // [levels, n, d]
+    let first = positive.gt_tensor(&top);
     let first = first.to_kind(kind);
     let readings = [mean(&loss, 1), mean(&positive, 1), negative_mean, mean(&first, 1)];
     let readings = Tensor::stack(&readings, 1);

@@ -65,7 +65,7 @@ impl Needs {
             // That once more alone: both views are the pipeline's.
             Way::Lent => (batch, pipeline(config, bf16)),
         };
-        let logits = 2 * rows * (1 + config.loss.queue) * 4;
+        let logits = 2 * rows * config.loss.queue * 4;
         // A layer's gradients, of what it made and of what it read, and one map between.
         let workspace = 3 * largest + if device.is_cuda() { CUDA_LIBRARIES } else { 0 };
         Needs(vec![

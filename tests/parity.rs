@@ -244,7 +244,7 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
         "level_weights": config.loss.level_weights, "queue": config.loss.queue,
         "ema": config.loss.ema, "batch": n, "lr": lr, "momentum": momentum,
         "weight_decay": decay, "threads": THREADS, "shuffles": shuffles,
-        "dtype": dtype(kind),
+        "dtype": dtype(kind), "loss_in_float64": true,
     });
     let mut reference = Reference::start("detco_reference.py", &settings);
     // The reference has to make its own key encoder: it is given none.

@@ -163,8 +163,11 @@ class DetCo:
                 z = torch.cat([positive, q @ negatives], dim=1)
                 z = z / case["temperature"]
                 logits[f"{level}.{pair}"] = z
+                # Where a positive is far above all negatives, float32 keeps three digits of the loss and of
+                # p - 1, the positive's gradient.
+                exact = z.double() if case.get("loss_in_float64") else z
                 terms[f"{level}.{pair}"] = F.cross_entropy(
-                    z, torch.zeros(len(z), dtype=torch.long, device=z.device)
+                    exact, torch.zeros(len(z), dtype=torch.long, device=z.device)
                 )
         return terms, logits
 
