@@ -237,49 +237,88 @@ pub fn images(bytes: &[u8], n: usize, edge: usize, device: Device) -> Result<Ten
     Ok(Scale::new(Form::plain(device))?.apply(&bytes.view([rows, edge, edge, 3])))
 }
 
-/// The numbers that pixels are normalised by, on the device.
+/// The numbers that pixels are normalised by, `[3, 1, 1]` each on the device.
 #[derive(Debug)]
 struct Scale {
     form: Form,
-    mean: Tensor,
-    std: Tensor,
+    numbers: Numbers,
+}
+
+/// torchvision's arithmetic, or the same in a product and a sum.
+#[derive(Debug)]
+enum Numbers {
+    /// `(byte / 255 - mean) / std`.
+    Quotients { mean: Tensor, std: Tensor },
+    /// `factor * byte + offset`.
+    Folded { factor: Tensor, offset: Tensor },
 }
 
 impl Scale {
     fn new(form: Form) -> Result<Scale, ShimError> {
-        let channels = |values: &[f32; 3]| {
-            let values = Tensor::from_slice(values).view([3, 1, 1]);
+        Scale::with(form, form.device.is_cuda() && form.bf16)
+    }
+
+    fn with(form: Form, folded: bool) -> Result<Scale, ShimError> {
+        let channels = |values: [f32; 3]| {
+            let values = Tensor::from_slice(&values).view([3, 1, 1]);
             shim::upload(&values, form.device)
         };
-        Ok(Scale { form, mean: channels(&MEAN)?, std: channels(&STD)? })
+        let numbers = if folded {
+            let factor = channels(STD.map(|std| 1.0 / (255.0 * std)))?;
+            Numbers::Folded {
+                factor,
+                offset: channels(std::array::from_fn(|c| -MEAN[c] / STD[c]))?,
+            }
+        } else {
+            Numbers::Quotients { mean: channels(MEAN)?, std: channels(STD)? }
+        };
+        Ok(Scale { form, numbers })
     }
 
     /// Bytes `[n, edge, edge, 3]` to `[n, 3, edge, edge]`; all arithmetic in float32.
     fn apply(&self, pixels: &Tensor) -> Tensor {
-        let floats = match self.form.channels_last {
-            true => self.channels_last(pixels),
-            false => self.channels_first(pixels),
+        let floats = match (&self.numbers, self.form.channels_last) {
+            (Numbers::Folded { factor, offset }, _) => self.in_one_pass(pixels, factor, offset),
+            (Numbers::Quotients { mean, std }, true) => Scale::channels_last(pixels, mean, std),
+            (Numbers::Quotients { mean, std }, false) => self.channels_first(pixels, mean, std),
         };
         if self.form.bf16 { floats.to_kind(Kind::BFloat16) } else { floats }
     }
 
-    fn channels_first(&self, pixels: &Tensor) -> Tensor {
+    /// To bfloat16 without a float in memory, as a GPU's libtorch converts types on its way: the same bits
+    /// for every byte as by the quotients, once they are rounded. A CPU's would make floats of all first.
+    fn in_one_pass(&self, pixels: &Tensor, factor: &Tensor, offset: &Tensor) -> Tensor {
+        let [n, edge] = [pixels.size()[0], pixels.size()[2]];
+        let (shape, of) = ([n, edge, edge, 3], (Kind::BFloat16, self.form.device));
+        if self.form.channels_last {
+            let row = |of: &Tensor| of.flatten(0, -1).repeat([edge]); // [edge * 3]
+            let out = Tensor::empty([n * edge, 3 * edge], of);
+            let bytes = pixels.view([-1, 3 * edge]);
+            let _ = row(offset).addcmul_out(&out, &bytes, &row(factor));
+            return out.view(shape).permute([0, 3, 1, 2]);
+        }
+        let out = Tensor::empty([n, 3, edge, edge], of);
+        let _ = offset.addcmul_out(&out, &pixels.permute([0, 3, 1, 2]), factor);
+        out
+    }
+
+    fn channels_first(&self, pixels: &Tensor, mean: &Tensor, std: &Tensor) -> Tensor {
         let pixels = pixels.permute([0, 3, 1, 2]);
         let mut floats = Tensor::empty(pixels.size(), (Kind::Float, self.form.device));
         floats.copy_(&pixels);
         let mut floats = floats.g_div_scalar_(255.0);
-        let mut floats = floats.g_sub_(&self.mean);
-        floats.g_div_(&self.std)
+        let mut floats = floats.g_sub_(mean);
+        floats.g_div_(std)
     }
 
     /// Normalised in rows of pixels: a loop over three channels alone is no loop for a vector unit.
-    fn channels_last(&self, pixels: &Tensor) -> Tensor {
+    fn channels_last(pixels: &Tensor, mean: &Tensor, std: &Tensor) -> Tensor {
         let (shape, edge) = (pixels.size(), pixels.size()[2]);
         let row = |of: &Tensor| of.flatten(0, -1).repeat([edge]); // [edge * 3]
         let mut floats = pixels.to_kind(Kind::Float).view([-1, 3 * edge]);
         let mut floats = floats.g_div_scalar_(255.0);
-        let mut floats = floats.g_sub_(&row(&self.mean));
-        floats.g_div_(&row(&self.std)).view(shape.as_slice()).permute([0, 3, 1, 2])
+        let mut floats = floats.g_sub_(&row(mean));
+        floats.g_div_(&row(std)).view(shape.as_slice()).permute([0, 3, 1, 2])
     }
 }
 
@@ -344,6 +383,21 @@ mod tests {
                 assert_eq!(device::is_channels_last(formed), channels_last);
                 assert!(!device::is_channels_last(plain));
             }
+        }
+    }
+
+    /// Every byte in every channel: as by the quotients, to the bit.
+    #[test]
+    fn one_pass_to_bfloat16_is_what_the_quotients_round_to() {
+        let bytes: Vec<u8> = (0..768).map(|i| ((i / 3) % 256) as u8).collect();
+        let pixels = Tensor::from_slice(&bytes).view([1, 16, 16, 3]);
+        for channels_last in [false, true] {
+            let form = Form { device: Device::Cpu, channels_last, bf16: true };
+            let apply = |folded| Scale::with(form, folded).unwrap().apply(&pixels);
+            let (once, plain) = (apply(true), apply(false));
+            assert_eq!((once.kind(), once.size()), (Kind::BFloat16, plain.size()));
+            assert_eq!(device::is_channels_last(&once), channels_last);
+            assert!(once.equal(&plain));
         }
     }
 
