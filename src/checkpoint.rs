@@ -56,6 +56,14 @@ pub enum CheckpointError {
         /// Those that are there.
         known: String,
     },
+    /// `state.json` is no JSON, or not of a checkpoint.
+    #[error("{path}: {reason}: the checkpoint is damaged")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// `state.json` is not what this program writes.
     #[error("{path}: {reason}")]
     State {
@@ -87,6 +95,17 @@ pub enum CheckpointError {
     /// The config inside does not pass this program's checks.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+impl CheckpointError {
+    /// Whether the checkpoint is not as it was written, so that an older one may be.
+    fn is_damage(&self) -> bool {
+        match self {
+            CheckpointError::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            CheckpointError::Damaged { .. } | CheckpointError::Broken { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// A file of a checkpoint, as it was written.
@@ -137,7 +156,7 @@ impl State {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateFile {
     format: u32,
@@ -152,6 +171,9 @@ struct StateFile {
     files: Vec<FileRecord>,
     /// TOML: the same text as `config.toml`, so that a checkpoint stands alone.
     config: String,
+    /// CRC32C of all of this as JSON without spaces, this one left out. Older checkpoints have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc32c: Option<u32>,
 }
 
 /// Ranks of a run whose checkpoints do not say.
@@ -161,7 +183,7 @@ fn one() -> usize {
 
 impl StateFile {
     fn new(state: &State, files: Vec<FileRecord>) -> StateFile {
-        StateFile {
+        let mut file = StateFile {
             format: FORMAT,
             detco: env!("CARGO_PKG_VERSION").to_string(),
             step: state.step,
@@ -172,6 +194,27 @@ impl StateFile {
             ranks: state.ranks,
             files,
             config: state.config.to_toml(),
+            crc32c: None,
+        };
+        file.crc32c = Some(file.checksum());
+        file
+    }
+
+    /// Of what it says, however it is laid out.
+    fn checksum(&self) -> u32 {
+        let bare = StateFile { crc32c: None, ..self.clone() };
+        crc32c::crc32c(&serde_json::to_vec(&bare).expect("texts and numbers have a JSON form"))
+    }
+
+    fn check(&self, path: &Path) -> Result<(), CheckpointError> {
+        match (self.crc32c, self.checksum()) {
+            (Some(expected), found) if expected != found => Err(CheckpointError::Damaged {
+                path: path.to_path_buf(),
+                what: "CRC32C of its entries",
+                found: format!("{found:08x}"),
+                expected: format!("{expected:08x}"),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -214,6 +257,14 @@ impl Saved {
 
     fn tensors(&self, name: &str) -> Result<Vec<(String, Tensor)>, CheckpointError> {
         let path = self.folder.join(name);
+        let bytes = self.bytes(name)?;
+        parse_tensors(&bytes)
+            .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })
+    }
+
+    /// A file as it was written.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let path = self.folder.join(name);
         let record = self.files.iter().find(|file| file.name == name).ok_or_else(|| {
             let reason = format!("names no file {name}");
             CheckpointError::State { path: self.folder.join(STATE), reason }
@@ -229,9 +280,58 @@ impl Saved {
         if crc != record.crc32c {
             return damaged("CRC32C", format!("{crc:08x}"), format!("{:08x}", record.crc32c));
         }
-        parse_tensors(&bytes)
-            .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })
+        Ok(bytes)
     }
+}
+
+/// The newest checkpoint of a run whose files are all as they were written, and what is wrong with those
+/// after it.
+///
+/// # Errors
+/// When there is none; what is wrong with the newest where none is whole; at once where one is whole but
+/// not for this program.
+pub fn open_intact(run: &Path) -> Result<(Saved, Vec<CheckpointError>), CheckpointError> {
+    let mut damaged = Vec::new();
+    for name in list(run)?.iter().rev() {
+        let saved = read(&run.join("checkpoints").join(name)).and_then(|saved| {
+            for file in [MODEL, OPTIM] {
+                saved.bytes(file)?;
+            }
+            Ok(saved)
+        });
+        match saved {
+            Ok(saved) => return Ok((saved, damaged)),
+            Err(error) if error.is_damage() => damaged.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match damaged.into_iter().next() {
+        Some(newest) => Err(newest),
+        None => open(run, None).map(|saved| (saved, Vec::new())), // which says that there is none
+    }
+}
+
+/// Renames checkpoints of later steps than the one that a run goes on from, which are damaged: their names
+/// will be needed again. Nothing is removed.
+///
+/// # Errors
+/// When they cannot be renamed.
+pub fn set_aside(run: &Path, step: u64) -> Result<(), CheckpointError> {
+    let parent = run.join("checkpoints");
+    let later = |name: &&String| {
+        let digits = name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
+        digits.is_some_and(|found| found > step)
+    };
+    for name in list(run)?.iter().filter(later) {
+        let from = parent.join(name);
+        let free = |n: &u32| !parent.join(format!("damaged-{n}-{name}")).exists();
+        let to = match (1..).find(free) {
+            Some(n) => parent.join(format!("damaged-{n}-{name}")),
+            None => continue,
+        };
+        fs::rename(&from, &to).map_err(io_error("rename", &from))?;
+    }
+    sync_folder(&parent)
 }
 
 /// Opens a run's checkpoint: `which` is `None` or `latest` for the newest, a name (`step-000001200`)
@@ -285,8 +385,11 @@ fn read(folder: &Path) -> Result<Saved, CheckpointError> {
     let path = folder.join(STATE);
     let fault = |reason: String| CheckpointError::State { path: path.clone(), reason };
     let text = fs::read(&path).map_err(io_error("read", &path))?;
-    let value: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+    let value = serde_json::from_slice::<serde_json::Value>(&text);
+    let value = value.map_err(|error| {
+        let reason = format!("is no JSON: {error}");
+        CheckpointError::Broken { path: path.clone(), reason }
+    })?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
     if format != Some(u64::from(FORMAT)) {
         let found = format.map_or("absent".to_string(), |format| format.to_string());
@@ -294,6 +397,7 @@ fn read(folder: &Path) -> Result<Saved, CheckpointError> {
     }
     let file: StateFile =
         serde_json::from_value(value).map_err(|error| fault(error.to_string()))?;
+    file.check(&path)?;
     let state = file.state(&path)?;
     Ok(Saved { folder: folder.to_path_buf(), state, files: file.files })
 }
@@ -507,6 +611,54 @@ mod tests {
         assert!(matches!(open(run.path(), None), Err(CheckpointError::Missing { .. })));
         save(run.path(), &state(9), &tensors(), &[]).unwrap();
         assert_eq!(open(run.path(), None).unwrap().model_tensors().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_set_aside() {
+        let run = tempfile::tempdir().unwrap();
+        let none = open_intact(run.path()).unwrap_err();
+        assert!(matches!(none, CheckpointError::Missing { .. }));
+        let folders = [5, 50].map(|step| save(run.path(), &state(step), &tensors(), &[]).unwrap());
+        assert_eq!(open_intact(run.path()).unwrap().0.state.step, 50);
+        let cut = |folder: &Path, file: &str| {
+            let path = folder.join(file);
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+            bytes
+        };
+        for file in [MODEL, OPTIM, STATE] {
+            let bytes = cut(&folders[1], file);
+            let (saved, damaged) = open_intact(run.path()).unwrap();
+            assert_eq!((saved.state.step, damaged.len()), (5, 1), "{file}");
+            let said = damaged[0].to_string();
+            assert!(said.contains(file) && said.contains("is damaged"), "{said}");
+            fs::write(folders[1].join(file), bytes).unwrap();
+        }
+        let path = folders[1].join(STATE);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("lr = 0.03", "lr = 0.09")).unwrap();
+        let (_, damaged) = open_intact(run.path()).unwrap();
+        assert!(damaged[0].to_string().contains("CRC32C of its entries"), "{}", damaged[0]);
+        // One of an older program has no checksum.
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(older.as_object_mut().unwrap().remove("crc32c").is_some());
+        fs::write(&path, older.to_string()).unwrap();
+        assert!(open_intact(run.path()).unwrap().1.is_empty());
+        // One of a newer program is no damage.
+        fs::write(&path, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        assert!(matches!(open_intact(run.path()), Err(CheckpointError::State { .. })));
+        fs::write(&path, text).unwrap();
+
+        set_aside(run.path(), 5).unwrap();
+        assert_eq!(list(run.path()).unwrap(), ["step-000000005"]);
+        assert!(run.path().join("checkpoints/damaged-1-step-000000050").join(MODEL).is_file());
+        save(run.path(), &state(50), &tensors(), &[]).unwrap();
+        assert_eq!(open_intact(run.path()).unwrap().0.state.step, 50);
+        for name in list(run.path()).unwrap() {
+            cut(&run.path().join("checkpoints").join(name), MODEL);
+        }
+        let error = open_intact(run.path()).unwrap_err().to_string();
+        assert!(error.contains("step-000000050") && error.contains("is damaged"), "{error}");
     }
 
     #[test]

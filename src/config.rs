@@ -757,7 +757,9 @@ impl Config {
         let batch = self.train.batch;
         check("train.batch", batch, batch >= 1, "at least 1")?;
         check("train.epochs", self.train.epochs, self.train.epochs >= 1, "at least 1")?;
-        check("train.threads", self.train.threads, self.train.threads >= 0, "0 or more")?;
+        // Where the system has no more threads, libtorch waits for them for ever.
+        let threads = self.train.threads;
+        check("train.threads", threads, (0..=1024).contains(&threads), "0 to 1024")?;
         check("model.width", m.width, (1..=512).contains(&m.width), "1 to 512")?;
         check("model.dim", m.dim, (2..=8192).contains(&m.dim), "2 to 8192")?;
         let ascending = m.levels.windows(2).all(|pair| pair[0] < pair[1]);
@@ -796,19 +798,18 @@ impl Config {
         check("loss.temperature", t, t.is_finite() && t > 0.0, "above 0")?;
         check("loss.ema", self.loss.ema, (0.0..=1.0).contains(&self.loss.ema), "0 to 1")?;
         let lr = self.optim.lr;
-        check("optim.lr", lr, lr.is_finite() && lr >= 0.0, "0 or more")?;
+        check("optim.lr", lr, lr.is_finite() && lr >= 0.0, "finite, 0 or more")?;
         check("optim.lr_batch", self.optim.lr_batch, self.optim.lr_batch >= 1, "at least 1")?;
         let momentum = self.optim.momentum;
         check("optim.momentum", momentum, (0.0..1.0).contains(&momentum), "0 to below 1")?;
         let decay = self.optim.weight_decay;
-        check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "0 or more")?;
-        check(
-            "data.batches_ahead",
-            self.data.batches_ahead,
-            self.data.batches_ahead >= 1,
-            "at least 1",
-        )?;
-        check("data.fetches", self.data.fetches, self.data.fetches >= 1, "at least 1")?;
+        check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "finite, 0 or more")?;
+        let workers = self.data.workers;
+        check("data.workers", workers, workers <= 1024, "0 to 1024")?;
+        let ahead = self.data.batches_ahead;
+        check("data.batches_ahead", ahead, (1..=64).contains(&ahead), "1 to 64")?;
+        let fetches = self.data.fetches;
+        check("data.fetches", fetches, (1..=1024).contains(&fetches), "1 to 1024")?;
         let share = self.data.bad_share_max;
         check("data.bad_share_max", share, (0.0..=1.0).contains(&share), "0 to 1")?;
         let d = &self.dist;

@@ -42,7 +42,7 @@ pub fn remote(data: &Data) -> RemoteOptions {
 pub fn remote_in(folder: &Path, size: Bytes) -> RemoteOptions {
     RemoteOptions {
         environment: store_environment(),
-        notice: Some(|text| eprintln!("{text}")),
+        notice: Some(|text| note!("{text}")),
         ..RemoteOptions::new(folder, size.0)
     }
 }

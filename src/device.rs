@@ -107,9 +107,7 @@ pub fn has_kernels(config: &Config, device: Device) -> bool {
     }
     let missing = norm::ready(device).err();
     if let Some(missing) = missing {
-        SAID.call_once(|| {
-            eprintln!("libtorch normalises groups one by one, more slowly: {missing}")
-        });
+        SAID.call_once(|| note!("libtorch normalises groups one by one, more slowly: {missing}"));
     }
     missing.is_none()
 }

@@ -51,11 +51,29 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     let needs = Needs::of(&model, config, found.device, way);
     let (batch, parts) = (config.train.batch, config.train.accumulate);
     let _ = writeln!(out, "memory         batch {batch} in {parts} micro-batches:\n{needs}");
-    if let Device::Cuda(index) = found.device {
-        let free = shim::cuda_memory(index)?.free;
+    let free = match found.device {
+        Device::Cuda(index) => Some(shim::cuda_memory(index)?.free),
+        _ => host_memory(),
+    };
+    if let Some(free) = free {
         let _ = writeln!(out, "{}", advice(&model, config, (found.device, way), free));
     }
     Ok(text)
+}
+
+/// Bytes that this machine, and the control group that this process is in, have left; `None` where the system
+/// does not say.
+fn host_memory() -> Option<i64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |text: String| text.trim().parse::<i64>().ok();
+    let info = read("/proc/meminfo")?;
+    let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = available.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024;
+    // What a container may have ("max" is no number).
+    let group = |most: &str, used: &str| Some(number(read(most)?)? - number(read(used)?)?);
+    let root = "/sys/fs/cgroup";
+    let left = group(&format!("{root}/memory.max"), &format!("{root}/memory.current"));
+    Some(left.map_or(available, |left| left.min(available)).max(0))
 }
 
 fn amounts(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
@@ -79,7 +97,7 @@ fn rates(config: &Config, order: &Order) -> String {
     format!("{first} at first, {last:.3e} in the last step ({kind})")
 }
 
-/// Whether it fits a card with so many bytes free, and else what would.
+/// Whether it fits where so many bytes are free, and else what would.
 fn advice(model: &Model, config: &Config, (device, way): (Device, Way), free: i64) -> String {
     let usable = (free as f64 * USABLE) as i64;
     let gigabytes = |bytes: i64| bytes as f64 / 1e9;

@@ -70,6 +70,9 @@
 //! `detco` parses the command line and runs the data plane's commands; it hands those that need
 //! libtorch over to `detco-train`, so that nobody pays for loading libtorch who does not use it.
 
+#[macro_use]
+mod console;
+
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -4,6 +4,7 @@
 //! take a batch, make an update, write down what it saw, save when due. On a CPU a run that was
 //! killed and resumed has the same losses and weights, bit for bit, as one that was not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -121,12 +122,16 @@ pub enum TrainError {
     )]
     DataChanged { found: u64, found_samples: u64, expected: u64, expected_samples: u64 },
     #[error(
-        "--set with --resume would change the mathematics of the run: only data.* (but not \
-         data.window), checkpoint.*, monitor.*, dist.* (but dist.compress), train.device, \
-         train.deterministic, train.threads and train.steps_max may change. Start a new run with \
-         --init to go another way"
+        "this would change the mathematics of the run: {changes}. Only data.* (but not data.window), \
+         checkpoint.*, monitor.*, dist.* (but dist.compress), train.device, train.deterministic, \
+         train.threads and train.steps_max may change.\nhint: a new run with --init goes another way"
     )]
-    ResumeChanges,
+    ResumeChanges { changes: String },
+    #[error(
+        "{source}\nhint: the run's configuration names it, as seen from the folder where the run was \
+         started; --data SHARDS says where the data is now"
+    )]
+    ResumedData { source: ShardError },
     #[error(
         "step {step}: the loss or a gradient is not finite (loss {loss}, gradient norm \
          {gradient_norm}). The last good checkpoint is {last_good}\nhint: lower optim.lr"
@@ -242,13 +247,14 @@ pub fn train_from(
     meeting: Option<Meeting>,
     decoder: Decoder<'_>,
 ) -> Result<Outcome, TrainError> {
-    let stop = listen()?;
     let plan = Plan::make(start, meeting.as_ref());
     let plan = plan.inspect_err(|error| {
         if let Some(meeting) = &meeting {
             meeting.fail(&error.to_string());
         }
     })?;
+    // Not before: a signal ends a process at once that still waits for a server or for other ranks.
+    let stop = listen()?;
     let mut entrance = Entrance { meeting, world: None };
     let mut run = match Run::open(plan, &mut entrance, &stop, decoder) {
         Ok(run) => run,
@@ -300,16 +306,20 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     let Some(lead) = &run.lead else { return Ok(outcome) };
     lead.progress.finish();
     if let Some(counts) = run.source.counts() {
-        eprintln!("decoded: {}", who_decoded(&counts));
+        note!("decoded: {}", who_decoded(&counts));
         if let Some(refusal) = run.source.refusal() {
-            eprintln!("the GPU first refused an image with: {refusal}");
+            note!("the GPU first refused an image with: {refusal}");
         }
+    }
+    if run.replaced > 0 {
+        let (replaced, path) = (run.replaced, run.folder.join(file_of(QUARANTINE, 0)));
+        note!("{replaced} bad samples were replaced by others: see {}", path.display());
     }
     match outcome {
         Outcome::Finished => {
-            eprintln!("finished: {} updates in {}", run.step, run.folder.display())
+            note!("finished: {} updates in {}", run.step, run.folder.display())
         }
-        Outcome::Stopped => eprintln!(
+        Outcome::Stopped => note!(
             "stopped after step {}; go on with `detco train --resume {}`",
             run.step,
             run.folder.display()
@@ -358,7 +368,14 @@ impl Plan {
         if config.data.shards.is_empty() {
             return Err(TrainError::NoData);
         }
-        let set = Arc::new(data::open(&config.data.shards, &config.data)?);
+        let set = data::open(&config.data.shards, &config.data);
+        let set = Arc::new(set.map_err(|source| match &state {
+            // Not a folder that this command has named.
+            Some(state) if state.config.data.shards == config.data.shards => {
+                TrainError::ResumedData { source }
+            }
+            _ => TrainError::Shards(source),
+        })?);
         if let Some(state) = &state {
             check_data(&set, state)?;
         }
@@ -401,13 +418,25 @@ fn window(
 /// The checkpoint that a run goes on from, if it is to go on.
 fn find(start: &Start) -> Result<Option<Saved>, TrainError> {
     match start {
-        Start::Resume { run, .. } => Ok(Some(checkpoint::open(run, None)?)),
+        Start::Resume { run, .. } => Ok(Some(newest_intact(run)?)),
         Start::New { run, or_resume, .. } => match (checkpoint::list(run)?.is_empty(), or_resume) {
             (true, _) => Ok(None),
-            (false, true) => Ok(Some(checkpoint::open(run, None)?)),
+            (false, true) => Ok(Some(newest_intact(run)?)),
             (false, false) => Err(TrainError::RunExists { run: run.clone() }),
         },
     }
+}
+
+/// The newest checkpoint that is whole; says which are not.
+fn newest_intact(run: &Path) -> Result<Saved, TrainError> {
+    let (saved, damaged) = checkpoint::open_intact(run)?;
+    for fault in &damaged {
+        note!("warning: {fault}");
+    }
+    if !damaged.is_empty() {
+        note!("warning: the run goes on from {} before it", saved.folder.display());
+    }
+    Ok(saved)
 }
 
 /// The world that a run is made in.
@@ -494,6 +523,8 @@ struct Run {
     /// The last update, until it has been looked at: a device works on it while the host prepares
     /// the next.
     under_way: Option<UnderWay>,
+    /// Bad samples of this rank in whose place others came.
+    replaced: usize,
     /// Whether some rank was asked to stop, as all have learned after the same step.
     stop: bool,
     /// For each spread of the report: the step since which it has been below the threshold.
@@ -517,7 +548,15 @@ impl Lead {
         resumed: Option<u64>,
     ) -> Result<Lead, TrainError> {
         let lock = lock(folder)?;
-        checkpoint::write_whole(&folder.join("config.toml"), config.to_toml().as_bytes())?;
+        if let Some(step) = resumed {
+            checkpoint::set_aside(folder, step)?;
+        }
+        let path = folder.join("config.toml");
+        if let Some(edits) = resumed.and_then(|_| edits(&path, config)) {
+            note!("warning: {}: {edits}", path.display());
+            note!("warning: this file is a copy that no run reads; it is written anew");
+        }
+        checkpoint::write_whole(&path, config.to_toml().as_bytes())?;
         let steps = u64::from(config.train.epochs) * steps_per_epoch;
         let steps = match config.train.steps_max {
             0 => steps,
@@ -531,6 +570,18 @@ impl Lead {
         let batch = config.train.batch as u64;
         let progress = Progress::new(metrics::Plan { epochs: config.train.epochs, steps, batch });
         Ok(Lead { metrics, progress, monitor: Monitor::open(config)?, _lock: lock })
+    }
+}
+
+/// What somebody has changed of the mathematics in a run's copy of its configuration.
+fn edits(path: &Path, config: &Config) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    match Config::from_toml(&text, "it") {
+        Ok(copy) => match harmless(config, copy) {
+            Err(TrainError::ResumeChanges { changes }) => Some(changes),
+            _ => None,
+        },
+        Err(error) => Some(error.to_string()),
     }
 }
 
@@ -646,6 +697,7 @@ impl Run {
             cursor,
             step,
             under_way: None,
+            replaced: 0,
             stop: false,
             collapsing: Vec::new(),
             window,
@@ -654,7 +706,7 @@ impl Run {
             run.say_hello(resumed.is_some(), &decoded_by);
         } else if local_rank == 0 {
             // Another machine may have what this one lacks.
-            eprintln!("rank {}: decoding with {decoded_by}", run.world.rank());
+            note!("rank {}: decoding with {decoded_by}", run.world.rank());
         }
         Ok(run)
     }
@@ -665,7 +717,7 @@ impl Run {
             (ranks, 1) => format!(", {ranks} ranks"),
             (ranks, parts) => format!(", {ranks} ranks of {parts} micro-batches"),
         };
-        eprintln!(
+        note!(
             "{} {}: {} samples, {} steps an epoch, batch {}{ranks}, on {}, decoding with {decoded_by}",
             if resumed { "resuming" } else { "training in" },
             self.folder.display(),
@@ -944,7 +996,7 @@ impl Run {
 
     /// Appends what the batch was made of to `samples.jsonl`, if asked to, and its bad samples to
     /// `quarantine.jsonl`.
-    fn quarantine(&self, taken: &Taken) -> Result<(), TrainError> {
+    fn quarantine(&mut self, taken: &Taken) -> Result<(), TrainError> {
         if self.config.monitor.samples {
             let Cursor { epoch, step } = taken.cursor();
             let (rank, size) = (self.world.rank() as u32, self.world.size() as u32);
@@ -956,6 +1008,7 @@ impl Run {
             self.append(SAMPLES, &format!("{line}\n"))?;
         }
         let Some(last) = taken.bad().last() else { return Ok(()) };
+        self.replaced += taken.bad().len();
         let mut lines = String::new();
         for bad in taken.bad() {
             let line = serde_json::json!({
@@ -1101,7 +1154,40 @@ fn harmless(saved: &Config, mut config: Config) -> Result<Config, TrainError> {
     allowed.train.deterministic = config.train.deterministic;
     allowed.train.threads = config.train.threads;
     allowed.train.steps_max = config.train.steps_max;
-    if allowed == config { Ok(config) } else { Err(TrainError::ResumeChanges) }
+    match allowed == config {
+        true => Ok(config),
+        false => Err(TrainError::ResumeChanges { changes: changes(&allowed, &config) }),
+    }
+}
+
+/// `train.epochs: the run has 1, now 20`, for each key whose value differs.
+fn changes(saved: &Config, now: &Config) -> String {
+    let flat = |config: &Config| {
+        let mut keys = BTreeMap::new();
+        let table = config.to_toml().parse::<toml::Table>().unwrap_or_default();
+        flatten("", &toml::Value::Table(table), &mut keys);
+        keys
+    };
+    let (saved, now) = (flat(saved), flat(now));
+    let keys: BTreeSet<&String> = saved.keys().chain(now.keys()).collect();
+    let changed = keys.into_iter().filter_map(|key| {
+        let value = |of: &BTreeMap<String, String>| of.get(key).cloned().unwrap_or("none".into());
+        let (had, has) = (value(&saved), value(&now));
+        (had != has).then(|| format!("{key}: the run has {had}, now {has}"))
+    });
+    changed.collect::<Vec<_>>().join("; ")
+}
+
+/// Values by their keys, `train.epochs`.
+fn flatten(prefix: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
+    let toml::Value::Table(table) = value else {
+        to.insert(prefix.to_string(), value.to_string());
+        return;
+    };
+    for (key, value) in table {
+        let dot = if prefix.is_empty() { "" } else { "." };
+        flatten(&format!("{prefix}{dot}{key}"), value, to);
+    }
 }
 
 fn check_data(set: &ShardSet, state: &State) -> Result<(), TrainError> {
@@ -1178,7 +1264,8 @@ fn lock(folder: &Path) -> Result<File, TrainError> {
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGUSR1 raise; a second one of the first two ends the process.
+/// A flag that SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise; a second one of the first two ends the process. A
+/// SIGHUP that `nohup` has the process ignore stays ignored.
 fn listen() -> Result<Arc<AtomicBool>, TrainError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -1192,8 +1279,10 @@ fn listen() -> Result<Arc<AtomicBool>, TrainError> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .map_err(TrainError::Signals)?;
     }
-    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&stop))
-        .map_err(TrainError::Signals)?;
+    let once = [signal_hook::consts::SIGUSR1, signal_hook::consts::SIGHUP];
+    for signal in once.into_iter().filter(|signal| !dist::launch::is_ignored(*signal)) {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(TrainError::Signals)?;
+    }
     Ok(stop)
 }
 

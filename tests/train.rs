@@ -121,19 +121,100 @@ fn workers_and_batches_ahead_do_not_change_a_bit() {
     assert_same_model(&one, &three);
 }
 
+/// Also the one of a terminal that closes.
 #[test]
-fn sigterm_writes_a_checkpoint_and_says_so_with_its_code() {
+fn a_signal_writes_a_checkpoint_and_says_so_with_its_code() {
+    use rustix::process::Signal;
+
+    let (folder, data) = shards(8);
+    for signal in [Signal::TERM, Signal::HUP] {
+        let run = folder.path().join(format!("{signal:?}"));
+        let mut child =
+            start(&new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
+        wait_for_step(&run, 3, &mut child);
+        let id = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(id, signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(75), "{signal:?}");
+        let saved = checkpoint::open(&run, None).unwrap();
+        assert!(saved.state.step >= 3, "step {}", saved.state.step);
+        assert_eq!(losses(&run).len() as u64, saved.state.step);
+    }
+}
+
+/// Under `nohup` a run outlives its terminal.
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");
-    let mut child =
-        start(&new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
+    let mut command = Command::new("nohup");
+    command.arg(DETCO).args(new_run(&data, &run, &["train.epochs=500"]));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    let mut child = command.spawn().expect("nohup is there");
     wait_for_step(&run, 3, &mut child);
     let id = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(75));
-    let saved = checkpoint::open(&run, None).unwrap();
-    assert!(saved.state.step >= 3, "step {}", saved.state.step);
-    assert_eq!(losses(&run).len() as u64, saved.state.step);
+    rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
+    wait_for_step(&run, losses(&run).len() as u64 + 10, &mut child);
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A log on a full disk, or a `tee` that has ended.
+#[test]
+fn a_run_goes_on_where_nobody_reads_what_it_says() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let run_with = |args: &[&str]| {
+        let mut command = Command::new(DETCO);
+        command.args(args).stdout(full()).stderr(full()).status().expect("it starts").code()
+    };
+    let args = new_run(&data, &run, &["train.epochs=2", "monitor.every_steps=1"]);
+    assert_eq!(run_with(&args), Some(0));
+    assert_eq!(losses(&run).len(), 8);
+    // Results that cannot be written are an error, and no panic.
+    let knn = ["eval", "knn", path(&run), "--train", path(&data), "--test", path(&data)];
+    let weights = folder.path().join("weights.pth");
+    let export = ["export", path(&run), "-o", path(&weights)];
+    let dry = [&args[..], &["--dry-run"]].concat();
+    let print = ["train", "detco-small", "--print-config"];
+    for args in [&knn[..], &[&knn[..], &["--json"]].concat(), &export, &dry, &print] {
+        assert_eq!(run_with(args), Some(1), "{args:?}");
+    }
+    assert!(weights.is_file());
+}
+
+#[test]
+fn a_run_goes_on_from_the_newest_checkpoint_that_is_whole() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    detco_ok(&new_run(&data, &run, &["train.epochs=3", "checkpoint.every_epochs=1"]));
+    let whole = folder.path().join("whole");
+    detco_ok(&new_run(&data, &whole, &["train.epochs=3", "checkpoint.every_epochs=1"]));
+    let newest = checkpoint::open(&run, None).unwrap().folder;
+    let model = newest.join("model.safetensors");
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&model, &bytes[..1000]).unwrap();
+    let copy = run.join("config.toml");
+    let text = std::fs::read_to_string(&copy).unwrap();
+    std::fs::write(&copy, text.replace("weight_decay = ", "weight_decay = 1")).unwrap();
+    let output = support::detco(&["train", "--resume", path(&run)]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for words in [
+        "size in bytes is 1000",
+        "is damaged",
+        "goes on from",
+        "step-000000008",
+        "optim.weight_decay: the run has",
+        "a copy that no run reads",
+    ] {
+        assert!(said.contains(words), "{words} is not in\n{said}");
+    }
+    assert_same_model(&whole, &run);
+    assert_eq!(losses(&whole), losses(&run));
+    let damaged = run.join("checkpoints/damaged-1-step-000000012/model.safetensors");
+    assert_eq!(std::fs::read(damaged).unwrap().len(), 1000, "kept as it was");
 }
 
 #[test]
@@ -171,6 +252,11 @@ fn what_cannot_be_resumed_says_why() {
 
     let error = detco_fails(&["train", "--resume", path(&run), "--set", "optim.lr=0.1"], 1);
     assert!(error.contains("change the mathematics"), "{error}");
+    assert!(error.contains("optim.lr: the run has ") && error.contains("now 0.1"), "{error}");
+    let again = new_run(&data, &run, &["train.epochs=2", "optim.momentum=0.5"]);
+    let error = detco_fails(&[&again[..], &["--or-resume"]].concat(), 1);
+    let changes = "optim.momentum: the run has 0.9, now 0.5; train.epochs: the run has 1, now 2.";
+    assert!(error.contains(changes) && !error.contains("--set with"), "{error}");
 
     let (_other, data) = shards(9);
     let error = detco_fails(&["train", "--resume", path(&run), "--data", path(&data)], 1);
@@ -179,6 +265,10 @@ fn what_cannot_be_resumed_says_why() {
     let nowhere = folder.path().join("nowhere");
     let error = detco_fails(&["train", "--resume", path(&nowhere)], 1);
     assert!(error.contains("holds no checkpoint"), "{error}");
+
+    std::fs::rename(folder.path().join("shards"), folder.path().join("moved")).unwrap();
+    let error = detco_fails(&["train", "--resume", path(&run)], 1);
+    assert!(error.contains("--data SHARDS says where the data is now"), "{error}");
 }
 
 #[test]
@@ -211,7 +301,10 @@ fn a_damaged_sample_ends_a_run_or_is_replaced() {
     // The monitor meets the sample as well, and goes by the same policy.
     let test = format!("monitor.knn_test=[{data:?}]");
     let monitor = [test.as_str(), "monitor.knn_every_epochs=1"];
-    detco_ok(&new_run(&data, &run, &[&skip[..], &monitor].concat()));
+    let output = support::detco(&new_run(&data, &run, &[&skip[..], &monitor].concat()));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("2 bad samples were replaced by others: see "), "{said}");
     let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();
     assert_eq!(quarantine.lines().count(), 2, "once an epoch: {quarantine}");
     assert_eq!(losses(&run).len(), 8);
@@ -279,7 +372,8 @@ fn a_dry_run_says_what_a_run_will_take_and_writes_nothing() {
     let mut args = new_run(&data, &run, &["train.epochs=3", "train.accumulate=2"]);
     args.push("--dry-run");
     let text = detco_ok(&args);
-    for line in ["samples        32", "steps          12: 3 epochs of 4", "2 micro-batches", "sum"]
+    for line in
+        ["samples        32", "steps          12: 3 epochs of 4", "2 micro-batches", "sum", "fits"]
     {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

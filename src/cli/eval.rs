@@ -45,7 +45,7 @@ pub struct KnnArgs {
     pub init: bool,
 
     /// The key encoder (the moving average) instead of the query encoder.
-    #[arg(long)]
+    #[arg(long, visible_alias = "key-encoder")]
     pub key: bool,
 
     /// Neighbours that vote; at most the training samples there are.
@@ -102,12 +102,15 @@ fn positive(text: &str) -> Result<f64, String> {
 #[cfg(feature = "train")]
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.how {
-        How::Knn(args) => knn::run(args),
+        How::Knn(args) => {
+            super::with_libtorch("--samples N and a smaller --size need less", || knn::run(args))
+        }
     }
 }
 
 #[cfg(feature = "train")]
 mod knn {
+    use std::io::Write;
     use std::ops::ControlFlow;
     use std::sync::Arc;
 
@@ -152,23 +155,32 @@ mod knn {
             ControlFlow::Continue(())
         });
         bar.finish_and_clear();
-        print(args, &what, options.size, &report?)
+        let report = report?;
+        let sets = [&args.train, &args.test];
+        if sets[0] == sets[1] {
+            note!(
+                "note: --train and --test are the same: each image's nearest neighbour is itself"
+            );
+        }
+        print(args, &what, options.size, &report)
     }
 
     fn print(args: &KnnArgs, what: &str, size: u32, report: &Report) -> anyhow::Result<()> {
         if report.k < args.k {
             let (k, asked) = (report.k, args.k);
-            eprintln!("note: k = {k}, not {asked}: there are no more training samples");
+            note!("note: k = {k}, not {asked}: there are no more training samples");
         }
+        let mut stdout = std::io::stdout().lock();
         if args.json {
             let mut value = serde_json::to_value(report)?;
             value["weights"] = what.into();
             value["size"] = size.into();
-            println!("{value}");
+            writeln!(stdout, "{value}")?;
             return Ok(());
         }
         let top5 = report.top5.map(|top5| format!(", top-5 {top5:.2} %")).unwrap_or_default();
-        println!(
+        writeln!(
+            stdout,
             "kNN top-1 {:.2} %{top5}  ({what}; {} test samples against {}, {} classes, k = {}, \
              t = {}, images of {size} px)",
             report.top1,
@@ -177,7 +189,7 @@ mod knn {
             report.classes,
             report.k,
             report.temperature
-        );
+        )?;
         Ok(())
     }
 

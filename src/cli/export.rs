@@ -25,7 +25,7 @@ pub struct Args {
     pub checkpoint: String,
 
     /// The key encoder's backbone (the moving average) instead of the query encoder's.
-    #[arg(long)]
+    #[arg(long, visible_alias = "key")]
     pub key_encoder: bool,
 }
 
@@ -55,7 +55,16 @@ pub enum Format {
 /// Reads the checkpoint and writes the file.
 #[cfg(feature = "train")]
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let hint = "export needs the memory of one backbone";
+    super::with_libtorch(hint, || export(args))
+}
+
+#[cfg(feature = "train")]
+fn export(args: &Args) -> anyhow::Result<()> {
+    use std::io::Write;
+
     use crate::checkpoint;
+    use crate::config::Stem;
     use crate::export::{self, Encoder, Origin};
 
     // Before anything is read: a wrong extension should not cost the reading of a checkpoint.
@@ -76,13 +85,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         step: state.step,
     };
     export::write(&args.out, args.format, &backbone, &origin)?;
+    let model = &state.config.model;
+    let own = match model.stem {
+        Stem::Cifar => Some("its stem is CIFAR's, a 3x3 convolution and no max pool".to_string()),
+        Stem::Imagenet if model.width != 64 => {
+            Some(format!("its width is {}, not 64", model.width))
+        }
+        Stem::Imagenet => None,
+    };
+    if let Some(own) = own {
+        note!(
+            "note: no stock {} takes these weights: {own}; `detco eval` and `detco train --init` do",
+            origin.backbone
+        );
+    }
     let elements: usize = backbone.iter().map(|(_, tensor)| tensor.numel()).sum();
-    println!(
+    writeln!(
+        std::io::stdout(),
         "{}: {} {name} backbone, {} tensors, {elements} numbers, from {}",
         args.out.display(),
         origin.backbone,
         backbone.len(),
         saved.folder.display()
-    );
+    )?;
     Ok(())
 }

@@ -101,7 +101,7 @@ pub const EXIT_BAD_DATA: u8 = 65;
 pub const EXIT_LOST: u8 = 69;
 /// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
 pub const EXIT_DIVERGED: u8 = 70;
-/// Exit code of `train` after SIGTERM, SIGINT or SIGUSR1: a checkpoint was written, `--resume` goes on
+/// Exit code of `train` after SIGTERM, SIGINT, SIGHUP or SIGUSR1: a checkpoint was written, `--resume` goes on
 /// (EX_TEMPFAIL).
 pub const EXIT_STOPPED: u8 = 75;
 
@@ -116,8 +116,26 @@ pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     if broken {
         return std::process::ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", describe(error));
+    note!("error: {}", describe(error));
     std::process::ExitCode::from(EXIT_ERROR)
+}
+
+/// Runs a command that uses libtorch: what that throws inside an operation is an error like any other, and
+/// where memory ended the hint is added.
+#[cfg(feature = "train")]
+fn with_libtorch<T>(hint: &str, body: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    use crate::shim::{is_out_of_memory, panics};
+
+    let result = panics::caught(body).map_err(anyhow::Error::from).flatten();
+    result.map_err(|error| {
+        // One with a code of its own tells of another rank's memory.
+        let coded = error.downcast_ref::<crate::train::TrainError>();
+        let coded = coded.is_some_and(|error| error.code().is_some());
+        match describe(&error) {
+            said if is_out_of_memory(&said) && !coded => anyhow::anyhow!("{said}\nhint: {hint}"),
+            _ => error,
+        }
+    })
 }
 
 /// The error and its causes in one line each, without those that the line before already says.
@@ -130,4 +148,21 @@ fn describe(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn memory_that_ends_is_an_error_with_a_hint() {
+        let zeros = |edge: i64| Tensor::zeros([edge, edge], (Kind::Float, Device::Cpu));
+        let too_large = with_libtorch("less", || Ok(zeros(1 << 28))).unwrap_err().to_string();
+        assert!(too_large.starts_with("libtorch: "), "{too_large}");
+        assert!(too_large.ends_with("\nhint: less"), "{too_large}");
+        let other = with_libtorch("less", || Ok(zeros(2).matmul(&zeros(3)))).unwrap_err();
+        assert!(!other.to_string().contains("hint"), "{other}");
+        assert_eq!(with_libtorch("less", || Ok(1)).unwrap(), 1);
+    }
 }

@@ -1,5 +1,6 @@
 //! `detco train`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -9,7 +10,7 @@ use crate::config::{Config, RECIPES};
 /// Train a backbone from a built-in recipe or a TOML file, or go on with a run.
 ///
 /// The resolved configuration, metrics (JSON lines and TensorBoard), and checkpoints go to the
-/// run's folder. SIGINT, SIGTERM or SIGUSR1 write a checkpoint and end with code 75; after any kill
+/// run's folder. SIGINT, SIGTERM, SIGHUP or SIGUSR1 write a checkpoint and end with code 75; after any kill
 /// `--resume` goes on from the last checkpoint, on a CPU to the same bits.
 ///
 /// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun,
@@ -130,8 +131,7 @@ pub fn print_config(args: &Args) -> anyhow::Result<()> {
             Config::from_toml(&text, &path.display().to_string())?
         }
     };
-    print!("{}", config.to_toml());
-    Ok(())
+    Ok(write!(std::io::stdout(), "{}", config.to_toml())?)
 }
 
 /// `detco train`: the exit code says how it ended.
@@ -140,11 +140,12 @@ pub fn run(args: &Args) -> std::process::ExitCode {
     use std::process::ExitCode;
 
     if args.dry_run {
-        return match resolve(args).and_then(|config| Ok(crate::dry_run::report(&config)?)) {
-            Ok(text) => {
-                print!("{text}");
-                ExitCode::SUCCESS
-            }
+        let report = || {
+            let text = crate::dry_run::report(&resolve(args)?)?;
+            Ok(write!(std::io::stdout(), "{text}")?)
+        };
+        return match super::with_libtorch(MEMORY_HINT, report) {
+            Ok(()) => ExitCode::SUCCESS,
             Err(error) => super::report(&error),
         };
     }
@@ -164,7 +165,7 @@ pub fn run(args: &Args) -> std::process::ExitCode {
     };
     let several = spec.is_some();
     let rank = spec.as_ref().map(|spec| spec.member.rank);
-    match train_as(args, spec) {
+    match super::with_libtorch(MEMORY_HINT, || train_as(args, spec)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = error.downcast_ref::<crate::train::TrainError>();
@@ -182,6 +183,11 @@ pub fn run(args: &Args) -> std::process::ExitCode {
         }
     }
 }
+
+/// What to do where memory ends.
+#[cfg(feature = "train")]
+const MEMORY_HINT: &str = "--dry-run says what a step needs, and which train.accumulate=K makes it fit: the batch \
+    and its BN groups stay the same";
 
 /// What this process is.
 #[cfg(feature = "train")]

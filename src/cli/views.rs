@@ -110,8 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let plan = recipe.draw(width, height, seed, args.epoch, id);
         if args.plans {
             let drawn = Drawn { sample: id, shard, key: sample.key, width, height, plan: &plan };
-            serde_json::to_writer(&mut stdout, &drawn)?;
-            writeln!(stdout)?;
+            writeln!(stdout, "{}", serde_json::to_string(&drawn)?)?;
         }
         sheet.row(row as u32, &image, &plan, &mut renderer);
     }

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// killed.
 const GRACE: Duration = Duration::from_secs(45);
 /// What is handed on to all ranks: the first also comes from a terminal.
-const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::USR1];
+const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::USR1];
 
 /// Why ranks could not be started.
 #[derive(Debug, Error)]
@@ -51,7 +51,7 @@ pub enum LaunchError {
 pub fn run(ranks: usize) -> Result<u8, LaunchError> {
     let system = |what| move |source| LaunchError::System { what, source };
     let mut raised = Vec::new();
-    for signal in SIGNALS {
+    for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(signal.as_raw())) {
         let flag = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal.as_raw(), Arc::clone(&flag))
             .map_err(system("listen for signals"))?;
@@ -68,6 +68,14 @@ pub fn run(ranks: usize) -> Result<u8, LaunchError> {
         children.0.push(Some(command.spawn().map_err(system("start a rank"))?));
     }
     Ok(wait(&mut children, &raised))
+}
+
+/// Whether this process was started to ignore a signal, as `nohup` has it with SIGHUP.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// The variables of a rank, as torchrun sets them.
@@ -120,7 +128,7 @@ fn wait(children: &mut Children, raised: &[(Signal, Arc<AtomicBool>)]) -> u8 {
             if code != 0 && failed.is_none() {
                 failed = Some((code, Instant::now()));
                 if let Some(signal) = status.signal() {
-                    eprintln!("rank {rank} was ended by signal {signal}");
+                    note!("rank {rank} was ended by signal {signal}");
                 }
             }
         }
@@ -130,7 +138,7 @@ fn wait(children: &mut Children, raised: &[(Signal, Arc<AtomicBool>)]) -> u8 {
         if failed.is_some_and(|(_, since)| since.elapsed() > GRACE) {
             let left = children.0.iter().enumerate().filter(|(_, child)| child.is_some());
             let left: Vec<usize> = left.map(|(rank, _)| rank).collect();
-            eprintln!("killing rank {}, which did not end", super::rank_list(&left));
+            note!("killing rank {}, which did not end", super::rank_list(&left));
             return failed.map_or(1, |(code, _)| code); // dropping the children kills them
         }
         thread::sleep(LOOK);

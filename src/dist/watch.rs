@@ -461,7 +461,7 @@ fn report(shared: &Shared, absence: &Absence, waited: Duration) {
     }
     let Doing { step, what, limits, .. } = *shared.doing();
     let (waited, timeout) = (waited.as_secs_f64(), limits.timeout.as_secs());
-    eprintln!(
+    note!(
         "rank {rank} of {size} has waited {waited:.0} s at {what} of step {step} (the run ends at \
          {timeout} s): {absence}"
     );
@@ -470,7 +470,7 @@ fn report(shared: &Shared, absence: &Absence, waited: Duration) {
 fn end(shared: &Shared, absence: &Absence, exit_code: u8) -> ! {
     let Member { rank, size } = shared.member;
     let Doing { step, what, .. } = *shared.doing();
-    eprintln!("error: rank {rank} of {size}, at {what} of step {step}, ends: {absence}");
+    note!("error: rank {rank} of {size}, at {what} of step {step}, ends: {absence}");
     c10d::exit(i32::from(exit_code))
 }
 

@@ -70,7 +70,7 @@ impl Progress {
             Output::Lines { last } => {
                 let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
                 if due || record.step >= self.plan.steps {
-                    eprintln!("{line}");
+                    note!("{line}");
                     *last = Some(Instant::now());
                 }
             }
@@ -80,8 +80,8 @@ impl Progress {
     /// Prints a line of its own (a checkpoint, a kNN result), above the bar where there is one.
     pub fn note(&self, text: &str) {
         match &self.output {
-            Output::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Output::Lines { .. } => eprintln!("{text}"),
+            Output::Bar(bar) => bar.suspend(|| note!("{text}")),
+            Output::Lines { .. } => note!("{text}"),
         }
     }
 

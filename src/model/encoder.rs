@@ -200,6 +200,12 @@ impl Encoder {
     pub(super) fn put_channels_last(&mut self) -> Result<(), ShimError> {
         for (_, tensor) in self.parameters.iter_mut().filter(|(_, tensor)| tensor.dim() == 4) {
             let moved = shim::channels_last(&tensor.detach())?;
+            // Of one pixel both layouts are the same memory; gradients come with the strides of this one, and
+            // libtorch's reducer warns where weights have the other's.
+            let (shape, inner) = (moved.size(), moved.size()[1]);
+            let strides = [inner, 1, inner, inner];
+            let is_pixel = shape[2..] == [1, 1];
+            let moved = if is_pixel { moved.as_strided(shape, strides, None) } else { moved };
             tensor.set_data(&moved);
         }
         self.channels_last = true;

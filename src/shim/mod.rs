@@ -9,6 +9,7 @@
 pub mod c10d;
 pub mod feed;
 pub mod norm;
+pub mod panics;
 pub mod step;
 
 use std::ffi::{CStr, c_char};
@@ -25,6 +26,17 @@ impl ShimError {
     pub(crate) fn new(message: impl Into<String>) -> ShimError {
         ShimError(message.into())
     }
+
+    /// Whether there was too little memory, on the host or on a GPU.
+    pub fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(&self.0)
+    }
+}
+
+/// Whether a message of libtorch's allocators says that there was too little memory.
+pub fn is_out_of_memory(message: &str) -> bool {
+    let words = ["out of memory", "can't allocate memory", "not enough memory"];
+    words.iter().any(|words| message.contains(words))
 }
 
 /// Bytes of a message that are kept: libtorch's begin with what matters and end in a backtrace.
