@@ -80,6 +80,18 @@ pub enum ConfigError {
         /// All built-in names.
         known: String,
     },
+    /// A base that is none.
+    #[error(
+        "{origin}: base = {name:?}: a base is a built-in recipe, one of {known}; files do not chain"
+    )]
+    Base {
+        /// The file that names it.
+        origin: String,
+        /// What it names.
+        name: String,
+        /// All built-in names.
+        known: String,
+    },
     /// Not TOML, an unknown key, or a value of the wrong type.
     #[error("{origin}: {message}{hint}")]
     Parse {
@@ -873,11 +885,12 @@ fn read(recipe: &str) -> Result<(toml::Table, String, String), ConfigError> {
 fn resolve_base(mut table: toml::Table, origin: &str) -> Result<toml::Table, ConfigError> {
     let Some(base) = table.remove("base") else { return Ok(table) };
     let name = base.as_str().unwrap_or_default();
-    let (_, _, text) =
-        RECIPES.iter().find(|(known, ..)| *known == name).ok_or_else(|| unknown_recipe(name))?;
-    if name == origin {
-        return Err(unknown_recipe(name));
-    }
+    let known = RECIPES.iter().find(|(known, ..)| *known == name && name != origin);
+    let (_, _, text) = known.ok_or_else(|| ConfigError::Base {
+        origin: origin.to_string(),
+        name: name.to_string(),
+        known: known_recipes(),
+    })?;
     let mut merged = resolve_base(parse(text, name)?, name)?;
     merge(&mut merged, table);
     Ok(merged)
@@ -950,13 +963,16 @@ fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
 }
 
 fn unknown_recipe(name: &str) -> ConfigError {
-    let names: Vec<&str> = RECIPES.iter().map(|(name, ..)| *name).collect();
-    let hint = nearest(name, names.iter().copied());
+    let hint = nearest(name, RECIPES.iter().map(|(name, ..)| *name));
     ConfigError::UnknownRecipe {
         name: name.to_string(),
         hint: hint.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default(),
-        known: names.join(", "),
+        known: known_recipes(),
     }
+}
+
+fn known_recipes() -> String {
+    RECIPES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

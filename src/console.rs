@@ -13,3 +13,9 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
 macro_rules! note {
     ($($arguments:tt)*) => { $crate::console::note(format_args!($($arguments)*)) };
 }
+
+/// `1 sample`, `1,200 samples`.
+pub(crate) fn plural(number: u64, noun: &str) -> String {
+    let count = indicatif::HumanCount(number);
+    if number == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}

@@ -14,7 +14,7 @@ use crate::memory::{self, Needs};
 use crate::model::Model;
 use crate::schedule::learning_rate;
 use crate::shim::step as shim;
-use crate::train::TrainError;
+use crate::train::{self, TrainError};
 
 /// Of a card's free memory, what may be planned with: its allocator leaves gaps.
 const USABLE: f64 = 0.95;
@@ -47,7 +47,10 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
         let _ = writeln!(out, "decoding with  {decoding}");
         Way::of(&decoding)
     };
-    let model = Model::new(config, Device::Cpu)?;
+    let mut model = Model::new(config, Device::Cpu)?;
+    if let Some(init) = &config.model.init {
+        train::start_from(&mut model, init)?;
+    }
     let needs = Needs::of(&model, config, found.device, way);
     let (batch, parts) = (config.train.batch, config.train.accumulate);
     let _ = writeln!(out, "memory         batch {batch} in {parts} micro-batches:\n{needs}");

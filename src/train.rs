@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{self, CheckpointError, Saved, State};
 use crate::config::{self, Config, ConfigError};
+use crate::console::plural;
 use crate::data::{self, DataError};
 use crate::device::{self, DeviceError, Found};
 use crate::dist::c10d::C10d;
@@ -99,6 +100,8 @@ pub enum TrainError {
     Step(#[from] StepError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error("{file} does not start this model: {source}")]
+    Init { file: PathBuf, source: ModelError },
     #[error("the kNN monitor failed: {0}")]
     Knn(#[source] Box<KnnError>),
     #[error("{0}")]
@@ -312,12 +315,13 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
         }
     }
     if run.replaced > 0 {
-        let (replaced, path) = (run.replaced, run.folder.join(file_of(QUARANTINE, 0)));
-        note!("{replaced} bad samples were replaced by others: see {}", path.display());
+        let (bad, path) =
+            (plural(run.replaced, "bad sample"), run.folder.join(file_of(QUARANTINE, 0)));
+        note!("{bad} replaced by others: see {}", path.display());
     }
     match outcome {
         Outcome::Finished => {
-            note!("finished: {} updates in {}", run.step, run.folder.display())
+            note!("finished: {} in {}", plural(run.step, "update"), run.folder.display())
         }
         Outcome::Stopped => note!(
             "stopped after step {}; go on with `detco train --resume {}`",
@@ -524,7 +528,7 @@ struct Run {
     /// the next.
     under_way: Option<UnderWay>,
     /// Bad samples of this rank in whose place others came.
-    replaced: usize,
+    replaced: u64,
     /// Whether some rank was asked to stop, as all have learned after the same step.
     stop: bool,
     /// For each spread of the report: the step since which it has been below the threshold.
@@ -663,7 +667,7 @@ impl Run {
             model.load(&saved.model_tensors()?)?;
             sgd.load(&saved.optim_tensors()?)?;
         } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
-            model.start_from(&weights::read_backbone(init)?)?;
+            start_from(&mut model, init)?;
         }
         if let Some(meeting) = entrance.meeting.take() {
             let world = C10d::new(meeting, device, &config.dist, Arc::clone(stop))?;
@@ -1008,7 +1012,7 @@ impl Run {
             self.append(SAMPLES, &format!("{line}\n"))?;
         }
         let Some(last) = taken.bad().last() else { return Ok(()) };
-        self.replaced += taken.bad().len();
+        self.replaced += taken.bad().len() as u64;
         let mut lines = String::new();
         for bad in taken.bad() {
             let line = serde_json::json!({
@@ -1094,6 +1098,15 @@ fn share_state(world: &dyn Collective, model: &mut Model, sgd: &Sgd) -> Result<(
     Ok(model.load(&tensors)?) // for the queues' pointer, which is no tensor of the model
 }
 
+/// Starts both encoders' backbones from a file.
+pub(crate) fn start_from(model: &mut Model, init: &Path) -> Result<(), TrainError> {
+    let backbone = weights::read_backbone(init)?;
+    let file = init.to_path_buf();
+    model.start_from(&backbone).map_err(|source| TrainError::Init { file, source })?;
+    note!("both backbones start from {}: {} tensors", init.display(), backbone.len());
+    Ok(())
+}
+
 /// Micro-batches of an update on each of `ranks` ranks: as few as keep a micro-batch no larger than
 /// it was on the ranks that the run began with.
 fn micro_batches(config: &Config, begun_ranks: usize, ranks: usize) -> Result<i64, TrainError> {
@@ -1112,6 +1125,9 @@ fn micro_batches(config: &Config, begun_ranks: usize, ranks: usize) -> Result<i6
 impl Monitor {
     fn open(config: &Config) -> Result<Option<Monitor>, TrainError> {
         let monitor = &config.monitor;
+        if monitor.knn_every_epochs > 0 && monitor.knn_test.is_empty() {
+            note!("warning: monitor.knn_test names no labelled shards: no kNN is measured");
+        }
         if monitor.knn_every_epochs == 0 || monitor.knn_test.is_empty() {
             return Ok(None);
         }

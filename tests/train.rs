@@ -304,7 +304,7 @@ fn a_damaged_sample_ends_a_run_or_is_replaced() {
     let output = support::detco(&new_run(&data, &run, &[&skip[..], &monitor].concat()));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("2 bad samples were replaced by others: see "), "{said}");
+    assert!(said.contains("2 bad samples replaced by others: see "), "{said}");
     let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();
     assert_eq!(quarantine.lines().count(), 2, "once an epoch: {quarantine}");
     assert_eq!(losses(&run).len(), 8);

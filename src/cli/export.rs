@@ -69,6 +69,7 @@ fn export(args: &Args) -> anyhow::Result<()> {
 
     // Before anything is read: a wrong extension should not cost the reading of a checkpoint.
     export::check(&args.out, args.format)?;
+    super::check_folder(&args.out)?;
     let saved = checkpoint::open(&args.run, Some(&args.checkpoint))?;
     let (encoder, name) = match args.key_encoder {
         false => (Encoder::Query, "query"),

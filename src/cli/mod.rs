@@ -120,6 +120,20 @@ pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     std::process::ExitCode::from(EXIT_ERROR)
 }
 
+/// Says before any work where a file to be written has no folder.
+pub(crate) fn check_folder(file: &std::path::Path) -> anyhow::Result<()> {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            anyhow::bail!(
+                "cannot write {}: there is no folder {}",
+                file.display(),
+                folder.display()
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs a command that uses libtorch: what that throws inside an operation is an error like any other, and
 /// where memory ended the hint is added.
 #[cfg(feature = "train")]

@@ -12,6 +12,7 @@ use detco_shards::pack::{self, Job, OnError, Options, Progress, Resize, ShardSiz
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::config::Bytes;
+use crate::console::plural;
 
 /// Pack a folder of images into shards
 ///
@@ -187,10 +188,10 @@ fn report(
     };
     writeln!(
         out,
-        "{}: {} samples in {} shards, {}{classes}; {seconds:.1} s, {:.0} images/s, {:.1} MB/s",
+        "{}: {} in {}, {}{classes}; {seconds:.1} s, {:.0} images/s, {:.1} MB/s",
         job.out.display(),
-        HumanCount(summary.samples),
-        HumanCount(summary.shards),
+        plural(summary.samples, "sample"),
+        plural(summary.shards, "shard"),
         HumanBytes(summary.bytes),
         fresh as f64 / seconds,
         bytes as f64 / seconds / 1e6,

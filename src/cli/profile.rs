@@ -18,6 +18,7 @@ use detco_shards::views::Recipe;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
 use crate::config::{Config, Decode, gpu};
+use crate::console::plural;
 use crate::data;
 use crate::profile::cache;
 use crate::profile::machine::Machine;
@@ -198,13 +199,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(run) => (training::report(run)?, Vec::new()),
         None => profile(args)?,
     };
-    let to_stdout = outputs.write(&report, &processes)?;
+    let written = outputs.write(&report, &processes);
     let mut stdout = std::io::stdout().lock();
-    match to_stdout {
-        Some(json) => stdout.write_all(json.as_bytes())?,
-        None => stdout.write_all(text(&report, &processes, args).as_bytes())?,
+    match &written {
+        Ok(Some(json)) => stdout.write_all(json.as_bytes())?,
+        // What was measured is shown, also where a file could not be written.
+        Ok(None) | Err(_) => stdout.write_all(text(&report, &processes, args).as_bytes())?,
     }
-    Ok(())
+    written.map(|_| ())
 }
 
 /// A run for each number of workers.
@@ -272,7 +274,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
         set = Arc::into_inner(shared).context("the loader still holds the shards")?;
         run.ops.clone_from(&ops);
         runs.push(run);
-        let name = format!("{}, {}", mode.name(), plural(workers, "worker"));
+        let name = format!("{}, {}", mode.name(), plural(workers as u64, "worker"));
         processes.extend(trace.map(|trace| Process { name, tracks: trace.take() }));
     }
     live.clear();
@@ -356,7 +358,7 @@ impl Live {
     }
 
     fn show(&self, plan: &Plan, now: &Progress) {
-        let mut line = format!("{}, {}: ", plan.mode.name(), plural(plan.workers, "worker"));
+        let mut line = format!("{}, {}: ", plan.mode.name(), plural(plan.workers as u64, "worker"));
         // Writing to a String cannot fail.
         let _ = match now.measuring {
             true => write!(line, "{:.0} of {:.0} s", now.seconds.min(plan.seconds), plan.seconds),
@@ -433,6 +435,7 @@ impl Output {
         if path.is_dir() {
             bail!("{} is a folder: name a file to write", path.display());
         }
+        super::check_folder(path)?;
         let mut name = path.file_name().context("an output needs a file name")?.to_owned();
         name.push(".part");
         let part = path.with_file_name(name);
@@ -460,10 +463,6 @@ impl Drop for Output {
         // After a rename there is nothing left under this name; after an error it is litter.
         let _ = fs::remove_file(&self.part);
     }
-}
-
-fn plural(number: usize, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 /// The report for a terminal.
@@ -511,7 +510,7 @@ fn head(report: &Report) -> String {
         let memory = machine.memory_bytes.map_or_else(unknown, |b| HumanBytes(b).to_string());
         out += &format!(
             "{} of {}, {}, {memory} of memory, {}; decoding with {decoding}\n",
-            plural(machine.cores, "core"),
+            plural(machine.cores as u64, "core"),
             machine.cpu.clone().unwrap_or_else(unknown),
             machine.simd,
             machine.file_system.clone().unwrap_or_else(unknown),
@@ -532,7 +531,7 @@ fn amount(size: &Size) -> String {
         of if of == size.shards => String::new(),
         of => format!(" of {}", HumanCount(of)),
     };
-    let shards = plural(size.shards as usize, "shard");
+    let shards = plural(size.shards, "shard");
     format!("{} samples in {shards}{of}, {}", HumanCount(size.samples), HumanBytes(size.bytes))
 }
 
@@ -543,7 +542,7 @@ fn table(run: &Run, out: &mut String) {
     *out += &format!(
         "{}, {}, {:.1} s: {} images/s ({} to {}), {} MB/s\n",
         run.mode,
-        plural(run.workers, "worker"),
+        plural(run.workers as u64, "worker"),
         run.seconds,
         count(run.images_per_s),
         count(low),
@@ -597,9 +596,9 @@ fn fetched(run: &Run, out: &mut String) {
         "  fetched {} MB/s: {}, {:.1} at a time, {} made again; a shard was waited for {} of the \
          time ({} waits, p50 {}, p99 {})\n",
         count(fetched.megabytes_per_s),
-        plural(fetched.shards as usize, "shard"),
+        plural(fetched.shards, "shard"),
         fetched.at_a_time,
-        plural(fetched.failures as usize, "attempt"),
+        plural(fetched.failures, "attempt"),
         percent(fetched.wait_share),
         waits.count,
         micros(waits.p50),

@@ -9,6 +9,8 @@ use detco_shards::format::verify::{self, Report};
 use detco_shards::stream::remote;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
+use crate::console::plural;
+
 /// Read every byte of a folder of shards and name every fault
 ///
 /// Checks the structure of each tar, the CRC-32C of each image and class, the SHA-256 of each
@@ -113,10 +115,10 @@ fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
     };
     writeln!(
         out,
-        "{}: {verdict}: {} samples in {} shards, {}, {against}; {:.1} s, {:.0} MB/s",
+        "{}: {verdict}: {} in {}, {}, {against}; {:.1} s, {:.0} MB/s",
         args.folder.display(),
-        HumanCount(report.samples),
-        HumanCount(report.shards),
+        plural(report.samples, "sample"),
+        plural(report.shards, "shard"),
         HumanBytes(report.bytes),
         took.as_secs_f64(),
         report.bytes as f64 / took.as_secs_f64() / 1e6,

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context, bail};
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::order::{Cursor, Order};
 use detco_shards::views::{Recipe, Rect, Renderer, SamplePlan};
@@ -90,6 +90,11 @@ struct Drawn<'a> {
 /// # Errors
 /// Shards, recipe or an image that cannot be read, a sheet that cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let extension = args.out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if ["jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"].contains(&extension.as_str()) {
+        bail!("{}: the sheet is a PNG: name it .png", args.out.display());
+    }
+    super::check_folder(&args.out)?;
     let config = Config::load(&args.recipe, &args.overrides)?;
     let (recipe, seed) = (&config.views, args.seed.unwrap_or(config.seed));
     let set = data::open(&args.data, &config.data)?;
@@ -234,8 +239,11 @@ fn write_whole(path: &Path, sheet: &RgbImage) -> anyhow::Result<()> {
     let mut name = path.file_name().context("the sheet needs a file name")?.to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    sheet
+    let written = sheet
         .save_with_format(&part, ImageFormat::Png)
-        .with_context(|| format!("writing {}", part.display()))?;
-    std::fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(std::fs::rename(&part, path)?));
+    written
+        .inspect_err(|_| drop(std::fs::remove_file(&part))) // litter, if it is there at all
+        .with_context(|| format!("cannot write {}", path.display()))
 }

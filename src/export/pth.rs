@@ -5,7 +5,7 @@
 //! The root is a plain dict. `torch::pickle_save` would tag it with a type that `weights_only`
 //! refuses.
 
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::path::Path;
 
 use tch::{Kind, Tensor};
@@ -31,7 +31,8 @@ pub(super) fn write(
     let pickle = state_dict(tensors)?;
     let origin = serde_json::to_vec_pretty(origin).map_err(|error| fault(error.into()))?;
     whole::write(path, fault, |file| {
-        let mut zip = ZipWriter::new(file);
+        // In memory: where a disk is full the writer would complain by itself.
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         let mut record = |name: &str, data: &[u8]| {
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
@@ -49,7 +50,7 @@ pub(super) fn write(
         record("version", b"3\n")?;
         // Readers ask for records by name, so one more is of no harm to them.
         record("detco.json", &origin)?;
-        zip.finish().map(|_| ()).map_err(zip_fault)
+        file.write_all(zip.finish().map_err(zip_fault)?.get_ref()).map_err(fault)
     })
 }
 

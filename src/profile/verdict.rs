@@ -4,6 +4,7 @@
 //! the consumer, the consumer is; if both wait, what stands between them is; else it is the
 //! workers' costliest stage.
 
+use crate::console::plural;
 use detco_shards::stats::{STAGES, Stage};
 use serde::Serialize;
 
@@ -296,11 +297,6 @@ pub fn count(number: f64) -> String {
 pub fn percent(share: f64) -> String {
     let share = share * 100.0;
     if share > 0.0 && share < 0.95 { format!("{share:.1} %") } else { format!("{share:.0} %") }
-}
-
-fn plural(number: u64, noun: &str) -> String {
-    let count = indicatif::HumanCount(number);
-    if number == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 #[cfg(test)]
