@@ -581,8 +581,12 @@ impl Loader {
     }
 
     /// The class of each sample of a batch, in slot order; `None` where the shard has none.
+    ///
+    /// # Errors
+    ///
+    /// A class that is no number, or a shard that changed: see [`ShardSet::class`].
     pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
-        batch.samples.iter().map(|id| self.set.sample(*id).map(|sample| sample.class)).collect()
+        batch.samples.iter().map(|id| self.set.class(*id)).collect()
     }
 }
 

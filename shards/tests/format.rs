@@ -634,7 +634,7 @@ fn a_million_samples_open_by_their_indexes() {
     assert_eq!(set.len(), SHARDS * SAMPLES);
     assert_eq!(set.shards().len() as u64, SHARDS);
     let sample = set.sample(0).expect("the first");
-    assert_eq!((sample.jpeg().len() as u64, sample.class), (IMAGE, Some(123)));
+    assert_eq!((sample.jpeg().len() as u64, sample.class().expect("a class")), (IMAGE, Some(123)));
     // The others have no headers, which is noticed when they are read.
     assert!(matches!(set.sample(1), Err(ShardError::StaleIndex { .. })));
 }

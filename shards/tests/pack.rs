@@ -70,7 +70,7 @@ fn samples(out: &Path) -> BTreeMap<String, (Option<u32>, Vec<u8>)> {
     let set = ShardSet::open(&[out.display().to_string()]).expect("opens");
     let all = (0..set.len()).map(|id| {
         let sample = set.sample(id).expect("a sample");
-        (sample.key.to_owned(), (sample.class, sample.jpeg().to_vec()))
+        (sample.key.to_owned(), (sample.class().expect("a class"), sample.jpeg().to_vec()))
     });
     all.collect()
 }

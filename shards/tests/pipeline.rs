@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::format::writer::ShardWriter;
+use detco_shards::format::{SampleFault, ShardError};
 use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{
     Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX,
@@ -155,6 +156,30 @@ fn evaluation_reads_everything_once_with_its_classes() {
     }
     assert_eq!(sizes, [10, 10, 3]);
     assert_eq!(ids, (0..23).collect::<Vec<u64>>());
+}
+
+/// Labels in words, negative ones, none: nothing that training would look at.
+#[test]
+fn a_class_that_is_no_number_is_no_fault_of_its_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = [&b"dog"[..], b"-1", b"", b"99999999999", b"\xff", b"7"];
+    let mut shard = ShardWriter::create(folder.path(), "000000.tar").unwrap();
+    for (i, label) in (0..).zip(labels) {
+        shard.append(&format!("s{i:05}.jpg"), &jpeg(i)).unwrap();
+        shard.append(&format!("s{i:05}.cls"), label).unwrap();
+    }
+    shard.finish().unwrap().seal().unwrap();
+    let set = Arc::new(ShardSet::open(&[folder.path().display().to_string()]).unwrap());
+    let mut loader = Loader::start(Arc::clone(&set), options(&set, 6)).unwrap();
+    let batches: Vec<Filled> = loader.by_ref().map(|batch| batch.expect("no fault")).collect();
+    assert_eq!(batches.len(), 2, "two epochs of one batch");
+    assert!(batches.iter().all(|batch| batch.bad.is_empty()));
+    let error = loader.classes(&batches[0]).expect_err("five of six");
+    let named = matches!(&error, ShardError::Sample { fault: SampleFault::Class { .. }, .. });
+    assert!(named, "{error}");
+    assert_eq!(set.class(5).unwrap(), Some(7));
+    let error = set.class(1).unwrap_err().to_string();
+    assert!(error.contains("sample `s00001`") && error.contains("holds `-1`"), "{error}");
 }
 
 #[test]

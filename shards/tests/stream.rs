@@ -38,8 +38,9 @@ fn check_twelve(set: &ShardSet) {
         let sample = set.sample(id).expect("a sample");
         assert_eq!(sample.id, id);
         assert_eq!(sample.key, format!("c/{id}"));
-        assert_eq!(sample.class, Some(id as u32 % 3));
-        assert_eq!(set.class(id).expect("a class"), sample.class);
+        let class = sample.class().expect("a class");
+        assert_eq!(class, Some(id as u32 % 3));
+        assert_eq!(set.class(id).expect("a class"), class);
         assert_eq!(sample.jpeg(), jpeg(id as u32, 24, 16));
         assert_eq!(set.image_size(id), Some(sample.jpeg().len() as u64));
         let shard = &set.shards()[sample.shard];
@@ -145,15 +146,16 @@ fn other_peoples_shards_are_read() {
     let set = open("foreign.tar").expect("opens");
     assert_eq!(set.len(), 3);
     let sample = set.sample(2).expect("a sample");
-    assert_eq!((sample.key, sample.class), ("deep/folder.v1/0002", Some(2)));
+    assert_eq!(sample.key, "deep/folder.v1/0002");
+    assert_eq!(sample.class().expect("a class"), Some(2));
     assert_eq!(sample.jpeg(), image);
     assert!(set.classes().is_empty());
 
     let set = open("upper.tar").expect("opens");
     assert_eq!(set.len(), 1);
-    assert_eq!(set.sample(0).expect("a sample").class, Some(7));
+    assert_eq!(set.sample(0).expect("a sample").class().expect("a class"), Some(7));
     let set = open("classless.tar").expect("opens");
-    assert_eq!(set.sample(1).expect("a sample").class, None);
+    assert_eq!(set.sample(1).expect("a sample").class().expect("none"), None);
     assert_eq!(set.sample(1).expect("a sample").key, "train/dog/0");
 
     match open("noimage.tar") {
@@ -167,8 +169,13 @@ fn other_peoples_shards_are_read() {
     let twice = open("twice.tar").expect_err("twice");
     assert!(twice.to_string().contains("two members with the extension .jpg"), "{twice}");
     let set = open("badclass.tar").expect("opens");
-    let error = set.sample(0).expect_err("no number");
-    assert!(error.to_string().contains("`cat`"), "{error}");
+    // Those who need no label read it; those who ask are told where and what.
+    let sample = set.sample(0).expect("a sample all the same");
+    assert_eq!(sample.jpeg(), image);
+    for error in [sample.class().expect_err("no number"), set.class(0).expect_err("no number")] {
+        assert!(error.to_string().contains("sample `a/0`"), "{error}");
+        assert!(error.to_string().contains("holds `cat`, a class number"), "{error}");
+    }
     let nothing = open("nothing.tar").expect_err("nothing");
     assert!(matches!(nothing, ShardError::Spec { fault: SpecFault::NoSamples, .. }));
 }

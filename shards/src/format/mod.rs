@@ -248,7 +248,7 @@ pub enum SampleFault {
         /// The extension they share, lower case.
         extension: String,
     },
-    /// The class member is no number.
+    /// The class member is no number. Only who asks for the class meets this.
     #[error("the .cls member holds `{text}`, a class number was expected")]
     Class {
         /// What it holds, shortened.
