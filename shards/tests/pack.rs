@@ -412,6 +412,65 @@ for shard in sorted(out.glob("*.tar")):
 }
 
 #[test]
+fn a_part_of_another_total_is_refused_before_anything_is_written() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    let (root, spec) = (out.path(), [out.path().display().to_string()]);
+    let part = |number, of| Job { part: Part { number, of }, ..job(source.path(), root) };
+    run(&part(1, 2)).expect("packs the first");
+    let before = tree(root);
+    for (number, of) in [(2, 3), (1, 3), (1, 1)] {
+        for resume in [false, true] {
+            let error = run(&Job { resume, ..part(number, of) }).expect_err("another total");
+            assert!(matches!(error, PackError::OtherParts { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("manifest-00001-of-00002.json"), "{text}");
+            assert!(text.contains(&format!("--part {number}/{of}")), "{text}");
+            assert_eq!(tree(root), before);
+            assert!(!root.join(".pack").exists());
+        }
+    }
+
+    // A part is missing: whoever opens the folder is told, and so is `verify`.
+    let report = |root| verify::folder(root, 1, &0.into()).expect("lists").faults;
+    let faults = report(root);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].fault.contains("part 2 is missing"), "{faults:?}");
+    let error = ShardSet::open(&spec).expect_err("a part is missing").to_string();
+    assert!(error.contains(&faults[0].fault), "{error}");
+
+    run(&part(2, 2)).expect("the right one packs");
+    sound(root);
+
+    // What an earlier version let happen is no data set.
+    let (one, two) = ("manifest-00002-of-00002.json", "manifest-00002-of-00003.json");
+    let text = std::fs::read_to_string(root.join(one)).expect("reads");
+    std::fs::remove_file(root.join(one)).expect("removes");
+    write(root, two, text.replace("\"of\": 2", "\"of\": 3").as_bytes());
+    for text in
+        [ShardSet::open(&spec).expect_err("2 and 3").to_string(), report(root)[0].fault.clone()]
+    {
+        assert!(text.contains("00001-of-00002") && text.contains("00002-of-00003"), "{text}");
+    }
+}
+
+#[test]
+fn an_unfinished_part_of_another_total_is_named() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    write(source.path(), "cat/broken.jpg", b"not an image");
+    let part = |number, of| Job { part: Part { number, of }, ..job(source.path(), out.path()) };
+    let stopped = (1..=2).find(|number| run(&part(*number, 2)).is_err()).expect("one stops");
+    std::fs::remove_file(source.path().join("cat/broken.jpg")).expect("removes");
+    let before = tree(out.path());
+    let error = run(&part(1, 1)).expect_err("another total").to_string();
+    // Where the second one stopped, the first one's manifest is named.
+    let name = ["part-00001-of-00002.d", "manifest-00001-of-00002.json"][stopped as usize - 1];
+    assert!(error.contains(name), "{error}");
+    assert_eq!(tree(out.path()), before);
+}
+
+#[test]
 fn parts_together_are_the_whole() {
     let (source, whole, parts) = (
         tempfile::tempdir().expect("in"),

@@ -327,6 +327,15 @@ pub enum SpecFault {
         /// Number of parts.
         of: u32,
     },
+    /// Parts that were packed as parts of different wholes.
+    #[error("{} and {} are parts of different totals: pack into another folder",
+        .one.display(), .other.display())]
+    Totals {
+        /// A manifest.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
+    },
     /// Packing is under way or was interrupted.
     #[error("packing has not finished: go on with `detco pack --resume`")]
     Unfinished,

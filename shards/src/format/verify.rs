@@ -66,16 +66,20 @@ impl Report {
 pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report, ShardError> {
     let mut report = Report::default();
     let shards = shards_in(folder)?;
+    let unfinished = folder.join(STATE_FOLDER);
     let mut records: Vec<(PathBuf, Option<ShardRecord>)> =
         shards.into_iter().map(|path| (path, None)).collect();
     match Manifest::all_in(folder) {
         Ok(manifests) => {
             report.manifest = !manifests.is_empty();
+            // Of a run that goes on, parts are missing as a matter of course: that is told below.
+            if let Some(fault) = Manifest::incomplete(&manifests).filter(|_| !unfinished.exists()) {
+                report.faults.push(plain(folder, &fault.to_string()));
+            }
             join(folder, manifests, &mut records, &mut report);
         }
         Err(error) => report.faults.push(fault_of(folder, &error)),
     }
-    let unfinished = folder.join(STATE_FOLDER);
     if unfinished.exists() {
         let text = "packing has not finished: go on with `detco pack --resume`";
         report.faults.push(plain(&unfinished, text));

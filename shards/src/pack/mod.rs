@@ -258,6 +258,20 @@ pub enum PackError {
         /// Its manifest.
         manifest: PathBuf,
     },
+    /// Parts of another total are there, finished or not.
+    #[error(
+        "--part {}/{}: {} is one of {of}, and all parts in a folder have one total: \
+         expected is --part K/{of}, or another folder",
+        part.number, part.of, found.display()
+    )]
+    OtherParts {
+        /// What this run would pack.
+        part: Part,
+        /// The manifest of a part, or what an unfinished one has left.
+        found: PathBuf,
+        /// The total it was packed with.
+        of: u32,
+    },
     /// There is an interrupted run.
     #[error("{} holds an interrupted run: go on with --resume, or pack into another folder",
         out.display())]

@@ -95,11 +95,8 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
     }
     // The folder is the whole data set: what its manifest lists must be there.
     let manifests = Manifest::all_in(path).map_err(Why::Shard)?;
-    let parts: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
-    if let Some((_, one)) = manifests.first()
-        && let Some(missing) = (1..=one.part.of).find(|number| !parts.contains(number))
-    {
-        return Err(Why::Spec(SpecFault::Part { missing, of: one.part.of }));
+    if let Some(fault) = Manifest::incomplete(&manifests) {
+        return Err(Why::Spec(fault));
     }
     for record in manifests.iter().flat_map(|(_, manifest)| &manifest.shards) {
         let shard = path.join(&record.name);

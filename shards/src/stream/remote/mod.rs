@@ -317,11 +317,8 @@ impl Opener {
         let shards = |record: &ShardRecord| format!("{folder}{}", record.name);
         let mut found: Vec<String> =
             manifests.iter().flat_map(|(_, one)| &one.shards).map(shards).collect();
-        let parts: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
-        if let Some((_, one)) = manifests.first()
-            && let Some(missing) = (1..=one.part.of).find(|number| !parts.contains(number))
-        {
-            return Err(fail(SpecFault::Part { missing, of: one.part.of }));
+        if let Some(fault) = Manifest::incomplete(manifests) {
+            return Err(fail(fault));
         }
         if manifests.is_empty() {
             let names = self.list(&folder)?;
