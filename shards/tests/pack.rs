@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{jpeg, picture, run_python};
 use detco_shards::format::manifest::{Manifest, Part};
-use detco_shards::format::verify;
+use detco_shards::format::{ShardError, verify};
 use detco_shards::pack::{self, Job, OnError, Options, PackError, Progress, Resize, ShardSize};
 use detco_shards::stream::ShardSet;
 
@@ -498,6 +498,53 @@ fn parts_together_are_the_whole() {
     assert_eq!(print(whole.path()), print(parts.path()));
     let manifests = Manifest::all_in(parts.path()).expect("reads");
     assert_eq!(manifests.iter().map(|(_, one)| one.samples).sum::<u64>(), 23);
+}
+
+/// The manifest has the index's checksum: what differs from the index is the shard.
+#[test]
+fn a_damaged_header_is_the_shards_fault_and_hides_none_behind_it() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    run(&job(source.path(), out.path())).expect("packs");
+    let spec = [out.path().display().to_string()];
+    let set = ShardSet::open(&spec).expect("opens");
+    let places: Vec<usize> =
+        (0..4).map(|id| set.sample(id).expect("a sample").offset as usize).collect();
+    drop(set);
+    let tar = out.path().join("000000.tar");
+    let whole = std::fs::read(&tar).expect("reads");
+    let damage = |at: &[usize]| {
+        let mut bytes = whole.clone();
+        at.iter().for_each(|at| bytes[*at..*at + 8].fill(0xaa));
+        std::fs::write(&tar, bytes).expect("writes");
+        verify::folder(out.path(), 1, &0.into()).expect("lists").faults
+    };
+    let named = |error: ShardError, offset: usize| {
+        assert!(matches!(error, ShardError::Damaged { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("000000.tar: shard damaged"), "{text}");
+        assert!(text.contains(&format!("offset {offset}:")), "{text}");
+        assert!(text.contains("detco verify") && !text.contains("delete"), "{text}");
+    };
+
+    // A header in the middle is met when its sample is read; one at an end when the set is opened.
+    damage(&[places[1] - 512 + 148]);
+    named(ShardSet::open(&spec).expect("opens").sample(1).expect_err("damaged"), places[1]);
+    damage(&[places[0] - 512 + 148]);
+    named(ShardSet::open(&spec).expect_err("damaged"), places[0]);
+
+    // A header, a picture behind it, another header, another picture.
+    let faults = damage(&[places[0] + 40, places[1] - 512 + 148, places[2] + 40, places[3] - 400]);
+    assert!(faults.iter().all(|fault| fault.file == tar), "the index is sound: {faults:?}");
+    let offsets: Vec<usize> =
+        faults.iter().filter_map(|fault| fault.offset).map(|offset| offset as usize).collect();
+    assert_eq!(offsets, [places[0], places[1] - 512, places[2], places[3] - 512], "{faults:?}");
+
+    // Nothing vouches for the index: verify names the tar, and not the index as well.
+    std::fs::remove_file(out.path().join("manifest.json")).expect("removes");
+    let faults = damage(&[places[1] - 512 + 148]);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!((&faults[0].file, faults[0].offset), (&tar, Some(places[1] as u64 - 512)));
 }
 
 #[test]

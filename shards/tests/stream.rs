@@ -190,7 +190,7 @@ fn a_stale_index_is_named() {
     let text = std::fs::read(&index).expect("reads");
     std::fs::copy(folder.path().join("train-000002.idx"), &index).expect("copies");
     let error = open(&spec).expect_err("stale");
-    assert!(matches!(&error, ShardError::StaleIndex { .. }), "{error}");
+    assert!(matches!(&error, ShardError::Disagree { .. }), "{error}");
     assert!(error.to_string().contains("train-000000.idx"), "{error}");
     std::fs::write(&index, &text).expect("writes");
     check_twelve(&open(&spec).expect("opens"));
@@ -212,8 +212,10 @@ fn a_stale_index_is_named() {
     let set = open(&spec).expect("opens");
     assert!(set.sample(0).is_ok());
     let error = set.sample(1).expect_err("no header");
-    let stale = matches!(&error, ShardError::StaleIndex { fault: StaleFault::Header { .. }, .. });
-    assert!(stale, "{error}");
+    let neither = matches!(&error, ShardError::Disagree { fault: StaleFault::Header { .. }, .. });
+    assert!(neither, "{error}");
+    assert!(error.to_string().contains("shard damaged or index stale"), "{error}");
+    assert!(error.to_string().contains("detco verify"), "{error}");
     assert!(set.ready(1, &|| false).is_ok(), "reading ahead judges nothing");
 }
 
@@ -237,7 +239,7 @@ fn a_shard_cut_at_any_block_or_a_byte_beside_it_is_an_error_with_and_without_an_
                 std::fs::write(&tar, &whole[..cut]).expect("writes");
                 let error = open(&spec).expect_err("cut");
                 assert!(error.to_string().contains("train-000002"), "{cut}: {error}");
-                let kind = matches!(error, ShardError::Tar { .. } | ShardError::StaleIndex { .. });
+                let kind = matches!(error, ShardError::Tar { .. } | ShardError::Disagree { .. });
                 assert!(kind, "{cut}: {error}");
                 cases += 1;
             }

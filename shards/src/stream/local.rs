@@ -10,7 +10,7 @@ use crate::format::index::{IndexText, Table};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::shards_in;
-use crate::format::{ShardError, SpecFault, StaleFault};
+use crate::format::{Blame, ShardError, SpecFault, StaleFault};
 
 /// Shards are opened by this many threads at most: beyond it a disk only seeks more.
 const OPENERS_MAX: usize = 8;
@@ -187,8 +187,8 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
     Ok(Shard { source: Source::Local(map), table, first: 0, indexed })
 }
 
-/// Where a shard's samples lie, and whether an index says so.
-fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), ShardError> {
+/// Where a shard's samples lie, and, if an index says so, who is to blame where that is wrong.
+fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, Option<Blame>), ShardError> {
     let path = map.path();
     let index = path.with_extension("idx");
     let stale =
@@ -211,11 +211,10 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
         });
     }
     let Some(text) = text else {
-        return Ok((Table::walk(map)?, false));
+        return Ok((Table::walk(map)?, None));
     };
-    let recorded = record
-        .is_some_and(|record| record.index_crc32c == format!("{:08x}", crc32c::crc32c(&text)));
-    if !recorded && older(&index, map) {
+    let blame = Blame::of(&text, record);
+    if blame != Blame::Shard && older(&index, map) {
         // Copying a folder can bring this order about too, so the shard decides.
         let walked = IndexText::of(map.bytes()).map_err(|error| ShardError::tar(path, error))?;
         let walked = walked.finish();
@@ -229,7 +228,7 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
     // The check of the index touches the first and the last page. With read-ahead, megabytes would
     // come in with each: 6 ms a shard where the system reads 8 MB ahead.
     map.pages();
-    let table = Table::read(&text, &index, map)?;
+    let table = Table::read(&text, &index, map).map_err(|error| error.blame(blame))?;
     map.images();
     if let Some(record) = record.filter(|record| record.samples != table.len() as u64) {
         return Err(ShardError::Manifest {
@@ -241,7 +240,7 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
             },
         });
     }
-    Ok((table, true))
+    Ok((table, Some(blame)))
 }
 
 /// Whether the index was written before its shard.

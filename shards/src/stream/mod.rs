@@ -17,7 +17,7 @@ use crate::format::index::{Entry, Span, Table};
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
 use crate::format::verify::member_in_place;
-use crate::format::{RemoteFault, SampleFault, ShardError, SpecFault};
+use crate::format::{Blame, RemoteFault, SampleFault, ShardError, SpecFault};
 use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
 
 /// Shards, opened. Share it in an `Arc`; reading needs no lock.
@@ -44,8 +44,9 @@ pub struct Shard {
     source: Source,
     table: Table,
     first: u64,
-    /// Whether the table came from an index, whose claims are checked when a sample is read.
-    indexed: bool,
+    /// Whether the table came from an index, whose claims are checked when a sample is read, and who
+    /// is to blame where one is wrong.
+    indexed: Option<Blame>,
 }
 
 /// Where a shard's bytes come from.
@@ -387,8 +388,8 @@ impl Shard {
     }
 
     fn span(&self, map: &Map, span: Span) -> Result<Range<usize>, ShardError> {
-        if self.indexed {
-            member_in_place(map, span)?;
+        if let Some(blame) = self.indexed {
+            member_in_place(map, span).map_err(|error| error.blame(blame))?;
         }
         let range = usize::try_from(span.offset)
             .ok()
