@@ -360,6 +360,41 @@ fn faults_stop_or_are_listed() {
     assert_eq!(summary.skipped, 9);
 }
 
+/// Pillow writes what it can; the others by their first bytes.
+const UNSUPPORTED: &str = r#"
+import pathlib, sys
+from PIL import Image
+root = pathlib.Path(sys.argv[1]); image = Image.new("RGB", (32, 24), (200, 90, 30))
+for name in ["GIF.gif", "TIFF.tif", "PNM.ppm", "AVIF.avif"]: image.save(root / name)
+(root / "JPEG 2000.jpg").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
+(root / "JPEG XL.jpg").write_bytes(b"\xff\x0a\xba\x21")
+(root / "HEIC.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+(root / "not an image.heic").write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42")
+"#;
+
+#[test]
+fn a_format_that_is_not_packed_is_named_with_those_that_are() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    run_python(UNSUPPORTED, &[source.path()]);
+    let names: Vec<String> = tree(source.path()).into_keys().collect();
+    write(source.path(), "good.jpg", &jpeg(1, 20, 16));
+    let mut job = job(source.path(), out.path());
+    job.options.on_error = OnError::Skip;
+    assert_eq!(run(&job).expect("packs").samples, 1);
+    let list = std::fs::read_to_string(out.path().join("skipped.jsonl")).expect("reads");
+    let skips: Vec<pack::Skip> =
+        list.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(skips.len(), names.len(), "{skips:?}");
+    for pack::Skip { path, reason, .. } in &skips {
+        let format = path.split_once('.').expect("a name").0;
+        let expected = match format {
+            "not an image" => format.to_owned(),
+            _ => format!("{format} is not supported: JPEG, PNG, WebP and BMP are"),
+        };
+        assert_eq!(*reason, expected, "{path}");
+    }
+}
+
 #[test]
 fn an_unreadable_file_is_a_fault() {
     let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));

@@ -165,6 +165,12 @@ pub enum SkipReason {
     /// Its first bytes are no image's.
     #[error("not an image")]
     NotAnImage,
+    /// An image, and of no format that is packed.
+    #[error("{format} is not supported: JPEG, PNG, WebP and BMP are")]
+    Unsupported {
+        /// Its format.
+        format: &'static str,
+    },
     /// Its header or its pixels cannot be read.
     #[error(transparent)]
     Decode(#[from] DecodeError),
