@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{jpeg, run_python};
 use detco_shards::format::writer::ShardWriter;
-use detco_shards::format::{SampleFault, ShardError, SpecFault, StaleFault};
+use detco_shards::format::{SampleFault, ShardError, SpecFault, StaleFault, verify};
 use detco_shards::stream::ShardSet;
 
 fn shard(folder: &Path, name: &str, samples: std::ops::Range<u32>) {
@@ -256,4 +256,32 @@ fn a_shard_cut_at_any_block_or_a_byte_beside_it_is_an_error_with_and_without_an_
 fn what_is_no_file_is_an_error() {
     let error = open("/dev/null").expect_err("a device");
     assert!(error.to_string().starts_with("cannot map"), "{error}");
+}
+
+#[test]
+fn a_folder_of_images_is_to_be_packed_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (flat, classes) = (folder.path().join("flat"), folder.path().join("classes"));
+    for path in [flat.join("1.JPEG"), classes.join("cat/1.png")] {
+        std::fs::create_dir_all(path.parent().expect("below")).expect("creates");
+        std::fs::write(path, b"an image by its name").expect("writes");
+    }
+    for images in [&flat, &classes] {
+        let error = open(&images.display().to_string()).expect_err("not packed").to_string();
+        assert!(error.contains(&format!("detco pack {} OUT", images.display())), "{error}");
+    }
+    // Two folders down nothing says that all of it is one data set.
+    std::fs::remove_dir_all(&flat).expect("removes");
+    std::fs::write(folder.path().join("notes.txt"), b"hello").expect("writes");
+    let error = open(&folder.path().display().to_string()).expect_err("neither");
+    assert!(matches!(error, ShardError::Spec { fault: SpecFault::Empty, .. }), "{error}");
+}
+
+#[test]
+fn verify_asks_for_the_folder_of_a_shard() {
+    let folder = three();
+    let tar = folder.path().join("train-000001.tar");
+    let error = verify::folder(&tar, 1, &0.into()).expect_err("a file").to_string();
+    assert!(error.contains("train-000001.tar") && error.contains("not a folder"), "{error}");
+    assert!(error.ends_with(&folder.path().display().to_string()), "{error}");
 }

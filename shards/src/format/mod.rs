@@ -344,6 +344,18 @@ pub enum SpecFault {
     /// A folder without shards.
     #[error("no .tar in this folder")]
     Empty,
+    /// A folder of images that nobody has packed.
+    #[error("no .tar in this folder, but images: pack it first: `detco pack {} OUT`", .folder.display())]
+    Images {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// One shard where all of a folder were expected.
+    #[error("not a folder: its whole folder is verified, {}", .folder.display())]
+    NotFolder {
+        /// Where it lies.
+        folder: PathBuf,
+    },
     /// A pattern that no file matches.
     #[error("no file matches")]
     NoMatch,

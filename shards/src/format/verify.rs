@@ -16,7 +16,7 @@ use super::index::{self, IndexText, Span, Table};
 use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use super::map::Map;
 use super::tar::{Kind, Walker};
-use super::{Blame, ShardError, StaleFault, writer};
+use super::{Blame, ShardError, SpecFault, StaleFault, writer};
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,9 +63,14 @@ impl Report {
 ///
 /// # Errors
 ///
-/// The folder cannot be listed. Whatever is wrong with the files is a [`Fault`].
+/// The folder cannot be listed, or is a file. Whatever is wrong with the files is a [`Fault`].
 pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report, ShardError> {
     let mut report = Report::default();
+    if folder.is_file() {
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let fault = SpecFault::NotFolder { folder: parent.unwrap_or(Path::new(".")).into() };
+        return Err(ShardError::Spec { spec: folder.display().to_string(), fault });
+    }
     let shards = shards_in(folder)?;
     let unfinished = folder.join(STATE_FOLDER);
     let mut records: Vec<(PathBuf, Option<ShardRecord>)> =

@@ -27,6 +27,7 @@ use self::convert::{Converter, Oddities};
 pub use self::convert::{Resize, TRANSCODE_QUALITY};
 use self::shuffle::Shuffle;
 use self::source::Source;
+pub(crate) use self::source::is_image;
 use self::state::{Done, Plan, State};
 use crate::decode::DecodeError;
 use crate::format::manifest::{FORMAT, Manifest, Part, write_atomically};

@@ -11,9 +11,15 @@ use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::shards_in;
 use crate::format::{Blame, ShardError, SpecFault, StaleFault};
+use crate::pack::is_image;
 
 /// Shards are opened by this many threads at most: beyond it a disk only seeks more.
 const OPENERS_MAX: usize = 8;
+
+/// Names looked at in a folder without shards: enough to find an image among other files.
+const NAMES_MAX: usize = 1000;
+/// Class folders looked at in one.
+const FOLDERS_MAX: usize = 10;
 
 pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
     let mut paths = Vec::new();
@@ -91,7 +97,9 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
         return Err(Why::Spec(SpecFault::Unfinished));
     }
     if found.is_empty() {
-        return Err(Why::Spec(SpecFault::Empty));
+        let images = holds_images(path);
+        let fault = || SpecFault::Images { folder: path.to_path_buf() };
+        return Err(Why::Spec(if images { fault() } else { SpecFault::Empty }));
     }
     // The folder is the whole data set: what its manifest lists must be there.
     let manifests = Manifest::all_in(path).map_err(Why::Shard)?;
@@ -106,6 +114,21 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
     }
     paths.extend(found);
     Ok(())
+}
+
+/// Whether there are images in a folder or in its class folders: what is packed and was not. Looks at
+/// the first few names only, and at none that cannot be listed, since an error is being told.
+fn holds_images(folder: &Path) -> bool {
+    let list = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).take(NAMES_MAX).collect::<Vec<_>>()
+    };
+    let images = |names: &[PathBuf]| {
+        names.iter().any(|name| is_image(name.as_os_str().as_encoded_bytes()) && name.is_file())
+    };
+    let names = list(folder);
+    let mut folders = names.iter().filter(|name| name.is_dir()).take(FOLDERS_MAX);
+    images(&names) || folders.any(|folder| images(&list(folder)))
 }
 
 #[derive(Default)]
