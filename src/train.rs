@@ -1032,8 +1032,11 @@ impl Run {
         let bad = self.world.count_bad(epoch, taken.bad().len() as u64)?;
         let budget = (samples as f64 * self.config.data.bad_share_max) as u64;
         if self.world.size() > 1 && bad > budget {
-            let last = last.error.to_string();
-            return Err(PipelineError::TooManyBad { bad, samples, epoch, budget, last }.into());
+            // Those of this batch are in the list already.
+            let (last, list) = (last.error.to_string(), Vec::new());
+            return Err(
+                PipelineError::TooManyBad { bad, samples, epoch, budget, last, list }.into()
+            );
         }
         Ok(())
     }

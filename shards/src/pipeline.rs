@@ -163,7 +163,8 @@ pub struct LoaderOptions {
     pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,
-    /// `Skip` ends the run when an epoch has more bad samples than this share of the data set.
+    /// `Skip` ends the run when an epoch has more bad samples than this share of the data set; see
+    /// [`bad_budget`].
     pub bad_share_max: f64,
     /// `Skip` ends the run after this many bad samples in a row, in the order of the run.
     pub bad_run_max: u32,
@@ -202,6 +203,13 @@ impl LoaderOptions {
         let train = LoaderOptions::train(Recipe::default(), order, 0, 1);
         LoaderOptions { views, reduce: false, ..train }
     }
+}
+
+/// Bad samples that an epoch may have: this share of the data set's samples, rounded down, but one
+/// where any are allowed, or skipping would mean nothing in a small set.
+pub fn bad_budget(samples: u64, share: f64) -> u64 {
+    let least = u64::from(share > 0.0);
+    ((samples as f64 * share) as u64).max(least)
 }
 
 /// Why a sample could not be used.
@@ -270,6 +278,8 @@ pub enum PipelineError {
         budget: u64,
         /// The newest of them.
         last: String,
+        /// Those of the batch that ended the run, the newest last.
+        list: Vec<BadSample>,
     },
     /// A run of bad samples: a broken shard rather than a broken image.
     #[error("{run} bad samples in a row (data.bad_run_max): the last one: {last}")]
@@ -278,6 +288,8 @@ pub enum PipelineError {
         run: u32,
         /// The newest of them.
         last: String,
+        /// Those of the batch that ended the run, the newest last.
+        list: Vec<BadSample>,
     },
     /// No substitute was found for a bad sample.
     #[error("{tries} substitutes for a bad sample were bad as well: the last one: {last}")]
@@ -286,6 +298,8 @@ pub enum PipelineError {
         tries: u32,
         /// The newest of them.
         last: String,
+        /// The bad samples of the batch that ended the run, the one without a substitute last.
+        list: Vec<BadSample>,
     },
     /// The system refused a thread.
     #[error("cannot start a thread: {0}")]
@@ -298,6 +312,20 @@ pub enum PipelineError {
         /// Step that was waited for.
         step: u64,
     },
+}
+
+impl PipelineError {
+    /// The bad samples that ended the run, the one that did so last: of a batch that never left the
+    /// loader, so that nobody has seen them.
+    pub fn bad(&self) -> &[BadSample] {
+        match self {
+            PipelineError::Bad(bad) => std::slice::from_ref(bad),
+            PipelineError::TooManyBad { list, .. }
+            | PipelineError::BadRun { list, .. }
+            | PipelineError::NoSubstitute { list, .. } => list,
+            PipelineError::Thread(_) | PipelineError::Ended { .. } => &[],
+        }
+    }
 }
 
 /// A batch of pixels on its way to the trainer. Dropping it frees its slab for the next batch.
@@ -581,8 +609,12 @@ impl Loader {
     }
 
     /// The class of each sample of a batch, in slot order; `None` where the shard has none.
+    ///
+    /// # Errors
+    ///
+    /// A class that is no number, or a shard that changed: see [`ShardSet::class`].
     pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
-        batch.samples.iter().map(|id| self.set.sample(*id).map(|sample| sample.class)).collect()
+        batch.samples.iter().map(|id| self.set.class(*id)).collect()
     }
 }
 
@@ -650,8 +682,9 @@ impl<R> Sequence<R> {
         for fault in faults.drain(..) {
             let sample = match fault {
                 Fault::NoSubstitute(sample) => {
-                    let last = describe(&sample);
-                    return Err(PipelineError::NoSubstitute { tries: SUBSTITUTES_MAX, last });
+                    let (tries, last) = (SUBSTITUTES_MAX, describe(&sample));
+                    bad.push(sample);
+                    return Err(PipelineError::NoSubstitute { tries, last, list: bad });
                 }
                 Fault::Bad(sample) => sample,
             };
@@ -664,16 +697,22 @@ impl<R> Sequence<R> {
             self.bad_run = if adjacent { self.bad_run + 1 } else { 1 };
             after = sample.slot + 1;
             let total = self.options.order.samples();
-            let budget = (total as f64 * self.options.bad_share_max) as u64;
+            let budget = bad_budget(total, self.options.bad_share_max);
             let last = describe(&sample);
+            bad.push(sample);
             if self.bad_in_epoch > budget {
-                let (bad, epoch) = (self.bad_in_epoch, work.cursor.epoch);
-                return Err(PipelineError::TooManyBad { bad, samples: total, epoch, budget, last });
+                return Err(PipelineError::TooManyBad {
+                    bad: self.bad_in_epoch,
+                    samples: total,
+                    epoch: work.cursor.epoch,
+                    budget,
+                    last,
+                    list: bad,
+                });
             }
             if self.bad_run >= self.options.bad_run_max.max(1) {
-                return Err(PipelineError::BadRun { run: self.bad_run, last });
+                return Err(PipelineError::BadRun { run: self.bad_run, last, list: bad });
             }
-            bad.push(sample);
         }
         if after < samples.len() {
             self.bad_run = 0;

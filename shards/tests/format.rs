@@ -468,7 +468,7 @@ fn a_wrong_index_is_named() {
     ));
 
     let stale = |text: &str| match read(text) {
-        Err(ShardError::StaleIndex { fault, .. }) => fault,
+        Err(ShardError::Disagree { fault, .. }) => fault,
         other => panic!("{other:?}"),
     };
     let beyond = format!("v1.2 1\njpg {} 9 a.jpg\n", 1u64 << 40);
@@ -634,7 +634,7 @@ fn a_million_samples_open_by_their_indexes() {
     assert_eq!(set.len(), SHARDS * SAMPLES);
     assert_eq!(set.shards().len() as u64, SHARDS);
     let sample = set.sample(0).expect("the first");
-    assert_eq!((sample.jpeg().len() as u64, sample.class), (IMAGE, Some(123)));
+    assert_eq!((sample.jpeg().len() as u64, sample.class().expect("a class")), (IMAGE, Some(123)));
     // The others have no headers, which is noticed when they are read.
-    assert!(matches!(set.sample(1), Err(ShardError::StaleIndex { .. })));
+    assert!(matches!(set.sample(1), Err(ShardError::Disagree { .. })));
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{jpeg, picture, run_python};
 use detco_shards::format::manifest::{Manifest, Part};
-use detco_shards::format::verify;
+use detco_shards::format::{ShardError, verify};
 use detco_shards::pack::{self, Job, OnError, Options, PackError, Progress, Resize, ShardSize};
 use detco_shards::stream::ShardSet;
 
@@ -70,7 +70,7 @@ fn samples(out: &Path) -> BTreeMap<String, (Option<u32>, Vec<u8>)> {
     let set = ShardSet::open(&[out.display().to_string()]).expect("opens");
     let all = (0..set.len()).map(|id| {
         let sample = set.sample(id).expect("a sample");
-        (sample.key.to_owned(), (sample.class, sample.jpeg().to_vec()))
+        (sample.key.to_owned(), (sample.class().expect("a class"), sample.jpeg().to_vec()))
     });
     all.collect()
 }
@@ -360,6 +360,41 @@ fn faults_stop_or_are_listed() {
     assert_eq!(summary.skipped, 9);
 }
 
+/// Pillow writes what it can; the others by their first bytes.
+const UNSUPPORTED: &str = r#"
+import pathlib, sys
+from PIL import Image
+root = pathlib.Path(sys.argv[1]); image = Image.new("RGB", (32, 24), (200, 90, 30))
+for name in ["GIF.gif", "TIFF.tif", "PNM.ppm", "AVIF.avif"]: image.save(root / name)
+(root / "JPEG 2000.jpg").write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n")
+(root / "JPEG XL.jpg").write_bytes(b"\xff\x0a\xba\x21")
+(root / "HEIC.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+(root / "not an image.heic").write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42")
+"#;
+
+#[test]
+fn a_format_that_is_not_packed_is_named_with_those_that_are() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    run_python(UNSUPPORTED, &[source.path()]);
+    let names: Vec<String> = tree(source.path()).into_keys().collect();
+    write(source.path(), "good.jpg", &jpeg(1, 20, 16));
+    let mut job = job(source.path(), out.path());
+    job.options.on_error = OnError::Skip;
+    assert_eq!(run(&job).expect("packs").samples, 1);
+    let list = std::fs::read_to_string(out.path().join("skipped.jsonl")).expect("reads");
+    let skips: Vec<pack::Skip> =
+        list.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(skips.len(), names.len(), "{skips:?}");
+    for pack::Skip { path, reason, .. } in &skips {
+        let format = path.split_once('.').expect("a name").0;
+        let expected = match format {
+            "not an image" => format.to_owned(),
+            _ => format!("{format} is not supported: JPEG, PNG, WebP and BMP are"),
+        };
+        assert_eq!(*reason, expected, "{path}");
+    }
+}
+
 #[test]
 fn an_unreadable_file_is_a_fault() {
     let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
@@ -412,6 +447,65 @@ for shard in sorted(out.glob("*.tar")):
 }
 
 #[test]
+fn a_part_of_another_total_is_refused_before_anything_is_written() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    let (root, spec) = (out.path(), [out.path().display().to_string()]);
+    let part = |number, of| Job { part: Part { number, of }, ..job(source.path(), root) };
+    run(&part(1, 2)).expect("packs the first");
+    let before = tree(root);
+    for (number, of) in [(2, 3), (1, 3), (1, 1)] {
+        for resume in [false, true] {
+            let error = run(&Job { resume, ..part(number, of) }).expect_err("another total");
+            assert!(matches!(error, PackError::OtherParts { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("manifest-00001-of-00002.json"), "{text}");
+            assert!(text.contains(&format!("--part {number}/{of}")), "{text}");
+            assert_eq!(tree(root), before);
+            assert!(!root.join(".pack").exists());
+        }
+    }
+
+    // A part is missing: whoever opens the folder is told, and so is `verify`.
+    let report = |root| verify::folder(root, 1, &0.into()).expect("lists").faults;
+    let faults = report(root);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].fault.contains("part 2 is missing"), "{faults:?}");
+    let error = ShardSet::open(&spec).expect_err("a part is missing").to_string();
+    assert!(error.contains(&faults[0].fault), "{error}");
+
+    run(&part(2, 2)).expect("the right one packs");
+    sound(root);
+
+    // What an earlier version let happen is no data set.
+    let (one, two) = ("manifest-00002-of-00002.json", "manifest-00002-of-00003.json");
+    let text = std::fs::read_to_string(root.join(one)).expect("reads");
+    std::fs::remove_file(root.join(one)).expect("removes");
+    write(root, two, text.replace("\"of\": 2", "\"of\": 3").as_bytes());
+    for text in
+        [ShardSet::open(&spec).expect_err("2 and 3").to_string(), report(root)[0].fault.clone()]
+    {
+        assert!(text.contains("00001-of-00002") && text.contains("00002-of-00003"), "{text}");
+    }
+}
+
+#[test]
+fn an_unfinished_part_of_another_total_is_named() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    write(source.path(), "cat/broken.jpg", b"not an image");
+    let part = |number, of| Job { part: Part { number, of }, ..job(source.path(), out.path()) };
+    let stopped = (1..=2).find(|number| run(&part(*number, 2)).is_err()).expect("one stops");
+    std::fs::remove_file(source.path().join("cat/broken.jpg")).expect("removes");
+    let before = tree(out.path());
+    let error = run(&part(1, 1)).expect_err("another total").to_string();
+    // Where the second one stopped, the first one's manifest is named.
+    let name = ["part-00001-of-00002.d", "manifest-00001-of-00002.json"][stopped as usize - 1];
+    assert!(error.contains(name), "{error}");
+    assert_eq!(tree(out.path()), before);
+}
+
+#[test]
 fn parts_together_are_the_whole() {
     let (source, whole, parts) = (
         tempfile::tempdir().expect("in"),
@@ -439,6 +533,53 @@ fn parts_together_are_the_whole() {
     assert_eq!(print(whole.path()), print(parts.path()));
     let manifests = Manifest::all_in(parts.path()).expect("reads");
     assert_eq!(manifests.iter().map(|(_, one)| one.samples).sum::<u64>(), 23);
+}
+
+/// The manifest has the index's checksum: what differs from the index is the shard.
+#[test]
+fn a_damaged_header_is_the_shards_fault_and_hides_none_behind_it() {
+    let (source, out) = (tempfile::tempdir().expect("in"), tempfile::tempdir().expect("out"));
+    class_folders(source.path());
+    run(&job(source.path(), out.path())).expect("packs");
+    let spec = [out.path().display().to_string()];
+    let set = ShardSet::open(&spec).expect("opens");
+    let places: Vec<usize> =
+        (0..4).map(|id| set.sample(id).expect("a sample").offset as usize).collect();
+    drop(set);
+    let tar = out.path().join("000000.tar");
+    let whole = std::fs::read(&tar).expect("reads");
+    let damage = |at: &[usize]| {
+        let mut bytes = whole.clone();
+        at.iter().for_each(|at| bytes[*at..*at + 8].fill(0xaa));
+        std::fs::write(&tar, bytes).expect("writes");
+        verify::folder(out.path(), 1, &0.into()).expect("lists").faults
+    };
+    let named = |error: ShardError, offset: usize| {
+        assert!(matches!(error, ShardError::Damaged { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("000000.tar: shard damaged"), "{text}");
+        assert!(text.contains(&format!("offset {offset}:")), "{text}");
+        assert!(text.contains("detco verify") && !text.contains("delete"), "{text}");
+    };
+
+    // A header in the middle is met when its sample is read; one at an end when the set is opened.
+    damage(&[places[1] - 512 + 148]);
+    named(ShardSet::open(&spec).expect("opens").sample(1).expect_err("damaged"), places[1]);
+    damage(&[places[0] - 512 + 148]);
+    named(ShardSet::open(&spec).expect_err("damaged"), places[0]);
+
+    // A header, a picture behind it, another header, another picture.
+    let faults = damage(&[places[0] + 40, places[1] - 512 + 148, places[2] + 40, places[3] - 400]);
+    assert!(faults.iter().all(|fault| fault.file == tar), "the index is sound: {faults:?}");
+    let offsets: Vec<usize> =
+        faults.iter().filter_map(|fault| fault.offset).map(|offset| offset as usize).collect();
+    assert_eq!(offsets, [places[0], places[1] - 512, places[2], places[3] - 512], "{faults:?}");
+
+    // Nothing vouches for the index: verify names the tar, and not the index as well.
+    std::fs::remove_file(out.path().join("manifest.json")).expect("removes");
+    let faults = damage(&[places[1] - 512 + 148]);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!((&faults[0].file, faults[0].offset), (&tar, Some(places[1] as u64 - 512)));
 }
 
 #[test]

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::format::writer::ShardWriter;
+use detco_shards::format::{SampleFault, ShardError};
 use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{
-    Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX,
+    Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, bad_budget,
 };
 use detco_shards::stream::ShardSet;
 use detco_shards::views::{Recipe, Renderer};
@@ -157,6 +158,30 @@ fn evaluation_reads_everything_once_with_its_classes() {
     assert_eq!(ids, (0..23).collect::<Vec<u64>>());
 }
 
+/// Labels in words, negative ones, none: nothing that training would look at.
+#[test]
+fn a_class_that_is_no_number_is_no_fault_of_its_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = [&b"dog"[..], b"-1", b"", b"99999999999", b"\xff", b"7"];
+    let mut shard = ShardWriter::create(folder.path(), "000000.tar").unwrap();
+    for (i, label) in (0..).zip(labels) {
+        shard.append(&format!("s{i:05}.jpg"), &jpeg(i)).unwrap();
+        shard.append(&format!("s{i:05}.cls"), label).unwrap();
+    }
+    shard.finish().unwrap().seal().unwrap();
+    let set = Arc::new(ShardSet::open(&[folder.path().display().to_string()]).unwrap());
+    let mut loader = Loader::start(Arc::clone(&set), options(&set, 6)).unwrap();
+    let batches: Vec<Filled> = loader.by_ref().map(|batch| batch.expect("no fault")).collect();
+    assert_eq!(batches.len(), 2, "two epochs of one batch");
+    assert!(batches.iter().all(|batch| batch.bad.is_empty()));
+    let error = loader.classes(&batches[0]).expect_err("five of six");
+    let named = matches!(&error, ShardError::Sample { fault: SampleFault::Class { .. }, .. });
+    assert!(named, "{error}");
+    assert_eq!(set.class(5).unwrap(), Some(7));
+    let error = set.class(1).unwrap_err().to_string();
+    assert!(error.contains("sample `s00001`") && error.contains("holds `-1`"), "{error}");
+}
+
 #[test]
 fn dropping_the_loader_anywhere_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
@@ -218,6 +243,58 @@ fn skipped_samples_are_replaced_alike_at_any_worker_count() {
     let mut loader = Loader::start(Arc::clone(&set), skip(2, 0.08)).unwrap();
     let error = loader.find_map(Result::err).expect("four of forty are above 8 %");
     assert!(matches!(error, PipelineError::TooManyBad { bad: 4, budget: 3, .. }), "{error}");
+}
+
+/// 0.1 % of 40 samples is none, and yet the hint to skip can be followed.
+#[test]
+fn any_share_allows_a_bad_sample_and_none_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &[17]);
+    let skip = |share| LoaderOptions {
+        on_bad_sample: OnBadSample::Skip,
+        bad_share_max: share,
+        ..options(&set, 8)
+    };
+    assert_eq!(read(&set, skip(0.001)).len(), 10, "one an epoch, two epochs");
+    let mut loader = Loader::start(Arc::clone(&set), skip(0.0)).unwrap();
+    let error = loader.find_map(Result::err).expect("none is allowed");
+    assert!(matches!(error, PipelineError::TooManyBad { bad: 1, budget: 0, .. }), "{error}");
+    let budgets = [(800, 0.001), (1999, 0.001), (2000, 0.001), (800, 0.0), (800, 1.0), (0, 0.5)];
+    let budgets = budgets.map(|(samples, share)| bad_budget(samples, share));
+    assert_eq!(budgets, [1, 1, 2, 0, 800, 1]);
+}
+
+/// What ends a run is in no batch, so the error has it: all bad samples can be looked up.
+#[test]
+fn every_bad_sample_up_to_the_end_is_handed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &(0..40).step_by(2).collect::<Vec<u32>>());
+    for (share, run, over) in [(0.15, 100, true), (1.0, 3, false)] {
+        let options = LoaderOptions {
+            on_bad_sample: OnBadSample::Skip,
+            bad_share_max: share,
+            bad_run_max: run,
+            ..options(&set, 8)
+        };
+        let (mut named, mut error) = (Vec::new(), None);
+        for batch in Loader::start(Arc::clone(&set), options).unwrap() {
+            match batch {
+                Ok(batch) => named.extend(batch.bad.iter().map(|bad| bad.sample)),
+                Err(end) => error = Some(end),
+            }
+        }
+        let error = error.expect("half of them are bad");
+        assert_eq!(matches!(error, PipelineError::TooManyBad { .. }), over, "{error}");
+        named.extend(error.bad().iter().map(|bad| bad.sample));
+        assert!(error.bad().iter().all(|bad| bad.substitute.is_some()));
+        let last = error.bad().last().expect("the one that was too much");
+        assert!(error.to_string().contains(&format!("{:?}", last.key)), "{error}");
+        if over {
+            assert_eq!(named.len(), 7, "six are allowed, the seventh ends it");
+        }
+    }
+    let mut fail = Loader::start(Arc::clone(&set), options(&set, 8)).unwrap();
+    assert_eq!(fail.find_map(Result::err).expect("bad").bad().len(), 1);
 }
 
 /// A set of 1,000 samples of which ten are damaged, each in its own way.

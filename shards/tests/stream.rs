@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{jpeg, run_python};
 use detco_shards::format::writer::ShardWriter;
-use detco_shards::format::{SampleFault, ShardError, SpecFault, StaleFault};
+use detco_shards::format::{SampleFault, ShardError, SpecFault, StaleFault, verify};
 use detco_shards::stream::ShardSet;
 
 fn shard(folder: &Path, name: &str, samples: std::ops::Range<u32>) {
@@ -38,8 +38,9 @@ fn check_twelve(set: &ShardSet) {
         let sample = set.sample(id).expect("a sample");
         assert_eq!(sample.id, id);
         assert_eq!(sample.key, format!("c/{id}"));
-        assert_eq!(sample.class, Some(id as u32 % 3));
-        assert_eq!(set.class(id).expect("a class"), sample.class);
+        let class = sample.class().expect("a class");
+        assert_eq!(class, Some(id as u32 % 3));
+        assert_eq!(set.class(id).expect("a class"), class);
         assert_eq!(sample.jpeg(), jpeg(id as u32, 24, 16));
         assert_eq!(set.image_size(id), Some(sample.jpeg().len() as u64));
         let shard = &set.shards()[sample.shard];
@@ -145,15 +146,16 @@ fn other_peoples_shards_are_read() {
     let set = open("foreign.tar").expect("opens");
     assert_eq!(set.len(), 3);
     let sample = set.sample(2).expect("a sample");
-    assert_eq!((sample.key, sample.class), ("deep/folder.v1/0002", Some(2)));
+    assert_eq!(sample.key, "deep/folder.v1/0002");
+    assert_eq!(sample.class().expect("a class"), Some(2));
     assert_eq!(sample.jpeg(), image);
     assert!(set.classes().is_empty());
 
     let set = open("upper.tar").expect("opens");
     assert_eq!(set.len(), 1);
-    assert_eq!(set.sample(0).expect("a sample").class, Some(7));
+    assert_eq!(set.sample(0).expect("a sample").class().expect("a class"), Some(7));
     let set = open("classless.tar").expect("opens");
-    assert_eq!(set.sample(1).expect("a sample").class, None);
+    assert_eq!(set.sample(1).expect("a sample").class().expect("none"), None);
     assert_eq!(set.sample(1).expect("a sample").key, "train/dog/0");
 
     match open("noimage.tar") {
@@ -167,8 +169,13 @@ fn other_peoples_shards_are_read() {
     let twice = open("twice.tar").expect_err("twice");
     assert!(twice.to_string().contains("two members with the extension .jpg"), "{twice}");
     let set = open("badclass.tar").expect("opens");
-    let error = set.sample(0).expect_err("no number");
-    assert!(error.to_string().contains("`cat`"), "{error}");
+    // Those who need no label read it; those who ask are told where and what.
+    let sample = set.sample(0).expect("a sample all the same");
+    assert_eq!(sample.jpeg(), image);
+    for error in [sample.class().expect_err("no number"), set.class(0).expect_err("no number")] {
+        assert!(error.to_string().contains("sample `a/0`"), "{error}");
+        assert!(error.to_string().contains("holds `cat`, a class number"), "{error}");
+    }
     let nothing = open("nothing.tar").expect_err("nothing");
     assert!(matches!(nothing, ShardError::Spec { fault: SpecFault::NoSamples, .. }));
 }
@@ -183,7 +190,7 @@ fn a_stale_index_is_named() {
     let text = std::fs::read(&index).expect("reads");
     std::fs::copy(folder.path().join("train-000002.idx"), &index).expect("copies");
     let error = open(&spec).expect_err("stale");
-    assert!(matches!(&error, ShardError::StaleIndex { .. }), "{error}");
+    assert!(matches!(&error, ShardError::Disagree { .. }), "{error}");
     assert!(error.to_string().contains("train-000000.idx"), "{error}");
     std::fs::write(&index, &text).expect("writes");
     check_twelve(&open(&spec).expect("opens"));
@@ -205,8 +212,10 @@ fn a_stale_index_is_named() {
     let set = open(&spec).expect("opens");
     assert!(set.sample(0).is_ok());
     let error = set.sample(1).expect_err("no header");
-    let stale = matches!(&error, ShardError::StaleIndex { fault: StaleFault::Header { .. }, .. });
-    assert!(stale, "{error}");
+    let neither = matches!(&error, ShardError::Disagree { fault: StaleFault::Header { .. }, .. });
+    assert!(neither, "{error}");
+    assert!(error.to_string().contains("shard damaged or index stale"), "{error}");
+    assert!(error.to_string().contains("detco verify"), "{error}");
     assert!(set.ready(1, &|| false).is_ok(), "reading ahead judges nothing");
 }
 
@@ -230,7 +239,7 @@ fn a_shard_cut_at_any_block_or_a_byte_beside_it_is_an_error_with_and_without_an_
                 std::fs::write(&tar, &whole[..cut]).expect("writes");
                 let error = open(&spec).expect_err("cut");
                 assert!(error.to_string().contains("train-000002"), "{cut}: {error}");
-                let kind = matches!(error, ShardError::Tar { .. } | ShardError::StaleIndex { .. });
+                let kind = matches!(error, ShardError::Tar { .. } | ShardError::Disagree { .. });
                 assert!(kind, "{cut}: {error}");
                 cases += 1;
             }
@@ -247,4 +256,32 @@ fn a_shard_cut_at_any_block_or_a_byte_beside_it_is_an_error_with_and_without_an_
 fn what_is_no_file_is_an_error() {
     let error = open("/dev/null").expect_err("a device");
     assert!(error.to_string().starts_with("cannot map"), "{error}");
+}
+
+#[test]
+fn a_folder_of_images_is_to_be_packed_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (flat, classes) = (folder.path().join("flat"), folder.path().join("classes"));
+    for path in [flat.join("1.JPEG"), classes.join("cat/1.png")] {
+        std::fs::create_dir_all(path.parent().expect("below")).expect("creates");
+        std::fs::write(path, b"an image by its name").expect("writes");
+    }
+    for images in [&flat, &classes] {
+        let error = open(&images.display().to_string()).expect_err("not packed").to_string();
+        assert!(error.contains(&format!("detco pack {} OUT", images.display())), "{error}");
+    }
+    // Two folders down nothing says that all of it is one data set.
+    std::fs::remove_dir_all(&flat).expect("removes");
+    std::fs::write(folder.path().join("notes.txt"), b"hello").expect("writes");
+    let error = open(&folder.path().display().to_string()).expect_err("neither");
+    assert!(matches!(error, ShardError::Spec { fault: SpecFault::Empty, .. }), "{error}");
+}
+
+#[test]
+fn verify_asks_for_the_folder_of_a_shard() {
+    let folder = three();
+    let tar = folder.path().join("train-000001.tar");
+    let error = verify::folder(&tar, 1, &0.into()).expect_err("a file").to_string();
+    assert!(error.contains("train-000001.tar") && error.contains("not a folder"), "{error}");
+    assert!(error.ends_with(&folder.path().display().to_string()), "{error}");
 }

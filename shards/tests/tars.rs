@@ -11,8 +11,11 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{jpeg, run_python};
+use detco_shards::format::manifest::Part;
 use detco_shards::format::tar::{Kind, TarFault, Walker};
+use detco_shards::format::writer::ShardWriter;
 use detco_shards::format::{SampleFault, ShardError};
+use detco_shards::pack;
 use detco_shards::stream::ShardSet;
 
 /// A header, to be changed before its checksum is made.
@@ -576,7 +579,10 @@ fn a_sample_with_1000_extensions_is_read_and_one_with_100_000_refused() {
     let check = |set: ShardSet| {
         assert_eq!(set.len(), 2);
         let sample = set.sample(0).unwrap();
-        assert_eq!((sample.key, sample.class, sample.jpeg()), ("k/0", Some(41), &image[..]));
+        assert_eq!(
+            (sample.key, sample.class().unwrap(), sample.jpeg()),
+            ("k/0", Some(41), &image[..])
+        );
     };
     check(open(&path, &members(998)).unwrap());
     let bytes = std::fs::read(&path).unwrap();
@@ -587,4 +593,49 @@ fn a_sample_with_1000_extensions_is_read_and_one_with_100_000_refused() {
 
     let (key, fault) = sample_fault(open(&path, &members(100_000)));
     assert!(matches!(fault, SampleFault::TooLarge { limit: 4096, .. }), "{key}: {fault}");
+}
+
+/// A compressed tar as `tar` writes one, with its own name or as a `.tar`.
+const COMPRESSED: &str = r#"
+import bz2, gzip, lzma, pathlib, sys
+root = pathlib.Path(sys.argv[1]); tar = (root / "plain.tar").read_bytes()
+for name, pack in [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)]:
+    (root / name).write_bytes(pack(tar))
+# Python 3.12 has no zstd: a frame of one raw block.
+(root / "zstd").write_bytes(bytes.fromhex("28b52ffd") + bytes([0xa0]) + len(tar).to_bytes(4, "little")
+    + (len(tar) << 3 | 1).to_bytes(3, "little") + tar)
+"#;
+
+#[test]
+fn compressed_tars_are_called_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut shard = ShardWriter::create(root, "plain.tar").unwrap();
+    shard.append("BZh9/0.jpg", &jpeg(1, 32, 24)).unwrap();
+    shard.finish().unwrap().seal().unwrap();
+    ShardSet::open(&[root.join("plain.tar").display().to_string()]).expect("a member named so");
+    run_python(COMPRESSED, &[root]);
+    for format in ["gzip", "bzip2", "xz", "zstd"] {
+        let bytes = std::fs::read(root.join(format)).unwrap();
+        // Whole, and shorter than a header.
+        for end in [bytes.len(), 100] {
+            for name in [format!("{format}.tar"), format!("{format}.tar.gz")] {
+                let path = root.join(name);
+                std::fs::write(&path, &bytes[..end]).unwrap();
+                let text = ShardSet::open(&[path.display().to_string()]).unwrap_err().to_string();
+                let words = format!("{format}-compressed, a plain tar was expected");
+                assert!(text.contains(&words), "{text}");
+                let job = pack::Job {
+                    source: path.clone(),
+                    out: root.join("out"),
+                    options: pack::Options::default(),
+                    part: Part::WHOLE,
+                    workers: 1,
+                    resume: false,
+                };
+                let text = pack::run(&job, &pack::Progress::default()).unwrap_err().to_string();
+                assert!(text.contains(&words), "{text}");
+            }
+        }
+    }
 }

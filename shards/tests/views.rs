@@ -392,4 +392,18 @@ fn impossible_recipes_are_named() {
     ] {
         assert!(error.to_string().starts_with(field), "{error}");
     }
+    let scale = |scale: [f64; 2]| {
+        let mut recipe = Recipe::detco();
+        recipe.local.as_mut().unwrap().crop.scale = scale;
+        recipe.validate().unwrap_err().to_string()
+    };
+    // Not the smallest of all numbers, with its 324 digits.
+    assert_eq!(scale([0.0, 0.0]), "local.crop.scale = 0.0: must be above 0 and at most 1");
+    assert_eq!(scale([0.5, 1.5]), "local.crop.scale = 1.5: must be above 0 and at most 1");
+    assert_eq!(scale([f64::NAN, 1.0]), "local.crop.scale = NaN: must be above 0 and at most 1");
+    let mut least = Recipe::detco();
+    least.global.crop.scale = [5e-324, 5e-324];
+    least.validate().unwrap();
+    let crop = least.draw(640, 480, 7, 0, 0).global[0].crop;
+    assert!(crop.width > 0 && crop.height > 0, "{crop:?}");
 }

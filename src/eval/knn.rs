@@ -247,7 +247,7 @@ fn extract(
         let batch = batch.map_err(pipeline)?;
         for id in &batch.samples {
             let sample = set.sample(*id)?;
-            classes.push(sample.class.ok_or_else(|| KnnError::NoClass {
+            classes.push(sample.class()?.ok_or_else(|| KnnError::NoClass {
                 which,
                 shard: set.shards()[sample.shard].path().display().to_string(),
                 key: sample.key.to_string(),

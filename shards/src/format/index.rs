@@ -169,7 +169,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`ShardError::Index`] for a text that is no index, [`ShardError::StaleIndex`] for one that
+    /// [`ShardError::Index`] for a text that is no index, [`ShardError::Disagree`] for one that
     /// describes another shard.
     pub fn read(text: &[u8], index: &Path, map: &Map) -> Result<Table, ShardError> {
         let (table, ends) = Table::parse(text, index, map.path(), map.bytes().len() as u64)?;
@@ -194,7 +194,7 @@ impl Table {
             line,
             fault,
         };
-        let stale = |fault: StaleFault| ShardError::StaleIndex {
+        let disagree = |fault: StaleFault| ShardError::Disagree {
             index: index.to_path_buf(),
             shard: shard.to_path_buf(),
             fault,
@@ -238,7 +238,7 @@ impl Table {
                 let end = offset.saturating_add(size);
                 if end > bytes {
                     let fault = StaleFault::Outside { line: number, offset, end, bytes };
-                    return Err(stale(fault));
+                    return Err(disagree(fault));
                 }
                 if member > 1 && builder.starts_another(name) {
                     let key = builder.open_key().to_owned();
@@ -278,9 +278,9 @@ impl Ends {
     ///
     /// # Errors
     ///
-    /// [`ShardError::StaleIndex`] otherwise.
+    /// [`ShardError::Disagree`] otherwise.
     pub fn check(&self, bytes: &[u8], index: &Path, shard: &Path) -> Result<(), ShardError> {
-        check_ends(bytes, self).map_err(|fault| ShardError::StaleIndex {
+        check_ends(bytes, self).map_err(|fault| ShardError::Disagree {
             index: index.to_path_buf(),
             shard: shard.to_path_buf(),
             fault,
@@ -293,10 +293,12 @@ fn check_ends(bytes: &[u8], ends: &Ends) -> Result<(), StaleFault> {
         let name = String::from_utf8_lossy(&member.name).into_owned();
         StaleFault::Unindexed { name, offset: member.data }
     };
-    let header =
-        |offset: u64| move |error: tar::TarError| StaleFault::Header { offset, fault: error.fault };
+    let header = |error: tar::TarError| StaleFault::Header {
+        offset: error.offset.saturating_add(BLOCK),
+        fault: error.fault,
+    };
     for member in Walker::new(bytes) {
-        let member = member.map_err(header(BLOCK))?;
+        let member = member.map_err(header)?;
         if member.data == ends.first.offset {
             let (indexed, actual) = (ends.first.size, member.payload.len() as u64);
             if indexed != actual {
@@ -310,7 +312,7 @@ fn check_ends(bytes: &[u8], ends: &Ends) -> Result<(), StaleFault> {
         }
     }
     for member in Walker::at(bytes, ends.end) {
-        let member = member.map_err(header(ends.end))?;
+        let member = member.map_err(header)?;
         if belongs(&member) {
             return Err(unindexed(&member));
         }
@@ -481,6 +483,20 @@ impl Builder {
         self.table.rows.push(row);
         Ok(())
     }
+}
+
+/// Where the members of a shard end, padding included, by the text of its index, up to what is none.
+pub(crate) fn ends(text: &[u8]) -> Vec<u64> {
+    let end = |words: &[&str]| {
+        let number = |at: usize| words.get(at).and_then(|word| tar::decimal(word.as_bytes()));
+        number(1)?.checked_add(number(2)?)?.checked_next_multiple_of(BLOCK)
+    };
+    let mut ends = Vec::new();
+    for line in std::str::from_utf8(text).unwrap_or_default().lines().skip(1) {
+        let words: Vec<&str> = line.split(' ').collect();
+        ends.extend(words.chunks(4).map_while(end));
+    }
+    ends
 }
 
 /// Writes the text of an index, member by member.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::ShardError;
+use super::{ShardError, SpecFault};
 
 /// The format version this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -134,6 +134,16 @@ impl Part {
             1 => format!("{stem}.{extension}"),
             of => format!("{stem}-{:05}-of-{of:05}.{extension}", self.number),
         }
+    }
+
+    /// The part whose file [`Part::file_name`] names so.
+    pub(crate) fn of_file(name: &str, stem: &str, extension: &str) -> Option<Part> {
+        let rest = name.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.')?;
+        if rest.is_empty() {
+            return Some(Part::WHOLE);
+        }
+        let (number, of) = numbers(rest)?;
+        Some(Part { number: number.parse().ok()?, of: of.parse().ok()? })
     }
 }
 
@@ -315,7 +325,19 @@ impl Manifest {
     /// Whether a file of this name is a manifest: `manifest.json`, `manifest-00001-of-00004.json`.
     pub fn is_name(name: &str) -> bool {
         let rest = name.strip_prefix("manifest").and_then(|rest| rest.strip_suffix(".json"));
-        rest.is_some_and(|rest| rest.is_empty() || is_part(rest))
+        rest.is_some_and(|rest| rest.is_empty() || numbers(rest).is_some())
+    }
+
+    /// What keeps the parts of a folder from being one data set: another total, or one is missing.
+    pub(crate) fn incomplete<P: AsRef<Path>>(manifests: &[(P, Manifest)]) -> Option<SpecFault> {
+        let (path, Manifest { part: Part { of, .. }, .. }) = manifests.first()?;
+        if let Some((other, _)) = manifests.iter().find(|(_, other)| other.part.of != *of) {
+            let (one, other) = (path.as_ref().to_path_buf(), other.as_ref().to_path_buf());
+            return Some(SpecFault::Totals { one, other });
+        }
+        let there: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
+        let missing = (1..=*of).find(|number| !there.contains(number))?;
+        Some(SpecFault::Part { missing, of: *of })
     }
 
     /// The CRC-32C of a shard's member, by position in the shard. `None` beyond its members.
@@ -326,13 +348,11 @@ impl Manifest {
     }
 }
 
-/// `-00001-of-00004`.
-fn is_part(rest: &str) -> bool {
-    let numbers = rest.strip_prefix('-').and_then(|rest| rest.split_once("-of-"));
-    numbers.is_some_and(|(number, of)| {
-        let digits = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
-        digits(number) && digits(of)
-    })
+/// The digits of `-00001-of-00004`.
+fn numbers(rest: &str) -> Option<(&str, &str)> {
+    let digits = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = rest.strip_prefix('-')?.split_once("-of-");
+    numbers.filter(|(number, of)| digits(number) && digits(of))
 }
 
 /// Writes a file that appears whole: sibling temp file, fsync, rename, fsync of the folder.

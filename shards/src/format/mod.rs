@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use self::manifest::ShardRecord;
+
 pub use self::index::IndexFault;
 pub use self::manifest::ManifestFault;
 pub use self::remote::{Cause, RemoteFault};
@@ -56,7 +58,29 @@ pub enum ShardError {
         /// What is wrong with the line.
         fault: IndexFault,
     },
-    /// The index does not describe the shard beside it.
+    /// The shard is not what its index says, and nothing tells which of the two is wrong.
+    #[error("{}: shard damaged or index stale, {} does not describe it: {fault}; `detco verify` on \
+             the folder tells: if it finds no fault in the tar, delete the index or write it anew",
+        shard.display(), index.display())]
+    Disagree {
+        /// The index file.
+        index: PathBuf,
+        /// The shard it should describe.
+        shard: PathBuf,
+        /// How the two differ.
+        fault: StaleFault,
+    },
+    /// The shard is not what its index says, and the manifest has the checksum of that index.
+    #[error("{}: shard damaged, its index is as the manifest has it: {fault}; `detco verify` on the \
+             folder names all damage", shard.display())]
+    Damaged {
+        /// The shard.
+        shard: PathBuf,
+        /// What is there and should not be.
+        fault: StaleFault,
+    },
+    /// The index does not describe the shard beside it: the shard was walked to its end, or the
+    /// manifest has the checksum of another index.
     #[error("{}: stale index, it does not describe {}: {fault}; delete it or write it anew",
         index.display(), shard.display())]
     StaleIndex {
@@ -161,8 +185,44 @@ impl ShardError {
         ShardError::Remote { url: url.to_owned(), fault: Box::new(fault) }
     }
 
+    /// Where an index and its shard disagree: says which of them is wrong, as far as that is known.
+    pub(crate) fn blame(self, blame: Blame) -> ShardError {
+        match (self, blame) {
+            (ShardError::Disagree { shard, fault, .. }, Blame::Shard) => {
+                ShardError::Damaged { shard, fault }
+            }
+            (ShardError::Disagree { index, shard, fault }, Blame::Index) => {
+                ShardError::StaleIndex { index, shard, fault }
+            }
+            (other, _) => other,
+        }
+    }
+
     pub(crate) fn tar(shard: &Path, error: TarError) -> ShardError {
         ShardError::Tar { shard: shard.to_path_buf(), error }
+    }
+}
+
+/// Who is to blame where an index and its shard disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// There is no manifest to tell.
+    Either,
+    /// The manifest has the checksum of the index.
+    Shard,
+    /// The manifest has the checksum of another index.
+    Index,
+}
+
+impl Blame {
+    /// For an index of this text, and what the manifest says of it.
+    pub(crate) fn of(text: &[u8], record: Option<&ShardRecord>) -> Blame {
+        let sum = || format!("{:08x}", crc32c::crc32c(text));
+        match record {
+            None => Blame::Either,
+            Some(record) if record.index_crc32c == sum() => Blame::Shard,
+            Some(_) => Blame::Index,
+        }
     }
 }
 
@@ -248,7 +308,7 @@ pub enum SampleFault {
         /// The extension they share, lower case.
         extension: String,
     },
-    /// The class member is no number.
+    /// The class member is no number. Only who asks for the class meets this.
     #[error("the .cls member holds `{text}`, a class number was expected")]
     Class {
         /// What it holds, shortened.
@@ -284,6 +344,18 @@ pub enum SpecFault {
     /// A folder without shards.
     #[error("no .tar in this folder")]
     Empty,
+    /// A folder of images that nobody has packed.
+    #[error("no .tar in this folder, but images: pack it first: `detco pack {} OUT`", .folder.display())]
+    Images {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// One shard where all of a folder were expected.
+    #[error("not a folder: its whole folder is verified, {}", .folder.display())]
+    NotFolder {
+        /// Where it lies.
+        folder: PathBuf,
+    },
     /// A pattern that no file matches.
     #[error("no file matches")]
     NoMatch,
@@ -326,6 +398,15 @@ pub enum SpecFault {
         missing: u32,
         /// Number of parts.
         of: u32,
+    },
+    /// Parts that were packed as parts of different wholes.
+    #[error("{} and {} are parts of different totals: pack into another folder",
+        .one.display(), .other.display())]
+    Totals {
+        /// A manifest.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
     },
     /// Packing is under way or was interrupted.
     #[error("packing has not finished: go on with `detco pack --resume`")]

@@ -33,6 +33,12 @@ pub struct TarError {
 /// What is wrong with a tar.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TarFault {
+    /// Not a tar: a file that `zstd`, `gzip` or the like has written.
+    #[error("{format}-compressed, a plain tar was expected: decompress it first")]
+    Compressed {
+        /// What compressed it.
+        format: &'static str,
+    },
     /// The file ends inside a header, a payload or padding.
     #[error("truncated: {need} bytes are needed, {have} are there")]
     Truncated {
@@ -178,7 +184,7 @@ impl<'a> Walker<'a> {
         loop {
             let at = self.offset;
             let fail = |fault| TarError { offset: at, fault };
-            let block = self.block(at)?;
+            let block = self.block(at).map_err(|error| self.unless_compressed(error))?;
             if block.iter().all(|byte| *byte == 0) {
                 if at != start {
                     return Err(fail(TarFault::Dangling));
@@ -186,7 +192,8 @@ impl<'a> Walker<'a> {
                 self.end(at)?;
                 return Ok(None);
             }
-            let header = Header::parse(block).map_err(fail)?;
+            let header =
+                Header::parse(block).map_err(|fault| self.unless_compressed(fail(fault)))?;
             // Cannot wrap: `block` lies in memory.
             let data = at + BLOCK;
             match header.flag {
@@ -270,6 +277,15 @@ impl<'a> Walker<'a> {
         Ok(Member { start, data, name, kind, payload })
     }
 
+    /// What is wrong with the first header, if it is not that the archive is a compressed one: only
+    /// now, since a sound header may begin with the same letters.
+    fn unless_compressed(&self, error: TarError) -> TarError {
+        match compression(self.bytes).filter(|_| error.offset == 0) {
+            Some(format) => TarError { offset: 0, fault: TarFault::Compressed { format } },
+            None => error,
+        }
+    }
+
     /// The header block at `at`.
     fn block(&self, at: u64) -> Result<&'a [u8], TarError> {
         let rest = usize::try_from(at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or(&[]);
@@ -348,6 +364,17 @@ pub(crate) fn header_before(bytes: &[u8], data: u64) -> Result<(u8, u64), TarFau
         .ok_or(TarFault::Truncated { need: data, have: bytes.len() as u64 })?;
     let header = Header::parse(block)?;
     Ok((header.flag, header.size))
+}
+
+/// The format of a compressed file by its first bytes.
+fn compression(bytes: &[u8]) -> Option<&'static str> {
+    const MAGIC: [(&[u8], &str); 4] = [
+        (&[0x1f, 0x8b], "gzip"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
+        (b"BZh", "bzip2"),
+    ];
+    MAGIC.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, format)| *format)
 }
 
 struct Header<'a> {

@@ -2,7 +2,8 @@
 //!
 //! Checked: the tar's structure, every member's CRC-32C, every shard's SHA-256, the index against
 //! what walking the shard gives, counts against the manifest, samples that cannot be used. A fault
-//! in one place does not hide those behind it.
+//! in one place does not hide those behind it: where the manifest has the index's checksum, the index
+//! says where to read on behind a broken header.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,7 +16,7 @@ use super::index::{self, IndexText, Span, Table};
 use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use super::map::Map;
 use super::tar::{Kind, Walker};
-use super::{ShardError, writer};
+use super::{Blame, ShardError, SpecFault, StaleFault, writer};
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -62,20 +63,29 @@ impl Report {
 ///
 /// # Errors
 ///
-/// The folder cannot be listed. Whatever is wrong with the files is a [`Fault`].
+/// The folder cannot be listed, or is a file. Whatever is wrong with the files is a [`Fault`].
 pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report, ShardError> {
     let mut report = Report::default();
+    if folder.is_file() {
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let fault = SpecFault::NotFolder { folder: parent.unwrap_or(Path::new(".")).into() };
+        return Err(ShardError::Spec { spec: folder.display().to_string(), fault });
+    }
     let shards = shards_in(folder)?;
+    let unfinished = folder.join(STATE_FOLDER);
     let mut records: Vec<(PathBuf, Option<ShardRecord>)> =
         shards.into_iter().map(|path| (path, None)).collect();
     match Manifest::all_in(folder) {
         Ok(manifests) => {
             report.manifest = !manifests.is_empty();
+            // Of a run that goes on, parts are missing as a matter of course: that is told below.
+            if let Some(fault) = Manifest::incomplete(&manifests).filter(|_| !unfinished.exists()) {
+                report.faults.push(plain(folder, &fault.to_string()));
+            }
             join(folder, manifests, &mut records, &mut report);
         }
         Err(error) => report.faults.push(fault_of(folder, &error)),
     }
-    let unfinished = folder.join(STATE_FOLDER);
     if unfinished.exists() {
         let text = "packing has not finished: go on with `detco pack --resume`";
         report.faults.push(plain(&unfinished, text));
@@ -154,13 +164,21 @@ pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64)
     let bytes = map.bytes();
     report.bytes = bytes.len() as u64;
     let mut text = IndexText::default();
+    let index = Index::read(path, record);
+    let mut walker = Walker::new(bytes);
     let mut members = 0usize;
-    for member in Walker::new(bytes) {
+    let mut whole = true;
+    while let Some(member) = walker.next() {
         let member = match member {
             Ok(member) => member,
             Err(error) => {
+                whole = false;
+                let broken = error.offset;
                 report.faults.push(fault_of(path, &ShardError::tar(path, error)));
-                break;
+                // A sound index knows where the members behind this one lie.
+                let Some((position, start)) = index.after(broken) else { break };
+                (walker, members) = (Walker::at(bytes, start), position);
+                continue;
             }
         };
         if member.kind != Kind::File {
@@ -188,7 +206,7 @@ pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64)
     {
         report.faults.push(fault_of(path, &error));
     }
-    check_index(&map, text.finish(), &mut report);
+    index.check(&map, &text.finish(), whole, &mut report);
     if let Some(record) = record {
         check_record(bytes, record, members as u64, path, &mut report);
     }
@@ -199,30 +217,77 @@ pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64)
     report
 }
 
-fn check_index(map: &Map, expected: String, report: &mut Report) {
-    let path = map.path().with_extension("idx");
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-        Err(error) => return report.faults.push(plain(&path, &format!("cannot be read: {error}"))),
-    };
-    if text == expected.as_bytes() {
-        return;
+/// The index beside a shard, if there is one.
+struct Index {
+    path: PathBuf,
+    text: std::io::Result<Vec<u8>>,
+    /// Who is to blame where it and the shard disagree.
+    blame: Blame,
+    /// Where members end, if the index is the one in the manifest.
+    ends: Vec<u64>,
+}
+
+impl Index {
+    fn read(shard: &Path, record: Option<&ShardRecord>) -> Index {
+        let path = shard.with_extension("idx");
+        let text = std::fs::read(&path);
+        let blame = text.as_ref().map_or(Blame::Either, |text| Blame::of(text, record));
+        let known = text.as_ref().ok().filter(|_| blame == Blame::Shard);
+        let ends = known.map_or_else(Vec::new, |text| index::ends(text));
+        Index { path, text, blame, ends }
     }
-    match Table::read(&text, &path, map) {
-        Err(error) => report.faults.push(fault_of(&path, &error)),
-        Ok(_) => {
-            let lines =
-                text.split(|byte| *byte == b'\n').zip(expected.as_bytes().split(|b| *b == b'\n'));
-            let line = lines.take_while(|(found, expected)| found == expected).count() as u64 + 1;
-            let error = ShardError::StaleIndex {
-                index: path.clone(),
-                shard: map.path().to_path_buf(),
-                fault: super::StaleFault::Line { line },
-            };
-            report.faults.push(fault_of(&path, &error));
+
+    /// The member behind the one at an offset: its position in the shard, and where it starts.
+    fn after(&self, offset: u64) -> Option<(usize, u64)> {
+        let broken = self.ends.partition_point(|end| *end <= offset);
+        let end = *self.ends.get(broken).filter(|end| **end > offset)?;
+        (broken + 1 < self.ends.len()).then_some((broken + 1, end))
+    }
+
+    /// Holds the index against what walking the shard gave, up to its end or to a fault.
+    fn check(&self, map: &Map, expected: &str, whole: bool, report: &mut Report) {
+        let text = match &self.text {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => {
+                return report.faults.push(plain(&self.path, &format!("cannot be read: {error}")));
+            }
+        };
+        if text == expected.as_bytes() {
+            return;
+        }
+        let (found, walked) = (after_first_line(text), after_first_line(expected.as_bytes()));
+        let agrees = found.starts_with(walked.strip_suffix(b"\n").unwrap_or(walked));
+        if !whole && (self.blame == Blame::Shard || agrees) {
+            return; // the shard is broken, and that is said already
+        }
+        let shard = map.path();
+        let error = match Table::read(text, &self.path, map) {
+            Err(ShardError::Disagree { fault, .. }) => self.differs(shard, fault),
+            Err(error) => error,
+            Ok(_) => {
+                let expected = expected.as_bytes().split(|byte| *byte == b'\n');
+                let lines = text.split(|byte| *byte == b'\n').zip(expected);
+                let same = lines.take_while(|(found, expected)| found == expected).count();
+                self.differs(shard, StaleFault::Line { line: same as u64 + 1 })
+            }
+        };
+        report.faults.push(fault_of(&self.path, &error));
+    }
+
+    /// The shard was walked, so that an index no manifest vouches for is the wrong one of the two.
+    fn differs(&self, shard: &Path, fault: StaleFault) -> ShardError {
+        let (index, shard) = (self.path.clone(), shard.to_path_buf());
+        match self.blame {
+            Blame::Shard => ShardError::Damaged { shard, fault },
+            Blame::Either | Blame::Index => ShardError::StaleIndex { index, shard, fault },
         }
     }
+}
+
+fn after_first_line(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| *byte == b'\n').map_or(text.len(), |end| end + 1);
+    &text[end..]
 }
 
 fn check_record(
@@ -273,6 +338,10 @@ pub(crate) fn fault_of(file: &Path, error: &ShardError) -> Fault {
         ShardError::StaleIndex { index, fault, .. } => {
             (index, None, None, format!("stale index: {fault}"))
         }
+        ShardError::Disagree { index, fault, .. } => {
+            (index, None, None, format!("shard damaged or index stale: {fault}"))
+        }
+        ShardError::Damaged { shard, fault } => (shard, None, None, format!("damaged: {fault}")),
         ShardError::Manifest { manifest, fault } => (manifest, None, None, fault.to_string()),
         ShardError::Io { path, action, source } => {
             (path, None, None, format!("cannot {action} it: {source}"))
@@ -287,7 +356,7 @@ pub(crate) fn fault_of(file: &Path, error: &ShardError) -> Fault {
 
 /// Checks one member's header in place; see [`index::check_header`].
 pub(crate) fn member_in_place(map: &Map, span: Span) -> Result<(), ShardError> {
-    index::check_header(map.bytes(), span).map_err(|fault| ShardError::StaleIndex {
+    index::check_header(map.bytes(), span).map_err(|fault| ShardError::Disagree {
         index: map.path().with_extension("idx"),
         shard: map.path().to_path_buf(),
         fault,

@@ -164,10 +164,41 @@ fn kind(bytes: &[u8]) -> Result<Kind, SkipReason> {
         Ok(found) => Ok(Kind::Known(found)),
         Err(DecodeError::NotAnImage { .. }) => match image::guess_format(bytes) {
             Ok(format) if OTHERS.contains(&format) => Ok(Kind::Other(format)),
-            _ => Err(SkipReason::NotAnImage),
+            _ => Err(unsupported(bytes)
+                .map_or(SkipReason::NotAnImage, |format| SkipReason::Unsupported { format })),
         },
         Err(error) => Err(error.into()),
     }
+}
+
+/// The format of an image that is not packed, by its first bytes.
+fn unsupported(bytes: &[u8]) -> Option<&'static str> {
+    const STARTS: [(&[u8], &str); 10] = [
+        (b"GIF8", "GIF"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"II+\0", "TIFF"), // with 64-bit offsets
+        (b"MM\0+", "TIFF"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"8BPS", "Photoshop"),
+    ];
+    if let [b'P', b'1'..=b'7', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] = bytes {
+        return Some("PNM");
+    }
+    // ISO base media files name their kind in the first box (ISO/IEC 23000-22, 23008-12).
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return match bytes.get(8..12)? {
+            b"avif" | b"avis" => Some("AVIF"),
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => {
+                Some("HEIC")
+            }
+            _ => None,
+        };
+    }
+    STARTS.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, format)| *format)
 }
 
 fn oddities_of(found: &Probe) -> impl Iterator<Item = &'static str> + use<> {

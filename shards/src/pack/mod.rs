@@ -27,6 +27,7 @@ use self::convert::{Converter, Oddities};
 pub use self::convert::{Resize, TRANSCODE_QUALITY};
 use self::shuffle::Shuffle;
 use self::source::Source;
+pub(crate) use self::source::is_image;
 use self::state::{Done, Plan, State};
 use crate::decode::DecodeError;
 use crate::format::manifest::{FORMAT, Manifest, Part, write_atomically};
@@ -165,6 +166,12 @@ pub enum SkipReason {
     /// Its first bytes are no image's.
     #[error("not an image")]
     NotAnImage,
+    /// An image, and of no format that is packed.
+    #[error("{format} is not supported: JPEG, PNG, WebP and BMP are")]
+    Unsupported {
+        /// Its format.
+        format: &'static str,
+    },
     /// Its header or its pixels cannot be read.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -257,6 +264,20 @@ pub enum PackError {
     Finished {
         /// Its manifest.
         manifest: PathBuf,
+    },
+    /// Parts of another total are there, finished or not.
+    #[error(
+        "--part {}/{}: {} is one of {of}, and all parts in a folder have one total: \
+         expected is --part K/{of}, or another folder",
+        part.number, part.of, found.display()
+    )]
+    OtherParts {
+        /// What this run would pack.
+        part: Part,
+        /// The manifest of a part, or what an unfinished one has left.
+        found: PathBuf,
+        /// The total it was packed with.
+        of: u32,
     },
     /// There is an interrupted run.
     #[error("{} holds an interrupted run: go on with --resume, or pack into another folder",

@@ -347,7 +347,8 @@ fn hidden(name: &[u8]) -> bool {
         .any(|part| part.starts_with(b".") && part != b".." && part != b".")
 }
 
-fn is_image(name: &[u8]) -> bool {
+/// Whether a file is an image by its name.
+pub(crate) fn is_image(name: &[u8]) -> bool {
     let extension = key::extension(name);
     EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
 }

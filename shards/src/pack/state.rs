@@ -55,11 +55,14 @@ impl State {
         if !resume && plan.exists() {
             return Err(PackError::Interrupted { out: out.to_path_buf() });
         }
+        total_agrees(out, part)?;
         let mut state = State { out: out.to_path_buf(), part, folder, resume, lock: None };
         if !manifest.exists() {
             let folder = &state.folder;
             std::fs::create_dir_all(folder).map_err(ShardError::io(folder, "create"))?;
             state.lock = Some(lock(&folder.join("lock"), out)?);
+            // Again, now that others see this part: of two that start at once one notices.
+            total_agrees(out, part)?;
         }
         Ok(state)
     }
@@ -176,6 +179,33 @@ impl Drop for State {
             let _ = self.remove();
         }
     }
+}
+
+/// Parts of another total, finished or not, would make no data set with this one, and their shards
+/// would be in each other's way.
+fn total_agrees(out: &Path, part: Part) -> Result<(), PackError> {
+    for (folder, stem, extension) in
+        [(out.to_path_buf(), "manifest", "json"), (out.join(STATE_FOLDER), "part", "d")]
+    {
+        let mut names = Vec::new();
+        match std::fs::read_dir(&folder) {
+            Ok(list) => {
+                for entry in list {
+                    names.push(entry.map_err(ShardError::io(&folder, "list"))?.file_name());
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(ShardError::io(&folder, "list")(error).into()),
+        }
+        names.sort();
+        for name in names {
+            let other = name.to_str().and_then(|name| Part::of_file(name, stem, extension));
+            if let Some(Part { of, .. }) = other.filter(|other| other.of != part.of) {
+                return Err(PackError::OtherParts { part, found: folder.join(name), of });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, PackError> {

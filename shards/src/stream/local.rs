@@ -10,10 +10,16 @@ use crate::format::index::{IndexText, Table};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::shards_in;
-use crate::format::{ShardError, SpecFault, StaleFault};
+use crate::format::{Blame, ShardError, SpecFault, StaleFault};
+use crate::pack::is_image;
 
 /// Shards are opened by this many threads at most: beyond it a disk only seeks more.
 const OPENERS_MAX: usize = 8;
+
+/// Names looked at in a folder without shards: enough to find an image among other files.
+const NAMES_MAX: usize = 1000;
+/// Class folders looked at in one.
+const FOLDERS_MAX: usize = 10;
 
 pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
     let mut paths = Vec::new();
@@ -91,15 +97,14 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
         return Err(Why::Spec(SpecFault::Unfinished));
     }
     if found.is_empty() {
-        return Err(Why::Spec(SpecFault::Empty));
+        let images = holds_images(path);
+        let fault = || SpecFault::Images { folder: path.to_path_buf() };
+        return Err(Why::Spec(if images { fault() } else { SpecFault::Empty }));
     }
     // The folder is the whole data set: what its manifest lists must be there.
     let manifests = Manifest::all_in(path).map_err(Why::Shard)?;
-    let parts: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
-    if let Some((_, one)) = manifests.first()
-        && let Some(missing) = (1..=one.part.of).find(|number| !parts.contains(number))
-    {
-        return Err(Why::Spec(SpecFault::Part { missing, of: one.part.of }));
+    if let Some(fault) = Manifest::incomplete(&manifests) {
+        return Err(Why::Spec(fault));
     }
     for record in manifests.iter().flat_map(|(_, manifest)| &manifest.shards) {
         let shard = path.join(&record.name);
@@ -109,6 +114,21 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
     }
     paths.extend(found);
     Ok(())
+}
+
+/// Whether there are images in a folder or in its class folders: what is packed and was not. Looks at
+/// the first few names only, and at none that cannot be listed, since an error is being told.
+fn holds_images(folder: &Path) -> bool {
+    let list = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).take(NAMES_MAX).collect::<Vec<_>>()
+    };
+    let images = |names: &[PathBuf]| {
+        names.iter().any(|name| is_image(name.as_os_str().as_encoded_bytes()) && name.is_file())
+    };
+    let names = list(folder);
+    let mut folders = names.iter().filter(|name| name.is_dir()).take(FOLDERS_MAX);
+    images(&names) || folders.any(|folder| images(&list(folder)))
 }
 
 #[derive(Default)]
@@ -190,8 +210,8 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
     Ok(Shard { source: Source::Local(map), table, first: 0, indexed })
 }
 
-/// Where a shard's samples lie, and whether an index says so.
-fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), ShardError> {
+/// Where a shard's samples lie, and, if an index says so, who is to blame where that is wrong.
+fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, Option<Blame>), ShardError> {
     let path = map.path();
     let index = path.with_extension("idx");
     let stale =
@@ -214,11 +234,10 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
         });
     }
     let Some(text) = text else {
-        return Ok((Table::walk(map)?, false));
+        return Ok((Table::walk(map)?, None));
     };
-    let recorded = record
-        .is_some_and(|record| record.index_crc32c == format!("{:08x}", crc32c::crc32c(&text)));
-    if !recorded && older(&index, map) {
+    let blame = Blame::of(&text, record);
+    if blame != Blame::Shard && older(&index, map) {
         // Copying a folder can bring this order about too, so the shard decides.
         let walked = IndexText::of(map.bytes()).map_err(|error| ShardError::tar(path, error))?;
         let walked = walked.finish();
@@ -232,7 +251,7 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
     // The check of the index touches the first and the last page. With read-ahead, megabytes would
     // come in with each: 6 ms a shard where the system reads 8 MB ahead.
     map.pages();
-    let table = Table::read(&text, &index, map)?;
+    let table = Table::read(&text, &index, map).map_err(|error| error.blame(blame))?;
     map.images();
     if let Some(record) = record.filter(|record| record.samples != table.len() as u64) {
         return Err(ShardError::Manifest {
@@ -244,7 +263,7 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, bool), Shard
             },
         });
     }
-    Ok((table, true))
+    Ok((table, Some(blame)))
 }
 
 /// Whether the index was written before its shard.

@@ -17,7 +17,7 @@ use crate::format::index::{Entry, Span, Table};
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
 use crate::format::verify::member_in_place;
-use crate::format::{RemoteFault, SampleFault, ShardError, SpecFault};
+use crate::format::{Blame, RemoteFault, SampleFault, ShardError, SpecFault};
 use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
 
 /// Shards, opened. Share it in an `Arc`; reading needs no lock.
@@ -44,8 +44,9 @@ pub struct Shard {
     source: Source,
     table: Table,
     first: u64,
-    /// Whether the table came from an index, whose claims are checked when a sample is read.
-    indexed: bool,
+    /// Whether the table came from an index, whose claims are checked when a sample is read, and who
+    /// is to blame where one is wrong.
+    indexed: Option<Blame>,
 }
 
 /// Where a shard's bytes come from.
@@ -94,10 +95,11 @@ pub struct Sample<'a> {
     pub index: usize,
     /// Its key: the path without extension it was packed from.
     pub key: &'a str,
-    /// Its class number, if it has a `.cls` member.
-    pub class: Option<u32>,
     /// Byte offset of the image in the shard.
     pub offset: u64,
+    from: &'a Shard,
+    /// Its `.cls` member, which only [`Sample::class`] reads.
+    class: Option<Span>,
     map: Lease<'a>,
     /// The image in the map.
     image: Range<usize>,
@@ -107,6 +109,17 @@ impl Sample<'_> {
     /// The image file: a slice of the map. JPEG, or PNG in foreign shards.
     pub fn jpeg(&self) -> &[u8] {
         &self.map.bytes()[self.image.clone()]
+    }
+
+    /// Its class number; `None` without a `.cls` member. Training needs none, so whatever that member
+    /// holds makes no sample bad: it is read here, for those who ask.
+    ///
+    /// # Errors
+    ///
+    /// The member holds no class number ([`SampleFault::Class`]), does not lie where the index says,
+    /// or the shard changed since it was opened.
+    pub fn class(&self) -> Result<Option<u32>, ShardError> {
+        self.from.class(&self.map, self.key, self.class)
     }
 
     /// The address range of the map, for tests that nothing was copied.
@@ -191,8 +204,8 @@ impl ShardSet {
     ///
     /// # Errors
     ///
-    /// No such sample, a stale index, a class that is no number, or a shard that changed since it
-    /// was opened.
+    /// No such sample, a stale index, or a shard that changed since it was opened. The class is not
+    /// looked at: see [`Sample::class`].
     pub fn sample(&self, id: u64) -> Result<Sample<'_>, ShardError> {
         self.sample_until(id, &|| false)
     }
@@ -204,16 +217,14 @@ impl ShardSet {
     ///
     /// As [`ShardSet::sample`], and when `stop` said so.
     pub fn sample_until(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Sample<'_>, ShardError> {
-        let (position, shard, index, entry) = self.seek(id)?;
-        let map = shard.lease(stop)?;
-        let class = entry.class.map(|span| shard.class(&map, &entry, span)).transpose();
-        let image = shard.span(&map, entry.image);
+        let (shard, from, index, Entry { key, image, class }) = self.seek(id)?;
+        let map = from.lease(stop)?;
+        let offset = image.offset;
+        let image = from.span(&map, image);
         // First of all errors: it is what the others came from.
         map.check()?;
-        let fault = |error| map.check_file().err().unwrap_or(error);
-        let (class, image) = (class.map_err(fault)?, image.map_err(fault)?);
-        let offset = entry.image.offset;
-        Ok(Sample { id, shard: position, index, key: entry.key, class, offset, map, image })
+        let image = image.map_err(|error| map.check_file().err().unwrap_or(error))?;
+        Ok(Sample { id, shard, index, key, offset, from, class, map, image })
     }
 
     /// Makes a sample's shard ready to be read, and asks the system to read its bytes ahead: a remote
@@ -258,18 +269,13 @@ impl ShardSet {
     ///
     /// # Errors
     ///
-    /// As [`ShardSet::sample`].
+    /// No such sample, or as [`Sample::class`].
     pub fn class(&self, id: u64) -> Result<Option<u32>, ShardError> {
         let (_, shard, _, entry) = self.seek(id)?;
-        let Some(span) = entry.class else { return Ok(None) };
-        let map = shard.lease(&|| false)?;
-        let class = shard.class(&map, &entry, span);
-        if class.is_err() {
-            map.check_file()?
-        } else {
-            map.check()?
+        if entry.class.is_none() {
+            return Ok(None);
         }
-        class.map(Some)
+        shard.class(&*shard.lease(&|| false)?, entry.key, entry.class)
     }
 
     /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
@@ -382,8 +388,8 @@ impl Shard {
     }
 
     fn span(&self, map: &Map, span: Span) -> Result<Range<usize>, ShardError> {
-        if self.indexed {
-            member_in_place(map, span)?;
+        if let Some(blame) = self.indexed {
+            member_in_place(map, span).map_err(|error| error.blame(blame))?;
         }
         let range = usize::try_from(span.offset)
             .ok()
@@ -396,15 +402,27 @@ impl Shard {
         })
     }
 
-    fn class(&self, map: &Map, entry: &Entry<'_>, span: Span) -> Result<u32, ShardError> {
+    /// The class number in a member; what is wrong with the file itself is told first.
+    fn class(&self, map: &Map, key: &str, span: Option<Span>) -> Result<Option<u32>, ShardError> {
+        let Some(span) = span else { return Ok(None) };
+        let class = self.number(map, key, span);
+        if class.is_err() {
+            map.check_file()?
+        } else {
+            map.check()?
+        }
+        class.map(Some)
+    }
+
+    fn number(&self, map: &Map, key: &str, span: Span) -> Result<u32, ShardError> {
         let text = &map.bytes()[self.span(map, span)?];
         let number = crate::format::tar::decimal(text.trim_ascii());
         number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| ShardError::Sample {
             shard: self.path().to_path_buf(),
-            key: entry.key.to_owned(),
+            key: key.to_owned(),
             offset: span.offset,
             fault: SampleFault::Class {
-                text: String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned(),
+                text: String::from_utf8_lossy(&text[..text.len().min(40)]).trim().to_owned(),
             },
         })
     }

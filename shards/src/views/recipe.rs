@@ -306,9 +306,16 @@ impl Recipe {
 
 impl Crop {
     fn validate(&self, field: &str) -> Result<(), RecipeError> {
-        let [least, largest] = self.scale;
         // A scale of 0 would draw empty boxes, one above 1 boxes larger than the image.
-        range(&format!("{field}.scale"), [least, largest], f64::MIN_POSITIVE, 1.0)?;
+        let scale = format!("{field}.scale");
+        for value in self.scale {
+            // Written so that NaN fails too.
+            let share = value > 0.0 && value <= 1.0;
+            if !share {
+                return Err(RecipeError::NotAShare { field: scale, value });
+            }
+        }
+        ordered(&scale, self.scale)?;
         range(&format!("{field}.ratio"), self.ratio, 0.01, 100.0)
     }
 }
@@ -354,6 +361,14 @@ pub enum RecipeError {
         least: f64,
         /// Largest allowed value.
         largest: f64,
+    },
+    /// A share of an image that is nothing, more than the image, or not a number.
+    #[error("{field} = {value:?}: must be above 0 and at most 1")]
+    NotAShare {
+        /// The field as a recipe file spells it.
+        field: String,
+        /// What was given.
+        value: f64,
     },
     /// A range whose lower end is above its upper end.
     #[error("{field} = [{from}, {to}]: the first must not be above the second")]
@@ -402,6 +417,10 @@ fn within(field: &str, value: f64, least: f64, largest: f64) -> Result<(), Recip
 fn range(field: &str, [from, to]: [f64; 2], least: f64, largest: f64) -> Result<(), RecipeError> {
     within(field, from, least, largest)?;
     within(field, to, least, largest)?;
+    ordered(field, [from, to])
+}
+
+fn ordered(field: &str, [from, to]: [f64; 2]) -> Result<(), RecipeError> {
     if from > to {
         return Err(RecipeError::Reversed { field: field.to_owned(), from, to });
     }

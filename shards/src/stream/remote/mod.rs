@@ -29,7 +29,7 @@ use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::{self, Report};
 use crate::format::writer::hex;
-use crate::format::{ManifestFault, RemoteFault, ShardError, SpecFault};
+use crate::format::{Blame, ManifestFault, RemoteFault, ShardError, SpecFault};
 use crate::pipe::Pool;
 
 /// Indexes are fetched by so many threads: each waits for a server most of its time.
@@ -138,15 +138,16 @@ fn open_with_records(
     let digests = jobs.iter().map(|job| job.record.as_ref().map(|r| r.sha256.clone())).collect();
     let (items, tables): (Vec<Item>, Vec<Table>) = found.into_iter().unzip();
     opener.check_room(spec, &items)?;
-    let urls: Vec<(PathBuf, u64)> =
-        items.iter().map(|item| (item.object.url.clone().into(), item.about.bytes)).collect();
+    let place = |item: &Item| (item.object.url.clone().into(), item.about.bytes, item.blame());
+    let urls: Vec<(PathBuf, u64, Blame)> = items.iter().map(place).collect();
     let Opener { web, cache, patience } = opener;
     let shelf = Arc::new(Shelf::new(items, cache, web, patience));
     let fetchers = fetchers(&shelf, options.fetches)?;
-    let shards = urls.into_iter().zip(tables).zip(0..).map(|(((url, bytes), table), number)| {
-        let source = Source::Remote { url, bytes, shelf: Arc::clone(&shelf), number };
-        Shard { source, table, first: 0, indexed: true }
-    });
+    let shards =
+        urls.into_iter().zip(tables).zip(0..).map(|(((url, bytes, blame), table), number)| {
+            let source = Source::Remote { url, bytes, shelf: Arc::clone(&shelf), number };
+            Shard { source, table, first: 0, indexed: Some(blame) }
+        });
     let shards = shards.collect();
     let all = named.manifests.into_values().flatten();
     let manifests = all.map(|(url, manifest)| (url.into(), without_sums(manifest))).collect();
@@ -317,11 +318,8 @@ impl Opener {
         let shards = |record: &ShardRecord| format!("{folder}{}", record.name);
         let mut found: Vec<String> =
             manifests.iter().flat_map(|(_, one)| &one.shards).map(shards).collect();
-        let parts: BTreeSet<u32> = manifests.iter().map(|(_, one)| one.part.number).collect();
-        if let Some((_, one)) = manifests.first()
-            && let Some(missing) = (1..=one.part.of).find(|number| !parts.contains(number))
-        {
-            return Err(fail(SpecFault::Part { missing, of: one.part.of }));
+        if let Some(fault) = Manifest::incomplete(manifests) {
+            return Err(fail(fault));
         }
         if manifests.is_empty() {
             let names = self.list(&folder)?;
@@ -413,7 +411,8 @@ impl Opener {
         let sound = |text: &[u8]| record.is_none_or(|record| sum(text) == record.index_crc32c);
         let parse = |text: &[u8]| {
             let (index, shard) = (Path::new(&url), Path::new(&item.object.url));
-            Table::parse(text, index, shard, item.about.bytes)
+            let parsed = Table::parse(text, index, shard, item.about.bytes);
+            parsed.map_err(|error| error.blame(item.blame()))
         };
         if let Some(text) = self.cache.read(&item.index)? {
             if sound(&text) {

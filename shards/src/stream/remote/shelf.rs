@@ -17,7 +17,7 @@ use super::store::{About, Object, Web};
 use crate::cache::{self, Admitted, Cache, Dear, Hold, Part};
 use crate::format::index::Ends;
 use crate::format::map::Map;
-use crate::format::{RemoteFault, ShardError};
+use crate::format::{Blame, RemoteFault, ShardError};
 use crate::stats::{WaitCounter, Waits};
 
 /// How often a waiting thread looks for what other processes did, and whether it is still needed.
@@ -36,6 +36,14 @@ pub(super) struct Item {
     pub(super) index: String,
     /// What its index says; `None` where the shard itself was walked.
     pub(super) ends: Option<Ends>,
+}
+
+impl Item {
+    /// Who is to blame where the shard is not what its index says: no index is taken that is not the
+    /// one in the manifest.
+    pub(super) fn blame(&self) -> Blame {
+        self.sha256.as_ref().map_or(Blame::Either, |_| Blame::Shard)
+    }
 }
 
 /// A cached shard that is being read: mapped, and kept from being evicted.
@@ -278,7 +286,8 @@ impl Shelf {
         let map = Map::open(&self.cache.path(&item.name))?;
         if let Some(ends) = &item.ends {
             let index = self.cache.path(&item.index);
-            ends.check(map.bytes(), &index, Path::new(&item.object.url))?;
+            let checked = ends.check(map.bytes(), &index, Path::new(&item.object.url));
+            checked.map_err(|error| error.blame(item.blame()))?;
             map.check()?;
         }
         map.images();
