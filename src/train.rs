@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use detco_shards::device::{Counts, Decoding};
 use detco_shards::format::ShardError;
 use detco_shards::order::{Cursor, Order};
-use detco_shards::pipeline::{LoaderOptions, PipelineError, Views};
+use detco_shards::pipeline::{BadSample, LoaderOptions, PipelineError, Views, bad_budget};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
 use tch::{Device, Tensor};
@@ -743,7 +743,17 @@ impl Run {
         let mut wait = Wait::begin(self.found.device)?;
         let Cursor { epoch, step } = self.cursor;
         let next = self.source.next();
-        let taken = next.unwrap_or_else(|| Err(PipelineError::Ended { epoch, step }.into()))?;
+        let taken = next.unwrap_or_else(|| Err(PipelineError::Ended { epoch, step }.into()));
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                // Nobody has seen those that end the run.
+                if let SourceError::Pipeline(ended) = &error {
+                    self.list_bad(ended.bad())?;
+                }
+                return Err(error.into());
+            }
+        };
         wait.handed_out();
         Ok((taken, wait))
     }
@@ -1013,8 +1023,24 @@ impl Run {
         }
         let Some(last) = taken.bad().last() else { return Ok(()) };
         self.replaced += taken.bad().len() as u64;
+        self.list_bad(taken.bad())?;
+        let (epoch, samples) = (taken.cursor().epoch, self.set.len());
+        let bad = self.world.count_bad(epoch, taken.bad().len() as u64)?;
+        let budget = bad_budget(samples, self.config.data.bad_share_max);
+        if self.world.size() > 1 && bad > budget {
+            // Those of this batch are in the list already.
+            let (last, list) = (last.error.to_string(), Vec::new());
+            return Err(
+                PipelineError::TooManyBad { bad, samples, epoch, budget, last, list }.into()
+            );
+        }
+        Ok(())
+    }
+
+    /// Adds to `quarantine.jsonl`.
+    fn list_bad(&self, samples: &[BadSample]) -> Result<(), TrainError> {
         let mut lines = String::new();
-        for bad in taken.bad() {
+        for bad in samples {
             let line = serde_json::json!({
                 "step": self.step,
                 "sample": bad.sample,
@@ -1027,18 +1053,7 @@ impl Run {
             lines.push_str(&line.to_string());
             lines.push('\n');
         }
-        self.append(QUARANTINE, &lines)?;
-        let (epoch, samples) = (taken.cursor().epoch, self.set.len());
-        let bad = self.world.count_bad(epoch, taken.bad().len() as u64)?;
-        let budget = (samples as f64 * self.config.data.bad_share_max) as u64;
-        if self.world.size() > 1 && bad > budget {
-            // Those of this batch are in the list already.
-            let (last, list) = (last.error.to_string(), Vec::new());
-            return Err(
-                PipelineError::TooManyBad { bad, samples, epoch, budget, last, list }.into()
-            );
-        }
-        Ok(())
+        self.append(QUARANTINE, &lines)
     }
 
     /// Adds to this rank's file of that name.

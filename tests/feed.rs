@@ -145,7 +145,7 @@ fn a_bad_sample_is_judged_the_same() {
 
     let policies: [&[&str]; 3] = [
         &["data.on_bad_sample=skip", "data.bad_share_max=0.05"],
-        &["data.on_bad_sample=skip"],
+        &["data.on_bad_sample=skip", "data.bad_share_max=0"],
         &["data.on_bad_sample=fail"],
     ];
     for (i, policy) in policies.into_iter().enumerate() {
@@ -162,6 +162,9 @@ fn a_bad_sample_is_judged_the_same() {
             }
             [Err(loader), Err(device)] => {
                 assert_eq!(loader.to_string(), device.to_string());
+                for run in &runs {
+                    assert_eq!(lines(run, "quarantine.jsonl").len(), 1, "the one that ended it");
+                }
                 assert_eq!((loader.code(), device.code()), (Some(65), Some(65)));
             }
             [loader, device] => panic!("{loader:?} and {device:?}"),

@@ -309,10 +309,16 @@ fn a_damaged_sample_ends_a_run_or_is_replaced() {
     assert_eq!(quarantine.lines().count(), 2, "once an epoch: {quarantine}");
     assert_eq!(losses(&run).len(), 8);
 
+    // One is always allowed, unless none is.
+    let run = folder.path().join("one");
+    let skip = ["train.epochs=1", "data.on_bad_sample=skip"];
+    detco_ok(&new_run(&data, &run, &skip));
     let run = folder.path().join("budget");
-    let skip = ["train.epochs=2", "data.on_bad_sample=skip"];
-    let error = detco_fails(&new_run(&data, &run, &skip), 65);
-    assert!(error.contains("more than the budget"), "{error}");
+    let none = [&skip[..], &["data.bad_share_max=0"]].concat();
+    let error = detco_fails(&new_run(&data, &run, &none), 65);
+    assert!(error.contains("more than the budget of 0"), "{error}");
+    let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();
+    assert!(quarantine.lines().count() == 1 && quarantine.contains("000000.tar"), "{quarantine}");
 }
 
 #[test]
@@ -351,7 +357,7 @@ fn a_set_with_1_percent_damaged_trains_under_2_percent_and_stops_under_the_defau
 
     let run = folder.path().join("default");
     let error = detco_fails(&new_run(&data, &run, &skip[..4]), 65);
-    assert!(error.contains("more than the budget of 0 (data.bad_share_max)"), "{error}");
+    assert!(error.contains("more than the budget of 1 (data.bad_share_max)"), "{error}");
 }
 
 #[test]
