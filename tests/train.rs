@@ -419,3 +419,32 @@ fn training_from_a_url_is_training_from_its_folder() {
     );
     assert!(error.contains("not data.window"), "{error}");
 }
+
+/// Shards made for something else: labels as words, or none.
+#[test]
+fn labels_that_are_no_numbers_stop_only_who_counts_classes() {
+    use detco_shards::format::writer::ShardWriter;
+
+    let folder = tempfile::tempdir().unwrap();
+    support::images(&folder.path().join("images"), 1, 16);
+    let mut shard = ShardWriter::create(folder.path(), "a.tar").unwrap();
+    for i in 0..16 {
+        let jpeg = std::fs::read(folder.path().join(format!("images/class0/{i:04}.jpg"))).unwrap();
+        shard.append(&format!("{i:04}.jpg"), &jpeg).unwrap();
+        let label = ["3", "dog", "-1"].get(i % 4);
+        label.map(|label| shard.append(&format!("{i:04}.cls"), label.as_bytes()).unwrap());
+    }
+    shard.finish().unwrap().seal().unwrap();
+    let data = folder.path().join("a.tar");
+    let run = folder.path().join("run");
+    detco_ok(&new_run(&data, &run, &["train.epochs=1"]));
+    let text = detco_ok(&["inspect", path(&data)]);
+    assert!(text.contains("1, of 4 to 4 samples"), "{text}");
+    assert!(
+        text.contains("8; training needs none. The first: ") && text.contains("`dog`"),
+        "{text}"
+    );
+    let error =
+        detco_fails(&["eval", "knn", path(&run), "--train", path(&data), "--test", path(&data)], 1);
+    assert!(error.contains("0001") && error.contains("`dog`, a class number"), "{error}");
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use detco_shards::decode::{Components, Format, probe};
 use detco_shards::format::manifest::Manifest;
+use detco_shards::format::{SampleFault, ShardError};
 use detco_shards::stream::ShardSet;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -47,6 +48,10 @@ struct Found {
     fingerprint: String,
     image_bytes: ImageBytes,
     classes: Vec<Class>,
+    /// Samples whose label is no number: nothing that counts classes takes them.
+    other_labels: u64,
+    /// The first of them, and what it holds.
+    first_other_label: Option<String>,
     headers_read: u64,
     formats: BTreeMap<&'static str, u64>,
     short_side: BTreeMap<String, u64>,
@@ -80,6 +85,14 @@ struct About {
 
 /// Samples by class number.
 type Counts = BTreeMap<u32, u64>;
+
+/// Labels as they are met.
+#[derive(Default)]
+struct Labels {
+    counts: Counts,
+    others: u64,
+    first_other: Option<String>,
+}
 
 /// Runs the command.
 ///
@@ -126,12 +139,13 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
     }
 
     let (about, recorded) = manifests(&set)?;
-    let counts = match recorded {
-        Some(counts) => counts,
+    let labels = match recorded {
+        Some(counts) => Labels { counts, ..Labels::default() },
         None => count_classes(&set)?,
     };
     let name = |number: u32| set.classes().get(number as usize).cloned();
-    let classes = counts
+    let classes = labels
+        .counts
         .into_iter()
         .map(|(number, samples)| Class { number, name: name(number), samples })
         .collect();
@@ -143,6 +157,8 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
         fingerprint: format!("{:016x}", set.fingerprint()),
         image_bytes,
         classes,
+        other_labels: labels.others,
+        first_other_label: labels.first_other,
         headers_read: headers,
         formats,
         short_side,
@@ -151,14 +167,20 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
 }
 
 /// Samples by class, from the `.cls` member of each.
-fn count_classes(set: &ShardSet) -> anyhow::Result<Counts> {
-    let mut counts = Counts::new();
+fn count_classes(set: &ShardSet) -> anyhow::Result<Labels> {
+    let mut labels = Labels::default();
     for id in 0..set.len() {
-        if let Some(class) = set.class(id)? {
-            *counts.entry(class).or_default() += 1;
+        match set.class(id) {
+            Ok(Some(class)) => *labels.counts.entry(class).or_default() += 1,
+            Ok(None) => {}
+            Err(error @ ShardError::Sample { fault: SampleFault::Class { .. }, .. }) => {
+                labels.others += 1;
+                labels.first_other.get_or_insert_with(|| error.to_string());
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(counts)
+    Ok(labels)
 }
 
 /// What the manifests beside the shards say; their counts by class, if they speak of exactly these
@@ -254,6 +276,10 @@ fn print(found: &Found, out: &mut impl Write) -> std::io::Result<()> {
         }
     } else {
         row(out, "classes", "none".to_owned())?;
+    }
+    if let Some(first) = &found.first_other_label {
+        let count = HumanCount(found.other_labels);
+        row(out, "other labels", format!("{count}; training needs none. The first: {first}"))?;
     }
     for about in &found.manifests {
         row(out, "manifest", about.path.display().to_string())?;
