@@ -13,6 +13,7 @@
 //! parent flushed: a kill at any moment leaves the checkpoint before it. Random numbers need no
 //! state: every draw is a function of the seed and its place in the run (wall 4).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -171,7 +172,7 @@ struct StateFile {
     files: Vec<FileRecord>,
     /// TOML: the same text as `config.toml`, so that a checkpoint stands alone.
     config: String,
-    /// CRC32C of all of this as JSON without spaces, this one left out. Older checkpoints have none.
+    /// See [`entries_crc`]. Older checkpoints have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crc32c: Option<u32>,
 }
@@ -203,19 +204,7 @@ impl StateFile {
     /// Of what it says, however it is laid out.
     fn checksum(&self) -> u32 {
         let bare = StateFile { crc32c: None, ..self.clone() };
-        crc32c::crc32c(&serde_json::to_vec(&bare).expect("texts and numbers have a JSON form"))
-    }
-
-    fn check(&self, path: &Path) -> Result<(), CheckpointError> {
-        match (self.crc32c, self.checksum()) {
-            (Some(expected), found) if expected != found => Err(CheckpointError::Damaged {
-                path: path.to_path_buf(),
-                what: "CRC32C of its entries",
-                found: format!("{found:08x}"),
-                expected: format!("{expected:08x}"),
-            }),
-            _ => Ok(()),
-        }
+        entries_crc(&serde_json::to_value(bare).expect("texts and numbers have a JSON form"))
     }
 
     fn state(&self, path: &Path) -> Result<State, CheckpointError> {
@@ -231,6 +220,28 @@ impl StateFile {
             samples: self.data_samples,
             ranks: self.ranks.max(1),
         })
+    }
+}
+
+/// CRC32C of the entries of a `state.json`, in the order of their names, without their own checksum. Of whatever
+/// the file holds, not of what this program knows.
+fn entries_crc(file: &serde_json::Value) -> u32 {
+    let entries: BTreeMap<&String, &serde_json::Value> =
+        file.as_object().into_iter().flatten().filter(|(name, _)| *name != "crc32c").collect();
+    crc32c::crc32c(&serde_json::to_vec(&entries).expect("JSON has a JSON form"))
+}
+
+fn check_entries(file: &serde_json::Value, path: &Path) -> Result<(), CheckpointError> {
+    let (expected, found) =
+        (file.get("crc32c").and_then(serde_json::Value::as_u64), entries_crc(file));
+    match expected {
+        Some(expected) if expected != u64::from(found) => Err(CheckpointError::Damaged {
+            path: path.to_path_buf(),
+            what: "CRC32C of its entries",
+            found: format!("{found:08x}"),
+            expected: format!("{expected:08x}"),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -284,13 +295,13 @@ impl Saved {
     }
 }
 
-/// The newest checkpoint of a run whose files are all as they were written, and what is wrong with those
-/// after it.
+/// The newest checkpoint of a run whose files are all as they were written, and the names of those after it
+/// with what is wrong with them.
 ///
 /// # Errors
 /// When there is none; what is wrong with the newest where none is whole; at once where one is whole but
 /// not for this program.
-pub fn open_intact(run: &Path) -> Result<(Saved, Vec<CheckpointError>), CheckpointError> {
+pub fn open_intact(run: &Path) -> Result<(Saved, Vec<(String, CheckpointError)>), CheckpointError> {
     let mut damaged = Vec::new();
     for name in list(run)?.iter().rev() {
         let saved = read(&run.join("checkpoints").join(name)).and_then(|saved| {
@@ -301,37 +312,30 @@ pub fn open_intact(run: &Path) -> Result<(Saved, Vec<CheckpointError>), Checkpoi
         });
         match saved {
             Ok(saved) => return Ok((saved, damaged)),
-            Err(error) if error.is_damage() => damaged.push(error),
+            Err(error) if error.is_damage() => damaged.push((name.clone(), error)),
             Err(error) => return Err(error),
         }
     }
     match damaged.into_iter().next() {
-        Some(newest) => Err(newest),
+        Some((_, newest)) => Err(newest),
         None => open(run, None).map(|saved| (saved, Vec::new())), // which says that there is none
     }
 }
 
-/// Renames checkpoints of later steps than the one that a run goes on from, which are damaged: their names
-/// will be needed again. Nothing is removed.
+/// Renames damaged checkpoints, whose names will be needed again, and points `latest` at the one that a run goes on
+/// from. Nothing is removed.
 ///
 /// # Errors
 /// When they cannot be renamed.
-pub fn set_aside(run: &Path, step: u64) -> Result<(), CheckpointError> {
+pub fn set_aside(run: &Path, damaged: &[String], saved: &Saved) -> Result<(), CheckpointError> {
     let parent = run.join("checkpoints");
-    let later = |name: &&String| {
-        let digits = name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
-        digits.is_some_and(|found| found > step)
-    };
-    for name in list(run)?.iter().filter(later) {
+    for name in damaged {
+        let names = (1_u64..).map(|n| parent.join(format!("damaged-{n}-{name}")));
+        let Some(to) = names.into_iter().find(|to| !to.exists()) else { continue };
         let from = parent.join(name);
-        let free = |n: &u32| !parent.join(format!("damaged-{n}-{name}")).exists();
-        let to = match (1..).find(free) {
-            Some(n) => parent.join(format!("damaged-{n}-{name}")),
-            None => continue,
-        };
         fs::rename(&from, &to).map_err(io_error("rename", &from))?;
     }
-    sync_folder(&parent)
+    point_latest(&parent, &name_of(saved.state.step))
 }
 
 /// Opens a run's checkpoint: `which` is `None` or `latest` for the newest, a name (`step-000001200`)
@@ -390,6 +394,7 @@ fn read(folder: &Path) -> Result<Saved, CheckpointError> {
         let reason = format!("is no JSON: {error}");
         CheckpointError::Broken { path: path.clone(), reason }
     })?;
+    check_entries(&value, &path)?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
     if format != Some(u64::from(FORMAT)) {
         let found = format.map_or("absent".to_string(), |format| format.to_string());
@@ -397,7 +402,6 @@ fn read(folder: &Path) -> Result<Saved, CheckpointError> {
     }
     let file: StateFile =
         serde_json::from_value(value).map_err(|error| fault(error.to_string()))?;
-    file.check(&path)?;
     let state = file.state(&path)?;
     Ok(Saved { folder: folder.to_path_buf(), state, files: file.files })
 }
@@ -630,7 +634,8 @@ mod tests {
             let bytes = cut(&folders[1], file);
             let (saved, damaged) = open_intact(run.path()).unwrap();
             assert_eq!((saved.state.step, damaged.len()), (5, 1), "{file}");
-            let said = damaged[0].to_string();
+            assert_eq!(damaged[0].0, "step-000000050");
+            let said = damaged[0].1.to_string();
             assert!(said.contains(file) && said.contains("is damaged"), "{said}");
             fs::write(folders[1].join(file), bytes).unwrap();
         }
@@ -638,18 +643,26 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("lr = 0.03", "lr = 0.09")).unwrap();
         let (_, damaged) = open_intact(run.path()).unwrap();
-        assert!(damaged[0].to_string().contains("CRC32C of its entries"), "{}", damaged[0]);
+        let said = damaged[0].1.to_string();
+        assert!(said.contains("CRC32C of its entries"), "{said}");
         // One of an older program has no checksum.
         let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(older.as_object_mut().unwrap().remove("crc32c").is_some());
         fs::write(&path, older.to_string()).unwrap();
         assert!(open_intact(run.path()).unwrap().1.is_empty());
-        // One of a newer program is no damage.
-        fs::write(&path, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        // One of a newer program is no damage, also with what this one does not know.
+        older["format"] = 2.into();
+        older["crc32c"] = entries_crc(&older).into();
+        fs::write(&path, older.to_string()).unwrap();
         assert!(matches!(open_intact(run.path()), Err(CheckpointError::State { .. })));
         fs::write(&path, text).unwrap();
 
-        set_aside(run.path(), 5).unwrap();
+        cut(&folders[1], MODEL);
+        let (saved, damaged) = open_intact(run.path()).unwrap();
+        let names: Vec<String> = damaged.into_iter().map(|(name, _)| name).collect();
+        set_aside(run.path(), &names, &saved).unwrap();
+        let latest = fs::canonicalize(run.path().join("checkpoints/latest")).unwrap();
+        assert!(latest.ends_with("step-000000005"), "{}", latest.display());
         assert_eq!(list(run.path()).unwrap(), ["step-000000005"]);
         assert!(run.path().join("checkpoints/damaged-1-step-000000050").join(MODEL).is_file());
         save(run.path(), &state(50), &tensors(), &[]).unwrap();
@@ -675,8 +688,11 @@ mod tests {
         let error = open(run.path(), None).unwrap().model_tensors().unwrap_err().to_string();
         assert!(error.contains("size in bytes is 10"), "{error}");
         let path = folder.join(STATE);
-        let text = fs::read_to_string(&path).unwrap().replace("\"format\": 1", "\"format\": 2");
-        fs::write(&path, text).unwrap();
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        value["format"] = 2.into();
+        value["crc32c"] = entries_crc(&value).into();
+        fs::write(&path, value.to_string()).unwrap();
         let error = open(run.path(), None).unwrap_err().to_string();
         assert!(error.contains("format is 2, this program reads 1"), "{error}");
     }

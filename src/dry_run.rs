@@ -73,9 +73,15 @@ fn host_memory() -> Option<i64> {
     let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let available = available.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024;
     // What a container may have ("max" is no number).
-    let group = |most: &str, used: &str| Some(number(read(most)?)? - number(read(used)?)?);
-    let root = "/sys/fs/cgroup";
-    let left = group(&format!("{root}/memory.max"), &format!("{root}/memory.current"));
+    let of_group = |file: &str| read(&format!("/sys/fs/cgroup/memory.{file}"));
+    let left = || {
+        // What was read from files counts as used, and is given back when it is needed.
+        let stat = of_group("stat")?;
+        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
+        let cached = cached.and_then(|bytes| bytes.trim().parse::<i64>().ok()).unwrap_or(0);
+        Some(number(of_group("max")?)? - number(of_group("current")?)? + cached)
+    };
+    let left = left();
     Some(left.map_or(available, |left| left.min(available)).max(0))
 }
 

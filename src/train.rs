@@ -40,6 +40,7 @@ use crate::profile::training;
 use crate::schedule::learning_rate;
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
+use crate::shim::panics::caught;
 use crate::source::{Source, SourceError, Taken, who_decoded};
 use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
@@ -216,6 +217,8 @@ impl TrainError {
             TrainError::Dist(error)
             | TrainError::Step(StepError::Dist(error))
             | TrainError::Meeting(MeetingError::Dist(error)) => match error {
+                // This rank's own.
+                DistError::Collective { source, .. } if source.is_out_of_memory() => None,
                 DistError::Collective { .. } | DistError::Awaited { .. } => {
                     Some(crate::cli::EXIT_LOST)
                 }
@@ -259,14 +262,16 @@ pub fn train_from(
     // Not before: a signal ends a process at once that still waits for a server or for other ranks.
     let stop = listen()?;
     let mut entrance = Entrance { meeting, world: None };
-    let mut run = match Run::open(plan, &mut entrance, &stop, decoder) {
+    // What libtorch throws is an error here, so that the others are told of it like of any.
+    let opened = caught(|| Run::open(plan, &mut entrance, &stop, decoder));
+    let mut run = match opened.map_err(TrainError::Shim).flatten() {
         Ok(run) => run,
         Err(error) => {
             entrance.fail(&error.to_string());
             return Err(error);
         }
     };
-    match go_on(&mut run, &stop) {
+    match caught(|| go_on(&mut run, &stop)).map_err(TrainError::Shim).flatten() {
         Ok(outcome) => {
             run.world.leave();
             Ok(outcome)
@@ -341,14 +346,22 @@ struct Plan {
     /// Where the run goes on.
     state: Option<State>,
     /// Rank 0's checkpoint.
-    saved: Option<Saved>,
+    saved: Option<Resumed>,
+}
+
+/// What a run goes on from, chosen while nobody else can change it.
+struct Resumed {
+    saved: Saved,
+    /// Names of later checkpoints, which are damaged.
+    damaged: Vec<String>,
+    lock: File,
 }
 
 impl Plan {
     fn make(start: Start, meeting: Option<&Meeting>) -> Result<Plan, TrainError> {
         let is_first = meeting.is_none_or(Meeting::is_first);
         let saved = if is_first { find(&start)? } else { None };
-        let state = saved.as_ref().map(|saved| saved.state.clone());
+        let state = saved.as_ref().map(|resumed| resumed.saved.state.clone());
         let state = match meeting {
             None => state,
             Some(meeting) => {
@@ -420,27 +433,34 @@ fn window(
 }
 
 /// The checkpoint that a run goes on from, if it is to go on.
-fn find(start: &Start) -> Result<Option<Saved>, TrainError> {
-    match start {
-        Start::Resume { run, .. } => Ok(Some(newest_intact(run)?)),
-        Start::New { run, or_resume, .. } => match (checkpoint::list(run)?.is_empty(), or_resume) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(newest_intact(run)?)),
-            (false, false) => Err(TrainError::RunExists { run: run.clone() }),
-        },
+fn find(start: &Start) -> Result<Option<Resumed>, TrainError> {
+    let (Start::Resume { run, .. } | Start::New { run, .. }) = start;
+    match (checkpoint::list(run)?.is_empty(), start) {
+        (true, Start::New { .. }) => Ok(None),
+        (false, Start::New { or_resume: false, .. }) => {
+            Err(TrainError::RunExists { run: run.clone() })
+        }
+        // Whose error says what is there.
+        (true, Start::Resume { .. }) => Err(checkpoint::open_intact(run)
+            .err()
+            .map_or_else(|| TrainError::NothingSaved { run: run.clone() }, TrainError::Checkpoint)),
+        (false, _) => newest_intact(run).map(Some),
     }
 }
 
-/// The newest checkpoint that is whole; says which are not.
-fn newest_intact(run: &Path) -> Result<Saved, TrainError> {
-    let (saved, damaged) = checkpoint::open_intact(run)?;
-    for fault in &damaged {
+/// Takes the run, so that its checkpoints stay as they are, and chooses the newest that is whole; says
+/// which are not.
+fn newest_intact(run: &Path) -> Result<Resumed, TrainError> {
+    let lock = lock(run)?;
+    let (saved, faults) = checkpoint::open_intact(run)?;
+    for (_, fault) in &faults {
         note!("warning: {fault}");
     }
-    if !damaged.is_empty() {
+    if !faults.is_empty() {
         note!("warning: the run goes on from {} before it", saved.folder.display());
     }
-    Ok(saved)
+    let damaged = faults.into_iter().map(|(name, _)| name).collect();
+    Ok(Resumed { saved, damaged, lock })
 }
 
 /// The world that a run is made in.
@@ -549,12 +569,19 @@ impl Lead {
         folder: &Path,
         config: &Config,
         steps_per_epoch: u64,
-        resumed: Option<u64>,
+        resumed: Option<(u64, File)>,
     ) -> Result<Lead, TrainError> {
-        let lock = lock(folder)?;
-        if let Some(step) = resumed {
-            checkpoint::set_aside(folder, step)?;
-        }
+        let (resumed, lock) = match resumed {
+            None => {
+                let lock = lock(folder)?;
+                // Another process may have begun and ended here meanwhile.
+                if !checkpoint::list(folder)?.is_empty() {
+                    return Err(TrainError::RunExists { run: folder.to_path_buf() });
+                }
+                (None, lock)
+            }
+            Some((step, lock)) => (Some(step), lock),
+        };
         let path = folder.join("config.toml");
         if let Some(edits) = resumed.and_then(|_| edits(&path, config)) {
             note!("warning: {}: {edits}", path.display());
@@ -653,10 +680,14 @@ impl Run {
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.as_ref().map_or(Cursor::default(), |state| state.cursor);
-        let resumed = state.is_some().then_some(step);
-        let open_lead = || Lead::open(&folder, &saved_config, order.steps_per_epoch(), resumed);
+        let resumed = state.is_some();
+        let (saved, damaged, lock) = match saved {
+            None => (None, Vec::new(), None),
+            Some(Resumed { saved, damaged, lock }) => (Some(saved), damaged, Some((step, lock))),
+        };
+        let open_lead = || Lead::open(&folder, &saved_config, order.steps_per_epoch(), lock);
         let lead = (member.rank == 0).then(open_lead).transpose()?;
-        if resumed.is_some() {
+        if resumed {
             cut_lines(&folder, member, step)?;
         }
 
@@ -666,6 +697,9 @@ impl Run {
         if let Some(saved) = &saved {
             model.load(&saved.model_tensors()?)?;
             sgd.load(&saved.optim_tensors()?)?;
+            if !damaged.is_empty() {
+                checkpoint::set_aside(&folder, &damaged, saved)?;
+            }
         } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
             start_from(&mut model, init)?;
         }
@@ -707,7 +741,7 @@ impl Run {
             window,
         };
         if run.lead.is_some() {
-            run.say_hello(resumed.is_some(), &decoded_by);
+            run.say_hello(resumed, &decoded_by);
         } else if local_rank == 0 {
             // Another machine may have what this one lacks.
             note!("rank {}: decoding with {decoded_by}", run.world.rank());

@@ -142,7 +142,7 @@ fn with_libtorch<T>(hint: &str, body: impl FnOnce() -> anyhow::Result<T>) -> any
 
     let result = panics::caught(body).map_err(anyhow::Error::from).flatten();
     result.map_err(|error| {
-        // One with a code of its own tells of another rank's memory.
+        // One with a code of its own tells of another rank's end.
         let coded = error.downcast_ref::<crate::train::TrainError>();
         let coded = coded.is_some_and(|error| error.code().is_some());
         match describe(&error) {
