@@ -465,12 +465,27 @@ impl Drop for Output {
     }
 }
 
+/// Where a run with a cold cache was served by memory all the same.
+fn too_small_to_be_cold(run: &Run) -> Option<String> {
+    let came = run.megabytes_per_s * 1e6 * run.seconds;
+    let (came, disk) = (came as u64, run.disk_bytes);
+    (disk < came / 2).then(|| {
+        format!(
+            "  note: of {} that came in {} were read from the disk meanwhile: the rest was in memory by \
+             then, read ahead or while warming up. This is not what the disk gives: take more data\n",
+            HumanBytes(came),
+            HumanBytes(disk),
+        )
+    })
+}
+
 /// The report for a terminal.
 fn text(report: &Report, processes: &[Process], args: &Args) -> String {
     let mut out = head(report);
     for run in &report.runs {
         out.push('\n');
         table(run, &mut out);
+        out += &too_small_to_be_cold(run).filter(|_| report.settings.cold).unwrap_or_default();
     }
     if report.runs.len() > 1 {
         out.push('\n');
