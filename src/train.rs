@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -287,7 +288,7 @@ pub fn train_from(
 
 fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     if run.step == 0 {
-        run.monitor_knn()?;
+        run.monitor_knn(stop)?;
         run.save()?; // the untrained network: what everything later is compared with
     }
     let outcome = loop {
@@ -304,7 +305,7 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
         run.check()?;
         if run.at_epoch_end() {
             run.look()?;
-            run.monitor_knn()?;
+            run.monitor_knn(stop)?;
         }
         if run.is_due() {
             run.save()?;
@@ -623,7 +624,6 @@ struct UnderWay {
     wait: Wait,
     step: u64,
     epoch: u32,
-    /// Of the update after it.
     learning_rate: f64,
 }
 
@@ -633,24 +633,40 @@ struct Monitor {
     test: Arc<ShardSet>,
 }
 
-/// What happened since metrics were last written.
+/// How far everything that is counted had come.
 #[derive(Debug)]
-struct Window {
-    start: Instant,
-    waited: Duration,
-    samples: u64,
-    /// The loader's counters at the start.
+struct Mark {
+    at: Instant,
+    /// Updates given to the device.
+    step: u64,
+    /// The loader's counters.
     loader: Snapshot,
-    /// Who had decoded how many images at the start.
+    /// Who had decoded how many images.
     decoded: Option<Counts>,
-    /// Bytes that had been sent to other ranks at the start.
+    /// Bytes sent to other ranks.
     sent: u64,
 }
 
+impl Mark {
+    fn now(source: &Source, sent: u64, step: u64) -> Mark {
+        let (at, loader, decoded) = (Instant::now(), source.stats(), source.counts());
+        Mark { at, step, loader, decoded, sent }
+    }
+}
+
+/// What happened since metrics were last written.
+#[derive(Debug)]
+struct Window {
+    start: Mark,
+    /// How long its updates' batches were waited for.
+    waited: Duration,
+    /// Its end, taken before the next batch is waited for, which belongs to the next window.
+    end: Option<Mark>,
+}
+
 impl Window {
-    fn new(source: &Source, sent: u64) -> Window {
-        let (start, loader, decoded) = (Instant::now(), source.stats(), source.counts());
-        Window { start, waited: Duration::ZERO, samples: 0, loader, decoded, sent }
+    fn from(start: Mark) -> Window {
+        Window { start, waited: Duration::ZERO, end: None }
     }
 }
 
@@ -717,7 +733,7 @@ impl Run {
         let source = Source::start(&set, options, decoding, feed::share(&config), copied_by)?;
         let feed = Feed::new(&config, device, &source, member.size)?;
         let world = entrance.world.take().map_or(World::One(Local), World::Several);
-        let window = Window::new(&source, world.bytes_sent());
+        let window = Window::from(Mark::now(&source, world.bytes_sent(), step));
         let run = Run {
             folder,
             config,
@@ -774,6 +790,9 @@ impl Run {
     /// The next batch, and how long it was waited for.
     fn next(&mut self) -> Result<(Taken, Wait), TrainError> {
         self.world.at(self.step, Move::Data);
+        if self.lead.is_some() && self.is_noted(self.step) {
+            self.window.end = Some(self.mark());
+        }
         let mut wait = Wait::begin(self.found.device)?;
         let Cursor { epoch, step } = self.cursor;
         let next = self.source.next();
@@ -794,7 +813,8 @@ impl Run {
 
     /// Gives the device the next update; meanwhile looks at the one before.
     fn update(&mut self, fed: Fed, wait: Wait) -> Result<(), TrainError> {
-        let at = At { step: self.step, learning_rate: self.learning_rate() };
+        let (learning_rate, epoch) = (self.learning_rate(), self.cursor.epoch);
+        let at = At { step: self.step, learning_rate };
         let Run { model, sgd, config, world, feed, .. } = self;
         let pending = step::launch(model, sgd, &**world, config, &fed.batch, at)?;
         feed.give_back(fed)?;
@@ -803,10 +823,7 @@ impl Run {
         if self.order.is_empty(self.cursor.step) {
             self.cursor = Cursor { epoch: self.cursor.epoch + 1, step: 0 };
         }
-        self.window.samples += self.config.train.batch as u64;
-        let (step, epoch) = (self.step, self.cursor.epoch);
-        let learning_rate = self.learning_rate();
-        let under_way = UnderWay { pending, wait, step, epoch, learning_rate };
+        let under_way = UnderWay { pending, wait, step: self.step, epoch, learning_rate };
         match self.under_way.replace(under_way) {
             Some(before) => self.look_at(before),
             None => Ok(()),
@@ -882,18 +899,15 @@ impl Run {
         (step, epoch): (u64, u32),
         learning_rate: f64,
     ) -> Result<(), TrainError> {
-        let due = step.is_multiple_of(self.config.monitor.every_steps);
-        if !due || self.lead.is_none() {
+        if !self.is_noted(step) || self.lead.is_none() {
             return Ok(());
         }
         let mut record = Record::new(step, epoch);
         record.push(names::LOSS, report.loss);
         record.push(names::LR, learning_rate);
-        // Before a checkpoint two updates are looked at in a row: the next record counts both.
-        if self.window.samples > 0 {
-            self.push_rates(&mut record);
-            self.window = Window::new(&self.source, self.world.bytes_sent());
-        }
+        let end = self.window.end.take().unwrap_or_else(|| self.mark());
+        self.push_rates(&mut record, &end);
+        self.window = Window::from(end);
         record.push(names::GRADIENT_NORM, report.gradient_norm);
         for term in &report.terms {
             let (level, pair) = (term.level, term.pair.to_string());
@@ -913,20 +927,35 @@ impl Run {
         Ok(())
     }
 
-    /// What the updates since the last record took.
-    fn push_rates(&self, record: &mut Record) {
-        let seconds = self.window.start.elapsed().as_secs_f64().max(1e-9);
-        record.push(names::IMAGES_PER_SECOND, self.window.samples as f64 / seconds);
-        record.push(names::WAIT_SHARE, self.window.waited.as_secs_f64() / seconds);
-        let (counted, workers) = (self.source.stats(), self.source.counters().workers());
-        training::push(record, &counted.since(&self.window.loader), workers, seconds);
-        if let (Some(now), Some(before)) = (self.source.counts(), self.window.decoded) {
+    /// Whether metrics are written of the update with this number.
+    fn is_noted(&self, step: u64) -> bool {
+        step.is_multiple_of(self.config.monitor.every_steps)
+    }
+
+    fn mark(&self) -> Mark {
+        Mark::now(&self.source, self.world.bytes_sent(), self.step)
+    }
+
+    /// What the updates of the window took.
+    fn push_rates(&self, record: &mut Record, end: &Mark) {
+        let Window { start, waited, .. } = &self.window;
+        let steps = end.step.saturating_sub(start.step);
+        if steps == 0 {
+            return;
+        }
+        let seconds = (end.at - start.at).as_secs_f64().max(1e-9);
+        let images = steps as f64 * self.config.train.batch as f64;
+        record.push(names::IMAGES_PER_SECOND, images / seconds);
+        // A GPU's clock and the host's differ by the work that is queued.
+        record.push(names::WAIT_SHARE, (waited.as_secs_f64() / seconds).min(1.0));
+        let workers = self.source.counters().workers();
+        training::push(record, &end.loader.since(&start.loader), workers, seconds);
+        if let (Some(now), Some(before)) = (&end.decoded, start.decoded) {
             training::push_decoded(record, &now.since(before));
         }
         if self.world.size() > 1 {
-            let steps = self.window.samples as f64 / self.config.train.batch as f64;
-            let bytes = (self.world.bytes_sent() - self.window.sent) as f64;
-            record.push(names::MEGABYTES_SENT, bytes / 1e6 / steps);
+            let bytes = end.sent.saturating_sub(start.sent) as f64;
+            record.push(names::MEGABYTES_SENT, bytes / 1e6 / steps as f64);
         }
     }
 
@@ -1003,7 +1032,7 @@ impl Run {
     }
 
     /// Runs kNN if this epoch is due: before the first, and every `monitor.knn_every_epochs`.
-    fn monitor_knn(&mut self) -> Result<(), TrainError> {
+    fn monitor_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let every = self.config.monitor.knn_every_epochs;
         let last = self.cursor.epoch >= self.config.train.epochs;
         let wanted = every > 0 && !self.config.monitor.knn_test.is_empty();
@@ -1012,12 +1041,12 @@ impl Run {
         }
         self.world.at(self.step, Move::Monitor);
         self.average_statistics()?;
-        self.run_knn()?;
+        self.run_knn(stop)?;
         Ok(self.world.after_first()?)
     }
 
-    /// On rank 0; the others have nothing to do.
-    fn run_knn(&mut self) -> Result<(), TrainError> {
+    /// On rank 0; the others have nothing to do. A signal breaks it off.
+    fn run_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
         let options = KnnOptions {
@@ -1031,14 +1060,25 @@ impl Run {
         };
         let started = Instant::now();
         let (train, test) = (&monitor.train, &monitor.test);
-        let report = knn::evaluate(&self.model.query, train, test, &options)?;
+        let mut go_on = |_, _| match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let report = knn::evaluate_watched(&self.model.query, train, test, &options, &mut go_on);
+        let report = match report {
+            Err(KnnError::Stopped { .. }) => return Ok(()),
+            report => report?,
+        };
         let mut record = Record::new(self.step, self.cursor.epoch);
         record.push(names::KNN_TOP1, report.top1);
+        if let Some(top5) = report.top5 {
+            record.push(names::KNN_TOP5, top5);
+        }
         lead.metrics.write(&record)?;
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
         lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
-        self.window = Window::new(&self.source, self.world.bytes_sent());
+        self.window = Window::from(self.mark());
         Ok(())
     }
 

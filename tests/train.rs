@@ -450,3 +450,26 @@ fn labels_that_are_no_numbers_stop_only_who_counts_classes() {
         detco_fails(&["eval", "knn", path(&run), "--train", path(&data), "--test", path(&data)], 1);
     assert!(error.contains("0001") && error.contains("`dog`, a class number"), "{error}");
 }
+
+/// Rates, learning rate and epoch are those of the updates that a record names, whenever it is written.
+#[test]
+fn a_record_is_of_its_own_updates() {
+    let (folder, data) = shards(8); // four steps an epoch
+    let run = folder.path().join("run");
+    let sets = ["train.epochs=3", "loss.fill_first=false", "optim.schedule=cosine"];
+    detco_ok(&new_run(&data, &run, &sets));
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let steps: Vec<_> = records.filter(|record| record.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 12);
+    let (base, mut rates) = (0.2, Vec::new());
+    for record in &steps {
+        let step = record["step"].as_u64().unwrap();
+        assert_eq!(record["epoch"], (step - 1) / 4, "{record}");
+        let share = record["wait_share"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{record}");
+        rates.push(record["lr"].as_f64().unwrap());
+    }
+    assert!((rates[0] - base).abs() < 1e-9, "{rates:?}");
+    assert!(rates[11] > 0.0 && rates[11] < rates[0], "{rates:?}");
+}

@@ -28,8 +28,8 @@ pub mod names {
     pub const LR: &str = "lr";
     /// Images a second over all ranks, since the last record.
     pub const IMAGES_PER_SECOND: &str = "images_per_second";
-    /// Share of the time since the last record that was spent waiting for data, 0 to 1: the host's
-    /// time, or on a GPU the time that the GPU had nothing to do for it.
+    /// Share of the updates' time since the last record, from the wait for the first one's batch on, that
+    /// was spent waiting for data, 0 to 1: the host's time, or on a GPU the time that the GPU had nothing to do for it.
     pub const WAIT_SHARE: &str = "wait_share";
     /// Euclidean length of all gradients together.
     pub const GRADIENT_NORM: &str = "gradient_norm";
@@ -122,7 +122,7 @@ fn fault(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsEr
 pub struct Record {
     /// Updates done since the start of the run.
     pub step: u64,
-    /// Passes over the data finished.
+    /// Passes over the data finished before the update, or before what was evaluated.
     pub epoch: u32,
     /// Names (see [`names`]) and values, in the order to write them.
     pub values: Vec<(String, f64)>,
