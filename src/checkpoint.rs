@@ -13,12 +13,15 @@
 //! parent flushed: a kill at any moment leaves the checkpoint before it. Random numbers need no
 //! state: every draw is a function of the seed and its place in the run (wall 4).
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use thiserror::Error;
@@ -476,37 +479,91 @@ fn write_tensors(
     tensors: &[(String, Tensor)],
 ) -> Result<FileRecord, CheckpointError> {
     let path = folder.join(name);
-    let bytes = tensor_bytes(tensors)
-        .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })?;
-    write_file(&path, &bytes)?;
-    let crc32c = crc32c::crc32c(&bytes);
-    Ok(FileRecord { name: name.to_string(), bytes: bytes.len() as u64, crc32c })
+    let fault = |reason: String| CheckpointError::Tensors { path: path.clone(), reason };
+    let failed = RefCell::new(None);
+    let stored = tensors.iter().map(|(name, tensor)| Stored::new(name, tensor, &failed));
+    let stored = stored.collect::<Result<Vec<_>, String>>().map_err(fault)?;
+    let views = stored.into_iter().map(|stored| (stored.name, stored));
+    // As readable as any file: the library keeps its own to the owner.
+    let usual = File::create(&path).and_then(|file| Ok(file.metadata()?.permissions()));
+    let usual = usual.map_err(io_error("create", &path))?;
+    safetensors::serialize_to_file(views, None, &path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => io_error("write", &path)(source),
+        other => fault(other.to_string()),
+    })?;
+    if let Some(reason) = failed.into_inner() {
+        return Err(fault(reason));
+    }
+    let read = File::open(&path).and_then(|mut file| {
+        file.set_permissions(usual)?;
+        file.sync_all()?;
+        checksum_of(&mut file)
+    });
+    let (bytes, crc32c) = read.map_err(io_error("write", &path))?;
+    Ok(FileRecord { name: name.to_string(), bytes, crc32c })
 }
 
-fn tensor_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>, String> {
-    let mut stored = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
+/// Bytes of a file and their CRC32C.
+fn checksum_of(file: &mut File) -> io::Result<(u64, u32)> {
+    let (mut buffer, mut bytes, mut crc) = (vec![0; 1 << 20], 0, 0);
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((bytes, crc));
+        }
+        bytes += read as u64;
+        crc = crc32c::crc32c_append(crc, &buffer[..read]);
+    }
+}
+
+/// A tensor whose bytes are brought to the host when they are written, one tensor at a time: a model may
+/// be as large as what memory is left.
+struct Stored<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    failed: &'a RefCell<Option<String>>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(
+        name: &'a str,
+        tensor: &'a Tensor,
+        failed: &'a RefCell<Option<String>>,
+    ) -> Result<Stored<'a>, String> {
         let dtype = match tensor.kind() {
             Kind::Float => Dtype::F32,
             Kind::Double => Dtype::F64,
             Kind::Int64 => Dtype::I64,
             other => return Err(format!("{name}: cannot store the type {other:?}")),
         };
-        let flat = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-        let numel = flat.numel();
-        let mut bytes = vec![0; numel * flat.kind().elt_size_in_bytes()];
-        flat.f_copy_data_u8(&mut bytes, numel).map_err(|error| format!("{name}: {error}"))?;
-        let shape = flat.size().iter().map(|edge| *edge as usize).collect();
-        stored.push((name, dtype, shape, bytes));
+        let shape = tensor.size().iter().map(|edge| *edge as usize).collect();
+        Ok(Stored { name, tensor, dtype, shape, failed })
     }
-    let mut views = Vec::with_capacity(stored.len());
-    for (name, dtype, shape, bytes) in &stored {
-        let shape: &Vec<usize> = shape;
-        let view = TensorView::new(*dtype, shape.clone(), bytes)
-            .map_err(|error| format!("{name}: {error}"))?;
-        views.push((name.as_str(), view));
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
     }
-    safetensors::serialize(views, None).map_err(|error| error.to_string())
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let flat = self.tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        if let Err(error) = flat.f_copy_data_u8(&mut bytes, flat.numel()) {
+            *self.failed.borrow_mut() = Some(format!("{}: {error}", self.name));
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 fn parse_tensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
@@ -589,6 +646,8 @@ mod tests {
             assert!(found.equal(&tensor), "{name}");
         }
         assert!(saved.optim_tensors().unwrap().is_empty());
+        let mode = |name: &str| fs::metadata(saved.folder.join(name)).unwrap().permissions();
+        assert_eq!(mode(MODEL), mode(STATE));
     }
 
     #[test]
