@@ -726,10 +726,14 @@ impl Config {
     /// Resolves a recipe name or TOML file plus `--set` overrides, and validates the result.
     pub fn load(recipe: &str, overrides: &[String]) -> Result<Config, ConfigError> {
         let (mut table, base, origin) = read(recipe)?;
-        for text in overrides {
-            set(&mut table, text)?;
+        let mut config = from_table(table.clone(), &origin)?;
+        if !overrides.is_empty() {
+            for text in overrides {
+                set(&mut table, text)?;
+            }
+            // What was right before is wrong by these.
+            config = from_table(table, "--set")?;
         }
-        let mut config = from_table(table, &origin)?;
         config.base = Some(base);
         config.validate()?;
         Ok(config)

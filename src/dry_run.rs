@@ -12,7 +12,7 @@ use crate::device;
 use crate::feed::{self, Way};
 use crate::memory::{self, Needs};
 use crate::model::Model;
-use crate::schedule::learning_rate;
+use crate::schedule::{learning_rate, steps_in_all, steps_to_fill};
 use crate::shim::step as shim;
 use crate::train::{self, TrainError};
 
@@ -86,9 +86,7 @@ fn host_memory() -> Option<i64> {
 }
 
 fn amounts(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
-    let steps = u64::from(config.train.epochs) * order.steps_per_epoch();
-    let most = config.train.steps_max;
-    let steps = if most == 0 { steps } else { steps.min(most) };
+    let steps = steps_in_all(config, order.steps_per_epoch());
     let (samples, each) = (set.len(), order.steps_per_epoch());
     let _ = writeln!(out, "samples        {samples}");
     let _ = writeln!(out, "steps          {steps}: {} epochs of {each}", config.train.epochs);
@@ -96,14 +94,22 @@ fn amounts(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {
 
 /// `0.03, cosine to 0` and the like.
 fn rates(config: &Config, order: &Order) -> String {
-    let each = order.steps_per_epoch();
-    let first = config.base_lr();
-    let last = learning_rate(config, config.train.epochs - 1, each.saturating_sub(1), each);
+    let each = order.steps_per_epoch().max(1);
+    let at = |step: u64| learning_rate(config, (step / each) as u32, step % each, each);
+    let (fill, steps) = (steps_to_fill(config), steps_in_all(config, each));
+    if fill >= steps {
+        return format!("0: all {steps} updates only fill the queues (loss.fill_first)");
+    }
+    let (first, last) = (at(fill), at(steps - 1));
+    let filling = match fill {
+        0 => String::new(),
+        fill => format!(", after {fill} updates that fill the queues"),
+    };
     let kind = match config.optim.schedule {
         Schedule::Cosine => "cosine",
         Schedule::Steps => "steps",
     };
-    format!("{first} at first, {last:.3e} in the last step ({kind})")
+    format!("{first} at first{filling}, {last:.3e} in the last step ({kind})")
 }
 
 /// Whether it fits where so many bytes are free, and else what would.

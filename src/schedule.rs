@@ -6,8 +6,7 @@ use crate::config::{Config, Schedule, SchedulePer};
 /// the batch, times the schedule. No warm-up; 0 while `loss.fill_first` fills the queues.
 pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
     let steps_before = u64::from(epoch) * steps_per_epoch + step;
-    let steps_to_fill = (config.loss.queue / config.train.batch.max(1)) as u64;
-    if config.loss.fill_first && steps_before < steps_to_fill {
+    if steps_before < steps_to_fill(config) {
         return 0.0;
     }
     let position = match config.optim.schedule_per {
@@ -25,6 +24,23 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
         }
     };
     config.base_lr() * factor
+}
+
+/// Updates that only fill the queues.
+pub fn steps_to_fill(config: &Config) -> u64 {
+    match config.loss.fill_first {
+        true => (config.loss.queue / config.train.batch.max(1)) as u64,
+        false => 0,
+    }
+}
+
+/// Updates of a whole run.
+pub fn steps_in_all(config: &Config, steps_per_epoch: u64) -> u64 {
+    let steps = u64::from(config.train.epochs) * steps_per_epoch;
+    match config.train.steps_max {
+        0 => steps,
+        most => steps.min(most),
+    }
 }
 
 #[cfg(test)]

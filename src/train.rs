@@ -38,7 +38,7 @@ use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
 use crate::model::{Model, ModelError, Scope};
 use crate::optim::Sgd;
 use crate::profile::training;
-use crate::schedule::learning_rate;
+use crate::schedule::{learning_rate, steps_in_all, steps_to_fill};
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
 use crate::shim::panics::caught;
@@ -226,9 +226,13 @@ impl TrainError {
                 DistError::Diverged { .. } => Some(crate::cli::EXIT_DIVERGED),
                 DistError::Backward { .. } => None,
             },
-            TrainError::Meeting(MeetingError::Missing { .. } | MeetingError::Store { .. }) => {
-                Some(crate::cli::EXIT_LOST)
-            }
+            // A port that is taken stays taken.
+            TrainError::Meeting(MeetingError::Store { verb: "serve", .. }) => None,
+            TrainError::Meeting(
+                MeetingError::Missing { .. }
+                | MeetingError::Store { .. }
+                | MeetingError::Silent { .. },
+            ) => Some(crate::cli::EXIT_LOST),
             TrainError::Pipeline(error) => match **error {
                 PipelineError::Thread(_) | PipelineError::Ended { .. } => None,
                 _ => Some(crate::cli::EXIT_BAD_DATA),
@@ -330,9 +334,10 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
             note!("finished: {} in {}", plural(run.step, "update"), run.folder.display())
         }
         Outcome::Stopped => note!(
-            "stopped after step {}; go on with `detco train --resume {}`",
+            "stopped after step {}; go on with `detco train --resume {}`{}",
             run.step,
-            run.folder.display()
+            run.folder.display(),
+            if run.world.size() > 1 { ", its ranks started as these were" } else { "" }
         ),
     }
     Ok(outcome)
@@ -589,11 +594,7 @@ impl Lead {
             note!("warning: this file is a copy that no run reads; it is written anew");
         }
         checkpoint::write_whole(&path, config.to_toml().as_bytes())?;
-        let steps = u64::from(config.train.epochs) * steps_per_epoch;
-        let steps = match config.train.steps_max {
-            0 => steps,
-            most => steps.min(most),
-        };
+        let steps = steps_in_all(config, steps_per_epoch);
         let begin = match resumed {
             None => metrics::Start::New,
             Some(step) => metrics::Start::Resume { step },
@@ -767,7 +768,8 @@ impl Run {
 
     fn say_hello(&self, resumed: bool, decoded_by: &str) {
         let ranks = match (self.world.size(), self.config.train.accumulate) {
-            (1, _) => String::new(),
+            (1, 1) => String::new(),
+            (1, parts) => format!(", in {parts} micro-batches"),
             (ranks, 1) => format!(", {ranks} ranks"),
             (ranks, parts) => format!(", {ranks} ranks of {parts} micro-batches"),
         };
@@ -780,6 +782,13 @@ impl Run {
             self.config.train.batch,
             self.found.describe(),
         );
+        let steps = steps_in_all(&self.config, self.order.steps_per_epoch());
+        if steps_to_fill(&self.config) >= steps {
+            note!(
+                "warning: all {steps} updates only fill the queues, no weight changes: lower loss.queue, set \
+                 loss.fill_first = false, or train longer"
+            );
+        }
     }
 
     fn is_finished(&self) -> bool {

@@ -131,6 +131,14 @@ fn an_environment_that_is_no_world_is_explained() {
     let error = fails(&[&alone[..], &[("RANK", "1")]].concat(), &[], 69);
     let store = format!("rank 1: cannot reach the store at 127.0.0.1:{port}");
     assert!(error.contains(&store), "{error}");
+    // Another program listens there, and says nothing.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port().to_string();
+    let taken = [&rank_0[..], &[("MASTER_PORT", &port)]].concat();
+    let error = fails(&[&taken[..], &[("RANK", "1")]].concat(), &[], 69);
+    assert!(error.contains(&format!("127.0.0.1:{port} is a store of this program")), "{error}");
+    let error = fails(&taken, &[], 1);
+    assert!(error.contains("cannot serve the store"), "{error}");
 
     let error = detco_fails(&new_run(&data, &run, &["--ranks", "5"]), 1);
     assert!(error.contains("24 samples do not divide into 5 ranks"), "{error}");

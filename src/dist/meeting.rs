@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::watch::{Absence, Limits, Watch};
+use super::watch::{self, Absence, Limits, Watch};
 use super::world::Spec;
 use super::{DistError, rank_list};
 use crate::config::Config;
@@ -40,6 +40,17 @@ pub enum MeetingError {
         address: String,
         /// What libtorch said.
         source: ShimError,
+    },
+    /// Somebody listens who is no store.
+    #[error(
+        "after {seconds} s nothing that answers at {address} is a store of this program: does another \
+         one listen there? MASTER_ADDR and MASTER_PORT name the place where ranks meet"
+    )]
+    Silent {
+        /// `host:port`.
+        address: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// Two processes say that they are the same rank.
     #[error(
@@ -178,8 +189,13 @@ impl Meeting {
             let address = address.clone();
             MeetingError::Store { size, verb, address, source }
         };
-        let store = Store::open(&spec.master, spec.port, spec.role, &spec.prefix, patience);
-        let store = store.map_err(fault)?;
+        // libtorch gives up by itself where nobody listens, but not where somebody else does.
+        let limit = 2 * patience + Duration::from_secs(5);
+        let of = spec.clone();
+        let open = move || Store::open(&of.master, of.port, of.role, &of.prefix, patience);
+        let store = watch::within(limit, "store", open);
+        let silent = || MeetingError::Silent { address: address.clone(), seconds: limit.as_secs() };
+        let store = store.ok_or_else(silent)?.map_err(fault)?;
         if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
             return Err(MeetingError::Twice { rank, size, address });
         }

@@ -317,7 +317,7 @@ impl Watch {
 
 /// What `body` returns, if it does so in time: where the network is cut, a store's answer does not
 /// come. Its thread is then left alone.
-fn within<T: Send + 'static>(
+pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,

@@ -41,6 +41,12 @@ pub(crate) type Choose<'a> = dyn Fn(&[&str]) -> Result<Vec<(String, String)>, We
 /// Why weights could not be read.
 #[derive(Debug, Error)]
 pub enum WeightsError {
+    /// A folder, perhaps a run's.
+    #[error("{path} is a folder: name a file; `detco export` writes a run's backbone to one")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The file could not be opened or read.
     #[error("cannot read {path}: {source}")]
     Read {
@@ -204,6 +210,9 @@ pub enum WeightsError {
 /// # Errors
 /// [`WeightsError`] naming the file and the tensor.
 pub fn read_backbone(path: &Path) -> Result<Vec<(String, Tensor)>, WeightsError> {
+    if path.is_dir() {
+        return Err(WeightsError::Folder { path: path.to_path_buf() });
+    }
     let choose = |names: &[&str]| choose(path, names);
     let mut tensors = match sniff(path)? {
         Format::Safetensors => read_safetensors(path, &choose)?,
