@@ -176,11 +176,41 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let checked = args.gpu_check.as_deref().map(|path| checked(path, &args.recipe)).transpose()?;
     let (found_ms, found_batch) = checked.unzip();
     let step_ms = args.step_ms.or(found_ms).context("--step-ms or --gpu-check is needed")?;
-    let cluster = Cluster {
+    let cluster = cluster(args, &config, step_ms / 1e3, found_batch, measured);
+    let forecast = cluster.forecast(&load);
+    let sets = sets(&config, &cluster);
+    let sentence = sentence(&cluster, &forecast);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let all = json!({
+            "recipe": args.recipe,
+            "cluster": cluster,
+            "model": load,
+            "forecast": forecast,
+            "sets": sets,
+            "text": sentence,
+        });
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+    } else {
+        out.write_all(text(args, &cluster, &forecast, &sets).as_bytes())?;
+        writeln!(out, "\n{sentence}")?;
+    }
+    Ok(())
+}
+
+/// The cluster that the arguments describe, of a step of so many seconds.
+fn cluster(
+    args: &Args,
+    config: &Config,
+    step: f64,
+    found_batch: Option<u64>,
+    measured: Measured,
+) -> Cluster {
+    Cluster {
         nodes: args.nodes,
         gpus: args.gpus,
         batch: args.batch.or(found_batch).unwrap_or(32),
-        step: step_ms / 1e3,
+        step,
         backward: args.backward,
         link: args.link * 1e9,
         net: args.net.map(|gbit| gbit * 1e9 / 8.0).filter(|_| args.nodes > 1),
@@ -197,24 +227,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .unwrap_or(IMAGE_BYTES),
         samples: args.samples,
         epochs: args.epochs.unwrap_or(u64::from(config.train.epochs)),
-    };
-    let forecast = cluster.forecast(&load);
-    let sentence = sentence(&cluster, &forecast);
-    let mut out = std::io::stdout().lock();
-    if args.json {
-        let all = json!({
-            "recipe": args.recipe,
-            "cluster": cluster,
-            "model": load,
-            "forecast": forecast,
-            "text": sentence,
-        });
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
-    } else {
-        out.write_all(text(args, &cluster, &forecast).as_bytes())?;
-        writeln!(out, "\n{sentence}")?;
     }
-    Ok(())
+}
+
+/// What of the recipe has to change for this global batch on these ranks: whole BN groups on each rank, as
+/// near to the recipe's size as they can be, and a queue of whole batches. Rates follow the batch by themselves.
+fn sets(config: &Config, cluster: &Cluster) -> Vec<String> {
+    let (batch, each) = (cluster.global_batch() as i64, cluster.batch as i64);
+    let ranks = batch / each.max(1);
+    let size = config.train.batch / config.model.bn_splits;
+    let sizes = (2..=each).filter(|size| each % size == 0);
+    let groups = sizes.min_by_key(|of| (of - size).abs()).map(|of| ranks * (each / of));
+    let queue = (config.loss.queue as f64 / batch as f64).round().max(1.0) as i64 * batch;
+    let wanted = [
+        ("train.batch", config.train.batch, batch),
+        ("model.bn_splits", config.model.bn_splits, groups.unwrap_or(config.model.bn_splits)),
+        ("loss.queue", config.loss.queue, queue),
+    ];
+    let changed = wanted.into_iter().filter(|(_, had, has)| had != has);
+    changed.map(|(key, _, value)| format!("{key}={value}")).collect()
 }
 
 /// What a profile says of an image.
@@ -298,7 +329,7 @@ fn sentence(cluster: &Cluster, found: &Forecast) -> String {
     }
 }
 
-fn text(args: &Args, cluster: &Cluster, found: &Forecast) -> String {
+fn text(args: &Args, cluster: &Cluster, found: &Forecast, sets: &[String]) -> String {
     let mega = |bytes: f64| count(bytes / 1e6);
     let mut out = String::new();
     let mut row = |name: &str, text: String| out += &format!("{name:<14} {text}\n");
@@ -312,6 +343,10 @@ fn text(args: &Args, cluster: &Cluster, found: &Forecast) -> String {
             cluster.batch
         ),
     );
+    if !sets.is_empty() {
+        let words: Vec<String> = sets.iter().map(|set| format!("--set {set}")).collect();
+        row("train with", words.join(" "));
+    }
     row(
         "step",
         format!(
@@ -374,6 +409,35 @@ fn text(args: &Args, cluster: &Cluster, found: &Forecast) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_cluster_needs_of_a_recipe_makes_a_valid_one() {
+        let of = |recipe: &str, gpus: u64, batch: u64| {
+            let config = Config::load(recipe, &[]).unwrap();
+            let words = ["plan", "--gpus", &gpus.to_string(), "--step-ms", "100"].map(String::from);
+            let batch = ["--batch".to_string(), batch.to_string()];
+            let recipe = ["--recipe".to_string(), recipe.to_string()];
+            let words = ["detco".to_string()].into_iter().chain(words).chain(batch).chain(recipe);
+            let Ok(crate::cli::Cli { command: crate::cli::Command::Plan(args), .. }) =
+                clap::Parser::try_parse_from(words)
+            else {
+                panic!("a plan")
+            };
+            let cluster = cluster(&args, &config, 0.1, None, Measured::default());
+            (sets(&config, &cluster), config)
+        };
+        assert!(of("detco-r50", 8, 32).0.is_empty(), "the recipe as it is");
+        let (found, _) = of("detco-r50", 3, 32);
+        assert_eq!(found, ["train.batch=96", "model.bn_splits=3", "loss.queue=65568"]);
+        for recipe in ["detco-r50", "moco-v2-cifar", "detco-small"] {
+            for (gpus, batch) in [(1, 2), (1, 7), (2, 32), (3, 33), (7, 5), (32, 64), (64, 256)] {
+                let (sets, config) = of(recipe, gpus, batch);
+                let config = config.with_overrides(&sets);
+                assert!(config.is_ok(), "{recipe} {gpus} {batch} {sets:?}: {config:?}");
+                assert_eq!(config.unwrap().model.bn_splits % gpus as i64, 0);
+            }
+        }
+    }
 
     #[test]
     fn a_profile_gives_the_cost_of_an_image() {
