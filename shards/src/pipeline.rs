@@ -771,6 +771,8 @@ pub(crate) struct Dispatcher<R: Room, F> {
     recorder: Option<Recorder>,
     /// The shards that the set was last told to have ready, and of which epoch.
     wanted: Option<(u32, std::ops::Range<usize>)>,
+    /// The shards that samples come of, where the set is remote and they come in the shards' order.
+    rising: Option<Vec<u32>>,
 }
 
 impl<R: Room, F> Dispatcher<R, F> {
@@ -784,7 +786,12 @@ impl<R: Room, F> Dispatcher<R, F> {
     ) -> Dispatcher<R, F> {
         let recorder = options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into()));
         let (set, options, stats) = (Arc::clone(set), options.clone(), Arc::clone(stats));
-        Dispatcher { set, options, rooms, tasks, finish, stats, recorder, wanted: None }
+        let rising = (set.is_remote() && options.order.rises()).then(|| {
+            let of = |sample| set.shard_of(sample);
+            options.order.epoch(0).shards(0, set.shards().len(), &of)
+        });
+        let wanted = None;
+        Dispatcher { set, options, rooms, tasks, finish, stats, recorder, wanted, rising }
     }
 
     pub(crate) fn run(mut self) {
@@ -813,9 +820,11 @@ impl<R: Room, F> Dispatcher<R, F> {
         }
     }
 
-    /// Tells a remote set which shards come next, when that has changed.
+    /// Tells a remote set which shards come next, when that has changed. An order that goes through
+    /// the shards one after the other tells it with each sample instead: one batch may be of more
+    /// shards than the cache holds.
     fn want(&mut self, epoch: &Epoch<'_>, cursor: Cursor) {
-        if !self.set.is_remote() {
+        if !self.set.is_remote() || self.rising.is_some() {
             return;
         }
         let shards = self.set.shards().len();
@@ -837,6 +846,20 @@ impl<R: Room, F> Dispatcher<R, F> {
         self.set.want(all, reading.len() as u32);
     }
 
+    /// Tells a remote set which shards come next of a rising order, from that of this sample on.
+    fn want_from(&mut self, epoch: u32, sample: u64) {
+        let Some(all) = &self.rising else { return };
+        let shard = self.set.shard_of(sample) as u32;
+        let at = all.partition_point(|other| *other < shard);
+        let now = Some((epoch, at..at + 1));
+        if self.wanted == now {
+            return;
+        }
+        self.wanted = now;
+        let again = if epoch + 1 < self.options.epochs { &all[..at] } else { &[] };
+        self.set.want([&all[at..], again].concat(), 1);
+    }
+
     /// Hands a batch out; false when the loader is gone.
     fn dispatch(&mut self, work: Arc<Work>) -> bool {
         if work.samples.is_empty() {
@@ -853,6 +876,7 @@ impl<R: Room, F> Dispatcher<R, F> {
         let Some(room) = room else { return false };
         for (index, slot) in room.open(work.samples.len()).into_iter().enumerate() {
             let sample = work.samples[index];
+            self.want_from(work.cursor.epoch, sample);
             // Without its shard the worker meets the same error, and tells it as the sample's.
             let ended = &self.rooms.ended;
             let held = self.set.ready(sample, &|| ended.load(Ordering::Relaxed)).ok().flatten();
@@ -914,12 +938,15 @@ impl<'a> Worker<'a> {
         self.since = Mark::now();
         loop {
             let (start, found) = (self.since.wall, tasks.len());
-            let Ok(Task { work, index, mut slot, held }) = tasks.recv() else { return };
+            let Ok(Task { work, index, mut slot, mut held }) = tasks.recv() else { return };
             self.lap(Stage::Get, work.samples[index]);
             self.stats.get().waited(self.since.wall - start, found);
             let (set, options) = (self.set, self.options);
-            work.settle(index, set, options, |id| self.sample(id, work.cursor, &mut slot));
-            drop(held); // its shard may go
+            work.settle(index, set, options, |id| {
+                let made = self.sample(id, work.cursor, &mut slot);
+                held = None; // its shard may go, before a substitute's is waited for
+                made
+            });
             let Some(slab) = slot.done() else { continue };
             let (start, found, number) = (self.since.wall, finish.len(), work.number);
             self.hold(Stage::Put);
