@@ -90,6 +90,8 @@ struct State {
     now: u32,
     /// What somebody waits for, and how many do.
     urgent: VecDeque<(u32, u32)>,
+    /// What room is being asked for: meanwhile nothing that is needed later asks.
+    asking: Vec<u32>,
     /// Until when nothing is fetched but what somebody waits for: there was no room.
     full: Option<Instant>,
     /// What somebody waits for, or did a moment ago, and there is no room for.
@@ -184,6 +186,7 @@ impl Shelf {
             rank: vec![u32::MAX; items.len()],
             now: 0,
             urgent: VecDeque::new(),
+            asking: Vec::new(),
             full: None,
             refused: HashMap::new(),
             in_vain: None,
@@ -335,6 +338,7 @@ impl Shelf {
             let (next, soon) = state.next();
             if let Some(shard) = next {
                 state.places[shard as usize] = Place::Coming;
+                state.asking.push(shard);
                 return Job::Fetch(shard);
             }
             let pause = if soon { GLANCE } else { NAP };
@@ -351,6 +355,7 @@ impl Shelf {
         let mut state = self.lock();
         let at = shard as usize;
         state.look[at] = None;
+        state.asking.retain(|other| *other != shard);
         let soon = Instant::now() + GLANCE;
         let place = match fetched {
             Ok(Fetched::Here) => {
@@ -363,10 +368,11 @@ impl Shelf {
                 Place::Away
             }
             Ok(Fetched::NoRoom(kept)) => {
-                state.look[at] = Some(soon);
                 state.full = Some(Instant::now() + NAP);
-                // Only what is waited for can be in trouble; what is wanted later just waits.
+                // Only what is waited for can be in trouble; what is wanted later just waits, and is
+                // not overtaken.
                 if state.is_urgent(shard) {
+                    state.look[at] = Some(soon);
                     state.refuse(shard, kept);
                 }
                 Place::Away
@@ -393,6 +399,8 @@ impl Shelf {
             Admitted::NoRoom { kept } => return Ok(Fetched::NoRoom(kept)),
             Admitted::Part(part) => part,
         };
+        self.lock().asking.retain(|other| *other != shard);
+        self.changed.notify_all();
         let watch = Watching { shelf: self, name: &item.name, dear: &dear };
         let (web, patience, sha256) = (&self.web, &self.patience, item.sha256.as_deref());
         let come =
@@ -458,7 +466,8 @@ impl State {
         // What comes ahead takes no room that somebody waits for.
         let full = self.full.is_some_and(|until| until > now)
             || self.urgent.iter().any(|(shard, _)| self.refused.contains_key(shard));
-        let (mut soon, ahead) = (full, if full { &[] } else { self.wanted.as_slice() });
+        let none = full || !self.asking.is_empty();
+        let (mut soon, ahead) = (full, if none { &[] } else { self.wanted.as_slice() });
         for shard in self.urgent.iter().map(|(shard, _)| shard).chain(ahead).copied() {
             let at = shard as usize;
             if !matches!(self.places[at], Place::Away) {
