@@ -392,18 +392,36 @@ fn a_cache_that_is_too_small_is_refused_and_one_in_use_is_named() {
     set.check_file(&one).expect("unchanged");
 }
 
-/// An evaluation of so many samples, spaced over the set, in batches of so many; each sample's class is
-/// asked for when its batch has come, as kNN does.
-fn evaluated(set: &Arc<ShardSet>, most: u64, batch: u64) -> Result<Vec<u64>, String> {
+/// Where an evaluation has the classes from.
+#[derive(Clone, Copy)]
+enum Classes {
+    /// The loader, which read them with the samples.
+    Loader,
+    /// The shards, once more, when a batch has come.
+    Shards,
+}
+
+/// An evaluation of so many samples, spaced over the set, in batches of so many.
+fn evaluated(
+    set: &Arc<ShardSet>,
+    (most, batch): (u64, u64),
+    classes: Classes,
+) -> Result<Vec<u64>, String> {
     let order = Order::spaced(set.len(), most, batch).expect("an order");
     let options = LoaderOptions { workers: 2, ..LoaderOptions::evaluate(16, 1.0, order) };
+    let mut loader = Loader::start(Arc::clone(set), options).expect("starts");
     let mut all = Vec::new();
-    for batch in Loader::start(Arc::clone(set), options).expect("starts") {
+    while let Some(batch) = loader.next() {
         let batch = batch.map_err(|error| error.to_string())?;
-        for id in &batch.samples {
-            let class = set.sample(*id).and_then(|sample| sample.class());
-            assert!(class.map_err(|error| error.to_string())?.is_some());
-        }
+        let classes = match classes {
+            Classes::Loader => loader.classes(&batch),
+            Classes::Shards => {
+                batch.samples.iter().map(|id| set.sample(*id).and_then(|s| s.class())).collect()
+            }
+        };
+        let classes = classes.map_err(|error| error.to_string())?;
+        assert_eq!(classes.len(), batch.len());
+        assert!(classes.iter().all(Option::is_some));
         all.extend(&batch.samples);
     }
     Ok(all)
@@ -423,13 +441,21 @@ fn room(data: &Data, shards: u64) -> u64 {
 fn an_evaluation_needs_no_more_room_than_a_shard_takes() {
     let data = Data::new();
     let server = data.serve(|_| Answer::Well);
-    for (shards, batch) in [(4, 128), (1, 128), (4, 5), (1, 5)] {
+    for (shards, batch, classes) in [
+        (4, 128, Classes::Loader),
+        (4, 128, Classes::Shards),
+        (1, 128, Classes::Loader),
+        (1, 128, Classes::Shards),
+        (4, 5, Classes::Shards),
+        (1, 5, Classes::Loader),
+        (1, 5, Classes::Shards),
+    ] {
         for most in [SAMPLES, 20, 5, 1] {
             let cache = tempfile::tempdir().expect("a cache");
             let small = RemoteOptions { cache_bytes: room(&data, shards), ..options(cache.path()) };
             let set = Arc::new(open(&server.url("set"), &small).expect("opens"));
             let (before, since) = (server.log().len(), Instant::now());
-            let all = evaluated(&set, most, batch);
+            let all = evaluated(&set, (most, batch), classes);
             assert_eq!(all, Ok(spaced(most)), "{shards} shards, batches of {batch}");
             assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
             // Nothing comes that no sample is read of.
@@ -441,11 +467,15 @@ fn an_evaluation_needs_no_more_room_than_a_shard_takes() {
             needed.dedup();
             let needed: Vec<String> = needed.iter().map(|at| format!("{at:06}.tar")).collect();
             assert_eq!(names, needed);
+            if matches!(classes, Classes::Loader) {
+                let fetched = set.fetched().expect("remote").shards;
+                assert_eq!(fetched, needed.len() as u64, "each once");
+            }
         }
     }
 }
 
-/// Three at once, each a set of its own as three processes have them, in a cache with room for one shard
+/// Four at once, each a set of its own as four processes have them, in a cache with room for one shard
 /// or for two; and one that takes all the room there is.
 #[test]
 fn evaluations_that_share_a_small_cache_all_end() {
@@ -458,11 +488,16 @@ fn evaluations_that_share_a_small_cache_all_end() {
         let small = RemoteOptions { cache_bytes, patience, ..options(cache.path()) };
         let url = server.url("set");
         std::thread::scope(|scope| {
-            for (most, batch) in [(SAMPLES, 128), (20, 128), (SAMPLES, 7)] {
+            for (most, batch, classes) in [
+                (SAMPLES, 128, Classes::Loader),
+                (20, 128, Classes::Shards),
+                (SAMPLES, 7, Classes::Shards),
+                (SAMPLES, 7, Classes::Loader),
+            ] {
                 let (small, url) = (&small, &url);
                 scope.spawn(move || {
                     let set = Arc::new(open(url, small).expect("opens"));
-                    assert_eq!(evaluated(&set, most, batch), Ok(spaced(most)));
+                    assert_eq!(evaluated(&set, (most, batch), classes), Ok(spaced(most)));
                 });
             }
         });
@@ -492,7 +527,7 @@ fn a_batch_that_gets_no_room_is_told_within_the_patience() {
     let used = [other.sample(0).expect("room"), other.sample(EACH).expect("room")];
     let set = Arc::new(open(&server.url("set"), &small).expect("opens"));
     let since = Instant::now();
-    let error = evaluated(&set, SAMPLES, 128).expect_err("no room");
+    let error = evaluated(&set, (SAMPLES, 128), Classes::Loader).expect_err("no room");
     assert!(error.contains("no room") && error.contains("000002.tar"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
 
@@ -511,7 +546,7 @@ fn a_batch_that_gets_no_room_is_told_within_the_patience() {
     assert!(error.contains("no room"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     // What did not fit at once does one after the other.
-    assert_eq!(evaluated(&set, SAMPLES, 128), Ok(spaced(SAMPLES)));
+    assert_eq!(evaluated(&set, (SAMPLES, 128), Classes::Loader), Ok(spaced(SAMPLES)));
 }
 
 /// The disk's fault, not the server's: told with the folder, and nothing half is left.

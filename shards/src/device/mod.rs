@@ -593,7 +593,7 @@ impl<E: Engine> Iterator for DeviceLoader<E> {
         if self.failed {
             return None;
         }
-        let Judged { cursor, samples, bad, room } = match self.sequence.next()? {
+        let Judged { cursor, samples, bad, room, .. } = match self.sequence.next()? {
             Ok(judged) => judged,
             Err(error) => return Some(Err(error.into())),
         };
