@@ -504,6 +504,33 @@ fn evaluations_that_share_a_small_cache_all_end() {
     }
 }
 
+/// What is on its way ahead of its time holds the room for longer than the patience; nothing more of it
+/// comes before what is waited for.
+#[test]
+fn what_is_waited_for_goes_before_what_comes_ahead() {
+    let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
+    let server = data.serve(|request| match request.name.as_str() {
+        "000001.tar" | "000002.tar" => Answer::Slow(120),
+        _ => Answer::Well,
+    });
+    let small = RemoteOptions { cache_bytes: room(&data, 2), ..options(cache.path()) };
+    let set = open(&server.url("set"), &small).expect("opens");
+    let tars = || {
+        let names = server.log().into_iter().map(|request| request.name);
+        names.filter(|name| name.ends_with(".tar")).collect::<Vec<_>>()
+    };
+    set.want(vec![1, 2, 3, 4], 0);
+    let since = Instant::now();
+    while tars().len() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(20), "nothing comes ahead");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let since = Instant::now();
+    assert!(set.sample(5 * EACH).is_ok(), "one of them gives its room back");
+    assert!(since.elapsed() > small.patience.room, "{:?}", since.elapsed());
+    assert_eq!(tars()[2], "000005.tar");
+}
+
 #[test]
 fn shards_are_verified_in_a_cache_that_holds_two() {
     let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
