@@ -144,6 +144,11 @@ impl Order {
         }
     }
 
+    /// Whether samples come in the order of the shards, so that one shard at a time is enough.
+    pub fn rises(&self) -> bool {
+        self.seed.is_none()
+    }
+
     /// Global batches of an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         match self.seed {
@@ -248,11 +253,28 @@ impl Epoch<'_> {
     }
 
     /// All shards in the order in which they are first needed from `step` on; those that are not
-    /// needed any more come last. `shard_of` says which shard holds a sample.
+    /// needed any more come last. Of an order that goes through the shards one after the other, those
+    /// that any sample is read of. `shard_of` says which shard holds a sample.
     pub fn shards(&self, step: u64, shards: usize, shard_of: &dyn Fn(u64) -> usize) -> Vec<u32> {
         match (self.key, &self.turn) {
             (_, Some(turn)) => turn.shards.clone(),
-            (None, None) => (0..shards as u32).collect(),
+            (None, None) => {
+                let (mut position, mut found) = (0, Vec::new());
+                while position < self.order.samples {
+                    let shard = shard_of(self.at(position));
+                    found.push(shard as u32);
+                    // The first position beyond it: samples rise, and so do their shards.
+                    let mut beyond = self.order.samples;
+                    while position < beyond {
+                        let middle = position + (beyond - position) / 2;
+                        match shard_of(self.at(middle)) == shard {
+                            true => position = middle + 1,
+                            false => beyond = middle,
+                        }
+                    }
+                }
+                found
+            }
             (Some(_), None) => {
                 let (mut seen, mut found) = (vec![false; shards], Vec::with_capacity(shards));
                 let start = step.saturating_mul(self.order.batch).min(self.order.samples);
@@ -285,7 +307,14 @@ impl Epoch<'_> {
                 turn.range(first).start..turn.range(last).end
             }
             (Some(_), None) => 0..shards,
-            (None, None) => shard_of(self.at(first))..shard_of(self.at(last)) + 1,
+            (None, None) => {
+                let all = self.shards(0, shards, shard_of);
+                let [first, last] = [first, last].map(|position| {
+                    let shard = shard_of(self.at(position)) as u32;
+                    all.partition_point(|other| *other < shard)
+                });
+                first..last + 1
+            }
         }
     }
 }
@@ -605,6 +634,11 @@ mod tests {
         let order = Order::sequential(1000, 60).unwrap();
         let reading = |step| order.epoch(0).reading(step, 20, &of);
         assert_eq!([reading(0), reading(1), reading(16)], [0..2, 1..3, 19..20]);
+        // Of few samples not all shards are needed.
+        let order = Order::spaced(1000, 7, 3).unwrap();
+        let epoch = order.epoch(0);
+        assert_eq!(epoch.shards(0, 20, &of), [0, 2, 5, 8, 11, 14, 17]);
+        assert_eq!([epoch.reading(0, 20, &of), epoch.reading(2, 20, &of)], [0..3, 6..7]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select};
@@ -337,6 +337,8 @@ pub struct Filled {
     pub samples: Vec<u64>,
     /// Samples that could not be used, in slot order.
     pub bad: Vec<BadSample>,
+    /// As [`Loader::classes`] gives them, read with the samples; empty where no views are evaluation's.
+    classes: Vec<Class>,
     slab: Option<Slab>,
     free: Sender<Slab>,
     stats: Arc<Stats>,
@@ -375,6 +377,9 @@ impl Drop for Filled {
     }
 }
 
+/// A sample's class, or why it has none that can be read.
+type Class = Result<Option<u32>, Arc<ShardError>>;
+
 /// One batch in work: what all its slots share.
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -386,6 +391,8 @@ pub(crate) struct Work {
     pub(crate) samples: Vec<u64>,
     /// Taken for bad samples only.
     faults: Mutex<Vec<Fault>>,
+    /// By slot, where evaluation reads them: a remote shard may be gone when its batch has come.
+    classes: Mutex<Vec<Class>>,
 }
 
 #[derive(Debug)]
@@ -440,6 +447,10 @@ impl Work {
         self.settle(index, set, options, make);
     }
 
+    fn classes(&self) -> MutexGuard<'_, Vec<Class>> {
+        self.classes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, fault: Fault) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
@@ -490,6 +501,7 @@ pub(crate) struct Judged<R> {
     pub(crate) cursor: Cursor,
     pub(crate) samples: Vec<u64>,
     pub(crate) bad: Vec<BadSample>,
+    pub(crate) classes: Vec<Class>,
     pub(crate) room: Option<R>,
 }
 
@@ -608,13 +620,19 @@ impl Loader {
         (self.slabs, self.slab_bytes)
     }
 
-    /// The class of each sample of a batch, in slot order; `None` where the shard has none.
+    /// The class of each sample of a batch, in slot order; `None` where the shard has none. Of
+    /// evaluation's views ([`Views::Center`]) they were read with the samples, and no shard is needed
+    /// any more.
     ///
     /// # Errors
     ///
     /// A class that is no number, or a shard that changed: see [`ShardSet::class`].
     pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
-        batch.samples.iter().map(|id| self.set.class(*id)).collect()
+        if batch.classes.is_empty() {
+            return batch.samples.iter().map(|id| self.set.class(*id)).collect();
+        }
+        let shared = |error: &Arc<ShardError>| ShardError::Shared(Arc::clone(error));
+        batch.classes.iter().map(|class| class.as_ref().copied().map_err(shared)).collect()
     }
 }
 
@@ -655,7 +673,9 @@ impl<R> Sequence<R> {
         };
         self.next += 1;
         self.at.step += 1;
-        Some(Ok(Judged { cursor: finished.work.cursor, samples, bad, room: finished.room }))
+        let Finished { work, room } = finished;
+        let classes = std::mem::take(&mut *work.classes());
+        Some(Ok(Judged { cursor: work.cursor, samples, bad, classes, room }))
     }
 
     fn receive(&mut self) -> Option<Finished<R>> {
@@ -742,9 +762,9 @@ impl Iterator for Loader {
             Ok(judged) => judged,
             Err(error) => return Some(Err(error)),
         };
-        let Judged { cursor, samples, bad, room: slab } = judged;
+        let Judged { cursor, samples, bad, classes, room: slab } = judged;
         let (free, stats) = (self.free.clone(), Arc::clone(&self.stats));
-        Some(Ok(Filled { cursor, samples, bad, slab, free, stats }))
+        Some(Ok(Filled { cursor, samples, bad, classes, slab, free, stats }))
     }
 }
 
@@ -771,6 +791,8 @@ pub(crate) struct Dispatcher<R: Room, F> {
     recorder: Option<Recorder>,
     /// The shards that the set was last told to have ready, and of which epoch.
     wanted: Option<(u32, std::ops::Range<usize>)>,
+    /// The shards that samples come of, where the set is remote and they come in the shards' order.
+    rising: Option<Vec<u32>>,
 }
 
 impl<R: Room, F> Dispatcher<R, F> {
@@ -784,7 +806,12 @@ impl<R: Room, F> Dispatcher<R, F> {
     ) -> Dispatcher<R, F> {
         let recorder = options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into()));
         let (set, options, stats) = (Arc::clone(set), options.clone(), Arc::clone(stats));
-        Dispatcher { set, options, rooms, tasks, finish, stats, recorder, wanted: None }
+        let rising = (set.is_remote() && options.order.rises()).then(|| {
+            let of = |sample| set.shard_of(sample);
+            options.order.epoch(0).shards(0, set.shards().len(), &of)
+        });
+        let wanted = None;
+        Dispatcher { set, options, rooms, tasks, finish, stats, recorder, wanted, rising }
     }
 
     pub(crate) fn run(mut self) {
@@ -804,7 +831,12 @@ impl<R: Room, F> Dispatcher<R, F> {
             let samples: Vec<u64> =
                 slots.clone().map(|slot| epoch.sample(cursor.step, slot)).collect();
             let faults = Mutex::new(Vec::new());
-            let work = Work { cursor, number, first_slot: slots.start, samples, faults };
+            let classes = match self.options.views {
+                Views::Center { .. } => vec![Ok(None); samples.len()],
+                _ => Vec::new(),
+            };
+            let classes = Mutex::new(classes);
+            let work = Work { cursor, number, first_slot: slots.start, samples, faults, classes };
             if !self.dispatch(Arc::new(work)) {
                 return;
             }
@@ -813,9 +845,11 @@ impl<R: Room, F> Dispatcher<R, F> {
         }
     }
 
-    /// Tells a remote set which shards come next, when that has changed.
+    /// Tells a remote set which shards come next, when that has changed. An order that goes through
+    /// the shards one after the other tells it with each sample instead: one batch may be of more
+    /// shards than the cache holds.
     fn want(&mut self, epoch: &Epoch<'_>, cursor: Cursor) {
-        if !self.set.is_remote() {
+        if !self.set.is_remote() || self.rising.is_some() {
             return;
         }
         let shards = self.set.shards().len();
@@ -837,6 +871,20 @@ impl<R: Room, F> Dispatcher<R, F> {
         self.set.want(all, reading.len() as u32);
     }
 
+    /// Tells a remote set which shards come next of a rising order, from that of this sample on.
+    fn want_from(&mut self, epoch: u32, sample: u64) {
+        let Some(all) = &self.rising else { return };
+        let shard = self.set.shard_of(sample) as u32;
+        let at = all.partition_point(|other| *other < shard);
+        let now = Some((epoch, at..at + 1));
+        if self.wanted == now {
+            return;
+        }
+        self.wanted = now;
+        let again = if epoch + 1 < self.options.epochs { &all[..at] } else { &[] };
+        self.set.want([&all[at..], again].concat(), 1);
+    }
+
     /// Hands a batch out; false when the loader is gone.
     fn dispatch(&mut self, work: Arc<Work>) -> bool {
         if work.samples.is_empty() {
@@ -853,6 +901,7 @@ impl<R: Room, F> Dispatcher<R, F> {
         let Some(room) = room else { return false };
         for (index, slot) in room.open(work.samples.len()).into_iter().enumerate() {
             let sample = work.samples[index];
+            self.want_from(work.cursor.epoch, sample);
             // Without its shard the worker meets the same error, and tells it as the sample's.
             let ended = &self.rooms.ended;
             let held = self.set.ready(sample, &|| ended.load(Ordering::Relaxed)).ok().flatten();
@@ -894,6 +943,8 @@ struct Worker<'a> {
     renderer: Renderer,
     plan: SamplePlan,
     image: Image,
+    /// Of the last sample, for evaluation.
+    class: Option<Class>,
     ended: &'a AtomicBool,
 }
 
@@ -907,19 +958,38 @@ impl<'a> Worker<'a> {
     ) -> Worker<'a> {
         let (decoder, renderer) = (Decoder::new(), Renderer::new());
         let (since, plan, image) = (Mark::now(), SamplePlan::default(), Image::new());
-        Worker { set, options, stats, recorder, since, decoder, renderer, plan, image, ended }
+        let class = None;
+        Worker {
+            set,
+            options,
+            stats,
+            recorder,
+            since,
+            decoder,
+            renderer,
+            plan,
+            image,
+            class,
+            ended,
+        }
     }
 
     fn run(&mut self, tasks: &Receiver<Task<Slot>>, finish: &Sender<Finished<Slab>>) {
         self.since = Mark::now();
         loop {
             let (start, found) = (self.since.wall, tasks.len());
-            let Ok(Task { work, index, mut slot, held }) = tasks.recv() else { return };
+            let Ok(Task { work, index, mut slot, mut held }) = tasks.recv() else { return };
             self.lap(Stage::Get, work.samples[index]);
             self.stats.get().waited(self.since.wall - start, found);
             let (set, options) = (self.set, self.options);
-            work.settle(index, set, options, |id| self.sample(id, work.cursor, &mut slot));
-            drop(held); // its shard may go
+            work.settle(index, set, options, |id| {
+                let made = self.sample(id, work.cursor, &mut slot);
+                held = None; // its shard may go, before a substitute's is waited for
+                made
+            });
+            if let Some(class) = self.class.take() {
+                work.classes()[index] = class;
+            }
             let Some(slab) = slot.done() else { continue };
             let (start, found, number) = (self.since.wall, finish.len(), work.number);
             self.hold(Stage::Put);
@@ -988,6 +1058,9 @@ impl<'a> Worker<'a> {
             self.views(part, slot);
             self.hold(Stage::Views);
             self.lap(Stage::Views, id);
+        }
+        if matches!(self.options.views, Views::Center { .. }) {
+            self.class = Some(sample.class().map_err(Arc::new));
         }
         self.stats.sample(sample.jpeg().len());
         Ok(())

@@ -33,12 +33,18 @@ struct Data {
 
 impl Data {
     fn new() -> Data {
+        Data::of(|number| [64 + number, 48])
+    }
+
+    /// Images of these widths and heights.
+    fn of(size: impl Fn(u32) -> [u32; 2]) -> Data {
         let root = tempfile::tempdir().expect("a folder");
         let source = root.path().join("images");
         for number in 0..SAMPLES as u32 {
             let class = source.join(format!("class-{}", number % 3));
             std::fs::create_dir_all(&class).expect("creates");
-            let bytes = jpeg(number, 64 + number, 48);
+            let [width, height] = size(number);
+            let bytes = jpeg(number, width, height);
             std::fs::write(class.join(format!("{number:03}.jpg")), bytes).expect("writes");
         }
         let job = Job {
@@ -369,10 +375,14 @@ fn a_cache_that_is_too_small_is_refused_and_one_in_use_is_named() {
     let before = one.jpeg().to_vec();
     drop(other);
     // It is unmapped when nobody has asked for it for a while.
-    let came = (0..20).any(|_| another.sample(6 * EACH).is_ok());
-    assert!(came, "one may go");
-    let again = (0..20).any(|_| set.sample(EACH).is_ok());
-    assert!(again, "and comes again");
+    let comes = |set: &ShardSet, id| {
+        let since = Instant::now();
+        while set.sample(id).is_err() {
+            assert!(since.elapsed() < Duration::from_secs(20), "one may go");
+        }
+    };
+    comes(&another, 6 * EACH);
+    comes(&set, EACH);
     assert_eq!(one.jpeg(), before);
     // Somebody empties the cache by hand: what is mapped stays readable.
     for entry in std::fs::read_dir(cache.path()).expect("lists") {
@@ -380,6 +390,190 @@ fn a_cache_that_is_too_small_is_refused_and_one_in_use_is_named() {
     }
     assert_eq!(one.jpeg(), before);
     set.check_file(&one).expect("unchanged");
+}
+
+/// Where an evaluation has the classes from.
+#[derive(Clone, Copy)]
+enum Classes {
+    /// The loader, which read them with the samples.
+    Loader,
+    /// The shards, once more, when a batch has come.
+    Shards,
+}
+
+/// An evaluation of so many samples, spaced over the set, in batches of so many.
+fn evaluated(
+    set: &Arc<ShardSet>,
+    (most, batch): (u64, u64),
+    classes: Classes,
+) -> Result<Vec<u64>, String> {
+    let order = Order::spaced(set.len(), most, batch).expect("an order");
+    let options = LoaderOptions { workers: 2, ..LoaderOptions::evaluate(16, 1.0, order) };
+    let mut loader = Loader::start(Arc::clone(set), options).expect("starts");
+    let mut all = Vec::new();
+    while let Some(batch) = loader.next() {
+        let batch = batch.map_err(|error| error.to_string())?;
+        let classes = match classes {
+            Classes::Loader => loader.classes(&batch),
+            Classes::Shards => {
+                batch.samples.iter().map(|id| set.sample(*id).and_then(|s| s.class())).collect()
+            }
+        };
+        let classes = classes.map_err(|error| error.to_string())?;
+        assert_eq!(classes.len(), batch.len());
+        assert!(classes.iter().all(Option::is_some));
+        all.extend(&batch.samples);
+    }
+    Ok(all)
+}
+
+fn spaced(most: u64) -> Vec<u64> {
+    (0..most).map(|position| position * SAMPLES / most).collect()
+}
+
+/// What a cache of so many shards holds, beside all indexes.
+fn room(data: &Data, shards: u64) -> u64 {
+    shards * data.largest() + 12 * 1000
+}
+
+/// One batch is of all twelve shards, which come and go one after the other.
+#[test]
+fn an_evaluation_needs_no_more_room_than_a_shard_takes() {
+    let data = Data::new();
+    let server = data.serve(|_| Answer::Well);
+    for (shards, batch, classes) in [
+        (4, 128, Classes::Loader),
+        (4, 128, Classes::Shards),
+        (1, 128, Classes::Loader),
+        (1, 128, Classes::Shards),
+        (4, 5, Classes::Shards),
+        (1, 5, Classes::Loader),
+        (1, 5, Classes::Shards),
+    ] {
+        for most in [SAMPLES, 20, 5, 1] {
+            let cache = tempfile::tempdir().expect("a cache");
+            let small = RemoteOptions { cache_bytes: room(&data, shards), ..options(cache.path()) };
+            let set = Arc::new(open(&server.url("set"), &small).expect("opens"));
+            let (before, since) = (server.log().len(), Instant::now());
+            let all = evaluated(&set, (most, batch), classes);
+            assert_eq!(all, Ok(spaced(most)), "{shards} shards, batches of {batch}");
+            assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+            // Nothing comes that no sample is read of.
+            let mut names: Vec<String> =
+                server.log()[before..].iter().map(|request| request.name.clone()).collect();
+            names.sort();
+            names.dedup();
+            let mut needed: Vec<u64> = spaced(most).iter().map(|id| id / EACH).collect();
+            needed.dedup();
+            let needed: Vec<String> = needed.iter().map(|at| format!("{at:06}.tar")).collect();
+            assert_eq!(names, needed);
+            if matches!(classes, Classes::Loader) {
+                let fetched = set.fetched().expect("remote").shards;
+                assert_eq!(fetched, needed.len() as u64, "each once");
+            }
+        }
+    }
+}
+
+/// Four at once, each a set of its own as four processes have them, in a cache with room for one shard
+/// or for two; and one that takes all the room there is.
+#[test]
+fn evaluations_that_share_a_small_cache_all_end() {
+    let large = |number| if number % 16 == 5 { [320, 240] } else { [64 + number, 48] };
+    for (data, shards) in [(Data::new(), 1), (Data::new(), 2), (Data::of(large), 1)] {
+        let cache = tempfile::tempdir().expect("a cache");
+        let server = data.serve(|_| Answer::Well);
+        let patience = Patience { room: Duration::from_secs(20), ..options(cache.path()).patience };
+        let cache_bytes = room(&data, shards);
+        let small = RemoteOptions { cache_bytes, patience, ..options(cache.path()) };
+        let url = server.url("set");
+        std::thread::scope(|scope| {
+            for (most, batch, classes) in [
+                (SAMPLES, 128, Classes::Loader),
+                (20, 128, Classes::Shards),
+                (SAMPLES, 7, Classes::Shards),
+                (SAMPLES, 7, Classes::Loader),
+            ] {
+                let (small, url) = (&small, &url);
+                scope.spawn(move || {
+                    let set = Arc::new(open(url, small).expect("opens"));
+                    assert_eq!(evaluated(&set, (most, batch), classes), Ok(spaced(most)));
+                });
+            }
+        });
+    }
+}
+
+/// What is on its way ahead of its time holds the room for longer than the patience; nothing more of it
+/// comes before what is waited for.
+#[test]
+fn what_is_waited_for_goes_before_what_comes_ahead() {
+    let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
+    let server = data.serve(|request| match request.name.as_str() {
+        "000001.tar" | "000002.tar" => Answer::Slow(120),
+        _ => Answer::Well,
+    });
+    let small = RemoteOptions { cache_bytes: room(&data, 2), ..options(cache.path()) };
+    let set = open(&server.url("set"), &small).expect("opens");
+    let tars = || {
+        let names = server.log().into_iter().map(|request| request.name);
+        names.filter(|name| name.ends_with(".tar")).collect::<Vec<_>>()
+    };
+    set.want(vec![1, 2, 3, 4], 0);
+    let since = Instant::now();
+    while tars().len() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(20), "nothing comes ahead");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let since = Instant::now();
+    assert!(set.sample(5 * EACH).is_ok(), "one of them gives its room back");
+    assert!(since.elapsed() > small.patience.room, "{:?}", since.elapsed());
+    assert_eq!(tars()[2], "000005.tar");
+}
+
+#[test]
+fn shards_are_verified_in_a_cache_that_holds_two() {
+    let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
+    let server = data.serve(|_| Answer::Well);
+    let patience = Patience { room: Duration::from_secs(20), ..options(cache.path()).patience };
+    let cache_bytes = room(&data, 2);
+    let small = RemoteOptions { cache_bytes, patience, ..options(cache.path()) };
+    let read = AtomicU64::new(0);
+    let report = verify(&[server.url("set")], &small, 4, &read).expect("opens");
+    assert!(report.faults.is_empty(), "{:?}", report.faults);
+    assert_eq!((report.shards, report.samples), (12, SAMPLES));
+}
+
+/// However many samples of however many shards lack room, they wait for it once.
+#[test]
+fn a_batch_that_gets_no_room_is_told_within_the_patience() {
+    let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
+    let server = data.serve(|_| Answer::Well);
+    let small = RemoteOptions { cache_bytes: room(&data, 2), ..options(cache.path()) };
+    let other = open(&server.url("set"), &small).expect("opens");
+    let used = [other.sample(0).expect("room"), other.sample(EACH).expect("room")];
+    let set = Arc::new(open(&server.url("set"), &small).expect("opens"));
+    let since = Instant::now();
+    let error = evaluated(&set, (SAMPLES, 128), Classes::Loader).expect_err("no room");
+    assert!(error.contains("no room") && error.contains("000002.tar"), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+
+    // A true shuffle reads all shards at once.
+    drop(used);
+    drop(other);
+    let order = Order::shuffled(SAMPLES, SAMPLES, 3).expect("an order");
+    let options = LoaderOptions {
+        views: Views::Decode,
+        workers: 2,
+        ..LoaderOptions::train(Recipe::default(), order, 7, 1)
+    };
+    let since = Instant::now();
+    let first = Loader::start(Arc::clone(&set), options).expect("starts").next();
+    let error = first.expect("a batch").expect_err("no room").to_string();
+    assert!(error.contains("no room"), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    // What did not fit at once does one after the other.
+    assert_eq!(evaluated(&set, (SAMPLES, 128), Classes::Loader), Ok(spaced(SAMPLES)));
 }
 
 /// The disk's fault, not the server's: told with the folder, and nothing half is left.

@@ -593,7 +593,7 @@ impl<E: Engine> Iterator for DeviceLoader<E> {
         if self.failed {
             return None;
         }
-        let Judged { cursor, samples, bad, room } = match self.sequence.next()? {
+        let Judged { cursor, samples, bad, room, .. } = match self.sequence.next()? {
             Ok(judged) => judged,
             Err(error) => return Some(Err(error.into())),
         };
@@ -642,15 +642,17 @@ impl<E: Engine> Hand<E> {
         let mut laps = Laps { stats, since: Mark::now() };
         loop {
             let (start, found) = (laps.since.wall, tasks.len());
-            let Ok(Task { work, index, slot: Place(tray), held }) = tasks.recv() else { return };
+            let Ok(task) = tasks.recv() else { return };
+            let Task { work, index, slot: Place(tray), mut held } = task;
             self.lap(&mut laps, Stage::Get, work.samples[index]);
             stats.get().waited(laps.since.wall - start, found);
             work.settle(index, &common.set, &common.options, |id| {
-                self.guarded(&tray, |hand| {
+                let made = self.guarded(&tray, |hand| {
                     hand.sample(id, index, work.cursor, &tray, Some(&mut laps))
-                })
+                });
+                held = None; // its shard may go, before a substitute's is waited for
+                made
             });
-            drop(held); // its shard may go
             let Some(tray) = Arc::into_inner(tray) else { continue };
             let (start, found, number) = (laps.since.wall, filled.len(), work.number);
             if filled.send((work, tray)).is_err() {

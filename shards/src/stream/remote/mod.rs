@@ -530,7 +530,6 @@ pub fn verify(
     let (opened, records) = open_with_records(spec, options)?;
     let Opened { shards, remote, .. } = opened;
     let Some(remote) = remote else { return Ok(Report::default()) };
-    remote.shelf.want((0..shards.len() as u32).collect(), 0);
     let manifest = !remote.manifests.is_empty();
     let total = Mutex::new(Report { manifest, ..Report::default() });
     let next = AtomicUsize::new(0);
@@ -540,6 +539,8 @@ pub fn verify(
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(shard) = shards.get(at) else { break };
+                    // Those before it may go when they are read.
+                    remote.shelf.want((at as u32..shards.len() as u32).collect(), 1);
                     let one = match remote.shelf.hold(at as u32, &|| false) {
                         Ok(held) => {
                             let record = records[at].as_ref();

@@ -5,7 +5,7 @@
 //! when the list has left it behind and nobody reads it any more; while it is mapped no process
 //! evicts it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,13 +88,27 @@ struct State {
     rank: Vec<u32>,
     /// So many of `wanted` are being read now.
     now: u32,
-    /// What somebody waits for.
-    urgent: VecDeque<u32>,
+    /// What somebody waits for, and how many do.
+    urgent: VecDeque<(u32, u32)>,
+    /// What room is being asked for: meanwhile nothing that is needed later asks.
+    asking: Vec<u32>,
     /// Until when nothing is fetched but what somebody waits for: there was no room.
     full: Option<Instant>,
-    /// Since when there has been no room for what somebody waits for, and what was kept.
-    no_room: Option<(Instant, u64)>,
+    /// What somebody waits for, or did a moment ago, and there is no room for.
+    refused: HashMap<u32, Refused>,
+    /// When somebody waited for room in vain; none since anything came. Who waits now is told at
+    /// once: a batch of a thousand samples waits once.
+    in_vain: Option<Instant>,
     closing: bool,
+}
+
+/// How a shard that somebody waits for was refused room.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    since: Instant,
+    last: Instant,
+    /// Bytes that could not be evicted.
+    kept: u64,
 }
 
 /// What was not asked for so long is unmapped, although it is on the list: whoever pauses (training,
@@ -172,8 +186,10 @@ impl Shelf {
             rank: vec![u32::MAX; items.len()],
             now: 0,
             urgent: VecDeque::new(),
+            asking: Vec::new(),
             full: None,
-            no_room: None,
+            refused: HashMap::new(),
+            in_vain: None,
             closing: false,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
@@ -204,7 +220,8 @@ impl Shelf {
     }
 
     /// Says what will be read, in that order, and that the first `now` of it are being read from now
-    /// on. What is not in the list may be evicted; what could not be had is tried again.
+    /// on. What is not in the list may be evicted; what could not be had is tried again, unless the list
+    /// is the rest of the last one.
     pub(crate) fn want(&self, wanted: Vec<u32>, now: u32) {
         let mut state = self.lock();
         let state = &mut *state;
@@ -212,12 +229,19 @@ impl Shelf {
         for (rank, shard) in (0..).zip(&wanted) {
             state.rank[*shard as usize] = rank;
         }
-        (state.wanted, state.now, state.full) = (wanted, now, None);
-        for place in &mut state.places {
-            if matches!(place, Place::Lost(_)) {
-                *place = Place::Away;
+        // Whoever goes on along a list has nothing new to ask for.
+        if wanted.is_empty() || !state.wanted.ends_with(&wanted) {
+            for place in &mut state.places {
+                if matches!(place, Place::Lost(_)) {
+                    *place = Place::Away;
+                }
             }
         }
+        if wanted.is_empty() {
+            // Whoever comes next has a patience of its own.
+            (state.refused, state.in_vain) = (HashMap::new(), None);
+        }
+        (state.wanted, state.now, state.full) = (wanted, now, None);
         state.unmap(|rank, _| rank >= now);
         self.changed.notify_all();
     }
@@ -254,23 +278,22 @@ impl Shelf {
             if state.closing || stop() {
                 break Err(ShardError::remote(&item.object.url, RemoteFault::Closed));
             }
-            if let Some((since, kept)) = state.no_room
-                && since.elapsed() >= self.patience.room
+            if let Some(start) = start
+                && let Some(kept) = state.no_room(shard, start, self.patience.room)
             {
                 let fault = RemoteFault::NoRoom { bytes, kept, bound };
                 break Err(ShardError::remote(&item.object.url, fault));
             }
-            start.get_or_insert_with(Instant::now);
-            if !state.urgent.contains(&shard) {
-                state.urgent.push_back(shard);
+            if start.is_none() {
+                start = Some(Instant::now());
+                state.wait_for(shard);
                 self.changed.notify_all();
             }
             let waited = self.changed.wait_timeout(state, GLANCE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
-        state.urgent.retain(|other| *other != shard);
-        if state.urgent.is_empty() {
-            state.no_room = None;
+        if start.is_some() {
+            state.waited_for(shard);
         }
         drop(state);
         if let Some(start) = start {
@@ -315,6 +338,7 @@ impl Shelf {
             let (next, soon) = state.next();
             if let Some(shard) = next {
                 state.places[shard as usize] = Place::Coming;
+                state.asking.push(shard);
                 return Job::Fetch(shard);
             }
             let pause = if soon { GLANCE } else { NAP };
@@ -331,27 +355,32 @@ impl Shelf {
         let mut state = self.lock();
         let at = shard as usize;
         state.look[at] = None;
+        state.asking.retain(|other| *other != shard);
         let soon = Instant::now() + GLANCE;
         let place = match fetched {
             Ok(Fetched::Here) => {
-                state.no_room = None;
+                state.settled(shard);
                 Place::Cached
             }
             Ok(Fetched::Elsewhere) => {
-                state.no_room = None;
+                state.settled(shard);
                 state.look[at] = Some(soon);
                 Place::Away
             }
             Ok(Fetched::NoRoom(kept)) => {
-                state.look[at] = Some(soon);
                 state.full = Some(Instant::now() + NAP);
-                // Only what is waited for can be in trouble; what is wanted later just waits.
-                if state.urgent.contains(&shard) {
-                    state.no_room.get_or_insert((Instant::now(), kept));
+                // Only what is waited for can be in trouble; what is wanted later just waits, and is
+                // not overtaken.
+                if state.is_urgent(shard) {
+                    state.look[at] = Some(soon);
+                    state.refuse(shard, kept);
                 }
                 Place::Away
             }
-            Err(error) => Place::Lost(Arc::new(error)),
+            Err(error) => {
+                state.settled(shard);
+                Place::Lost(Arc::new(error))
+            }
         };
         state.places[at] = place;
         self.changed.notify_all();
@@ -370,6 +399,8 @@ impl Shelf {
             Admitted::NoRoom { kept } => return Ok(Fetched::NoRoom(kept)),
             Admitted::Part(part) => part,
         };
+        self.lock().asking.retain(|other| *other != shard);
+        self.changed.notify_all();
         let watch = Watching { shelf: self, name: &item.name, dear: &dear };
         let (web, patience, sha256) = (&self.web, &self.patience, item.sha256.as_deref());
         let come =
@@ -404,7 +435,7 @@ impl Shelf {
     /// How dear each file is while room is made for a shard: as the list was when this is called.
     fn dear(&self, shard: u32) -> impl Fn(&str) -> Dear + use<> {
         let state = self.lock();
-        let ranks: std::collections::HashMap<String, u32> = self
+        let ranks: HashMap<String, u32> = self
             .items
             .iter()
             .zip(&state.rank)
@@ -413,7 +444,7 @@ impl Shelf {
             .collect();
         let mine = self.items[shard as usize].name.clone();
         move |name: &str| match ranks.get(name) {
-            Some(rank) => Dear::After(*rank),
+            Some(rank) => Dear::After(rank.saturating_add(1)),
             // Not listed, but somebody waits for it.
             None if name == mine => Dear::After(0),
             None => Dear::No,
@@ -432,9 +463,12 @@ impl State {
     /// What to fetch next; otherwise, whether to look again soon.
     fn next(&self) -> (Option<u32>, bool) {
         let now = Instant::now();
-        let full = self.full.is_some_and(|until| until > now);
-        let (mut soon, ahead) = (full, if full { &[] } else { self.wanted.as_slice() });
-        for shard in self.urgent.iter().chain(ahead).copied() {
+        // What comes ahead takes no room that somebody waits for.
+        let full = self.full.is_some_and(|until| until > now)
+            || self.urgent.iter().any(|(shard, _)| self.refused.contains_key(shard));
+        let none = full || !self.asking.is_empty();
+        let (mut soon, ahead) = (full, if none { &[] } else { self.wanted.as_slice() });
+        for shard in self.urgent.iter().map(|(shard, _)| shard).chain(ahead).copied() {
             let at = shard as usize;
             if !matches!(self.places[at], Place::Away) {
                 continue;
@@ -467,8 +501,67 @@ impl State {
     /// not read at this moment: otherwise processes that share a cache, one a little ahead of the
     /// other, could each hold what the other waits for.
     fn unmap_for(&mut self, shard: u32) -> bool {
-        let now = if self.urgent.contains(&shard) { 0 } else { self.now };
+        let now = if self.is_urgent(shard) { 0 } else { self.now };
         self.unmap(|rank, _| rank >= now)
+    }
+
+    fn is_urgent(&self, shard: u32) -> bool {
+        self.urgent.iter().any(|(other, _)| *other == shard)
+    }
+
+    /// Somebody begins to wait for a shard.
+    fn wait_for(&mut self, shard: u32) {
+        match self.urgent.iter_mut().find(|(other, _)| *other == shard) {
+            Some((_, waiting)) => *waiting += 1,
+            None => self.urgent.push_back((shard, 1)),
+        }
+        if self.in_vain.is_some() && self.refused.contains_key(&shard) {
+            // One look is all there will be.
+            self.look[shard as usize] = None;
+        }
+    }
+
+    /// Somebody has ended waiting for a shard, others may go on.
+    fn waited_for(&mut self, shard: u32) {
+        self.urgent.retain_mut(|(other, waiting)| {
+            *waiting -= u32::from(*other == shard);
+            *waiting > 0
+        });
+    }
+
+    /// There was no room for a shard that somebody waits for.
+    fn refuse(&mut self, shard: u32, kept: u64) {
+        let last = Instant::now();
+        let before = self.refused.get(&shard).filter(|before| before.last.elapsed() < REST);
+        let since = before.map_or(last, |before| before.since);
+        self.refused.insert(shard, Refused { since, last, kept });
+    }
+
+    /// A shard has come, comes elsewhere or will not come. Whoever waits for room waits anew: what is
+    /// read or given up gives its room back.
+    fn settled(&mut self, shard: u32) {
+        self.refused.remove(&shard);
+        let now = Instant::now();
+        self.refused.values_mut().for_each(|refused| refused.since = now);
+        self.in_vain = None;
+    }
+
+    /// The bytes that are kept, when a shard that has been asked for is to be waited for no longer:
+    /// because it was refused all along, or because another was and this one is now.
+    fn no_room(&mut self, shard: u32, asked: Instant, patience: Duration) -> Option<u64> {
+        let lately = |refused: &&Refused| refused.last >= asked && refused.last.elapsed() < NAP;
+        let refused = *self.refused.get(&shard).filter(lately)?;
+        if self.in_vain.is_some_and(|at| at.elapsed() < patience) {
+            return Some(refused.kept);
+        }
+        // What is coming ahead of its time will give its room back.
+        let ahead =
+            |(at, place): (u32, &Place)| matches!(place, Place::Coming) && !self.is_urgent(at);
+        if refused.since.elapsed() < patience || (0..).zip(&self.places).any(ahead) {
+            return None;
+        }
+        self.in_vain = Some(Instant::now());
+        Some(refused.kept)
     }
 }
 
