@@ -8,6 +8,7 @@
 //! give the same figure.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use detco_shards::format::ShardError;
@@ -243,14 +244,13 @@ fn extract(
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
     let mut loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
     let (mut rows, mut classes) = (Vec::new(), Vec::new());
-    for batch in loader.by_ref() {
+    while let Some(batch) = loader.next() {
         let batch = batch.map_err(pipeline)?;
-        for id in &batch.samples {
-            let sample = set.sample(*id)?;
-            classes.push(sample.class()?.ok_or_else(|| KnnError::NoClass {
-                which,
-                shard: set.shards()[sample.shard].path().display().to_string(),
-                key: sample.key.to_string(),
+        for (id, class) in batch.samples.iter().zip(loader.classes(&batch)?) {
+            classes.push(class.ok_or_else(|| {
+                let (shard, key, _) = set.place(*id).unwrap_or((Path::new(""), "", 0));
+                let (shard, key) = (shard.display().to_string(), key.to_string());
+                KnnError::NoClass { which, shard, key }
             })?);
         }
         let edge = options.size as usize;
