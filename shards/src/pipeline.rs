@@ -256,11 +256,21 @@ pub struct BadSample {
     pub(crate) slot: usize,
 }
 
+impl BadSample {
+    /// What to do about it: a shard that did not come is not this sample's fault.
+    fn hint(&self) -> &'static str {
+        match &self.error {
+            SampleError::Shard(ShardError::Remote { .. }) => "",
+            _ => "\nhint: data.on_bad_sample = \"skip\" goes on without it",
+        }
+    }
+}
+
 /// Why a loader ended early.
 #[derive(Debug, Error)]
 pub enum PipelineError {
     /// A sample cannot be used and the policy is to fail.
-    #[error("{shard}: sample {key:?} at byte {offset}: {error}\nhint: data.on_bad_sample = \"skip\" goes on without it", shard = .0.shard.display(), key = .0.key, offset = .0.offset, error = .0.error)]
+    #[error("{shard}: sample {key:?} at byte {offset}: {error}{hint}", shard = .0.shard.display(), key = .0.key, offset = .0.offset, error = .0.error, hint = .0.hint())]
     Bad(Box<BadSample>),
     /// More samples are bad than the budget allows.
     #[error(
