@@ -7,8 +7,8 @@ mod remote_server;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{jpeg, python, run_python};
@@ -200,6 +200,7 @@ fn a_server_that_answers_nothing_but_errors_is_given_up_with_a_count() {
 /// Each shard meets everything that passes: a 500, a slow line, silence, a line cut twice.
 #[test]
 fn what_passes_is_tried_again_from_where_it_ended() {
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
     let server = data.serve(|request| match (request.name.ends_with(".tar"), request.before) {
         (true, 0) => Answer::DropAfter(3000),
@@ -212,8 +213,14 @@ fn what_passes_is_tried_again_from_where_it_ended() {
         (false, 0) => Answer::Status(500),
         _ => Answer::Well,
     });
-    let set = open(&server.url("set"), &options(cache.path())).expect("opens");
+    let notice: fn(&str) = |text| TOLD.lock().expect("no panic").push(text.to_owned());
+    let telling = RemoteOptions { notice: Some(notice), ..options(cache.path()) };
+    let set = open(&server.url("set"), &telling).expect("opens");
     same(&set, &data.local());
+    // Of twelve shards that failed three times each, a person is told once.
+    let told = TOLD.lock().expect("no panic");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("/set/") && told[0].contains("attempts failed, trying again: "));
     let fetched = set.fetched().expect("remote");
     assert_eq!(fetched.bytes, set.shards().iter().map(|shard| shard.bytes()).sum::<u64>());
     let log = server.log();

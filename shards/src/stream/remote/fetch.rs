@@ -46,8 +46,8 @@ const DIGEST_TRIES: u32 = 2;
 pub(super) trait Watch {
     /// So many bytes came.
     fn came(&self, bytes: u64);
-    /// An attempt failed.
-    fn failed(&self);
+    /// An attempt failed, after so many; why.
+    fn failed(&self, object: &Object, attempts: u32, cause: &Cause);
     /// Pauses; false when everything ends.
     fn pause(&self, pause: Duration) -> bool;
     /// The disk is full: something was evicted, and it is worth another try.
@@ -115,7 +115,7 @@ pub(super) fn shard(
                 Err(Failure::Here(error)) => return Err(error),
             };
             attempts += 1;
-            watch.failed();
+            watch.failed(object, attempts, &source);
             if attempts >= patience.attempts {
                 let (action, offset) = ("fetch it", part.have());
                 return Err(fail(RemoteFault::Failed { action, offset, attempts, source }));

@@ -29,7 +29,7 @@ use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::verify::{self, Report};
 use crate::format::writer::hex;
-use crate::format::{Blame, ManifestFault, RemoteFault, ShardError, SpecFault};
+use crate::format::{Blame, Cause, ManifestFault, RemoteFault, ShardError, SpecFault};
 use crate::pipe::Pool;
 
 /// Indexes are fetched by so many threads: each waits for a server most of its time.
@@ -49,7 +49,7 @@ pub struct RemoteOptions {
     pub fetches: usize,
     /// How long stores are waited for.
     pub patience: Patience,
-    /// Told, in a sentence, what makes opening take long.
+    /// Told, in a sentence, what makes opening take long, and that a shard does not come.
     pub notice: Option<fn(&str)>,
 }
 
@@ -141,7 +141,7 @@ fn open_with_records(
     let place = |item: &Item| (item.object.url.clone().into(), item.about.bytes, item.blame());
     let urls: Vec<(PathBuf, u64, Blame)> = items.iter().map(place).collect();
     let Opener { web, cache, patience } = opener;
-    let shelf = Arc::new(Shelf::new(items, cache, web, patience));
+    let shelf = Arc::new(Shelf::new(items, cache, web, patience, options.notice));
     let fetchers = fetchers(&shelf, options.fetches)?;
     let shards =
         urls.into_iter().zip(tables).zip(0..).map(|(((url, bytes, blame), table), number)| {
@@ -503,7 +503,7 @@ struct Alone;
 impl fetch::Watch for Alone {
     fn came(&self, _: u64) {}
 
-    fn failed(&self) {}
+    fn failed(&self, _: &Object, _: u32, _: &Cause) {}
 
     fn pause(&self, pause: std::time::Duration) -> bool {
         std::thread::sleep(pause);

@@ -17,7 +17,7 @@ use super::store::{About, Object, Web};
 use crate::cache::{self, Admitted, Cache, Dear, Hold, Part};
 use crate::format::index::Ends;
 use crate::format::map::Map;
-use crate::format::{Blame, RemoteFault, ShardError};
+use crate::format::{Blame, Cause, RemoteFault, ShardError};
 use crate::stats::{WaitCounter, Waits};
 
 /// How often a waiting thread looks for what other processes did, and whether it is still needed.
@@ -160,8 +160,31 @@ pub(crate) struct Shelf {
     web: Web,
     patience: Patience,
     counters: Counters,
+    notices: Notices,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// What a person is told while shards do not come: at a second attempt's failure, and of all shards
+/// no more than once in a while.
+#[derive(Debug)]
+struct Notices {
+    tell: Option<fn(&str)>,
+    last: Mutex<Option<Instant>>,
+}
+
+/// Between two notices.
+const NOTICE_EVERY: Duration = Duration::from_secs(30);
+
+impl Notices {
+    fn failed(&self, url: &str, attempts: u32, cause: &Cause) {
+        let Some(tell) = self.tell.filter(|_| attempts >= 2) else { return };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= NOTICE_EVERY) {
+            *last = Some(Instant::now());
+            tell(&format!("{url}: {attempts} attempts failed, trying again: {cause}"));
+        }
+    }
 }
 
 /// What a fetching thread found to do.
@@ -178,7 +201,13 @@ enum Fetched {
 }
 
 impl Shelf {
-    pub(super) fn new(items: Vec<Item>, cache: Cache, web: Web, patience: Patience) -> Shelf {
+    pub(super) fn new(
+        items: Vec<Item>,
+        cache: Cache,
+        web: Web,
+        patience: Patience,
+        tell: Option<fn(&str)>,
+    ) -> Shelf {
         let state = State {
             places: items.iter().map(|_| Place::Away).collect(),
             look: vec![None; items.len()],
@@ -193,7 +222,8 @@ impl Shelf {
             closing: false,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Shelf { items, cache, web, patience, counters: Counters::default(), state, changed }
+        let (counters, notices) = (Counters::default(), Notices { tell, last: Mutex::new(None) });
+        Shelf { items, cache, web, patience, counters, notices, state, changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -577,8 +607,9 @@ impl<D: Fn(&str) -> Dear> Watch for Watching<'_, D> {
         self.shelf.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn failed(&self) {
+    fn failed(&self, object: &Object, attempts: u32, cause: &Cause) {
         self.shelf.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.shelf.notices.failed(&object.url, attempts, cause);
     }
 
     fn pause(&self, pause: Duration) -> bool {
