@@ -60,7 +60,7 @@ pub enum CheckpointError {
         /// Those that are there.
         known: String,
     },
-    /// `state.json` is no JSON, or not of a checkpoint.
+    /// `state.json` is no JSON.
     #[error("{path}: {reason}: the checkpoint is damaged")]
     Broken {
         /// The file.
@@ -276,25 +276,38 @@ impl Saved {
             .map_err(|reason| CheckpointError::Tensors { path: path.clone(), reason })
     }
 
+    /// Reads a file through, without keeping it, and holds it against what was written.
+    fn check(&self, name: &str) -> Result<(), CheckpointError> {
+        let path = self.folder.join(name);
+        let found = File::open(&path).and_then(|mut file| checksum_of(&mut file));
+        self.compare(name, found.map_err(io_error("read", &path))?)
+    }
+
     /// A file as it was written.
     fn bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let path = self.folder.join(name);
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        self.compare(name, (bytes.len() as u64, crc32c::crc32c(&bytes)))?;
+        Ok(bytes)
+    }
+
+    /// Holds a file's size and CRC32C against those in `state.json`.
+    fn compare(&self, name: &str, (bytes, crc): (u64, u32)) -> Result<(), CheckpointError> {
         let path = self.folder.join(name);
         let record = self.files.iter().find(|file| file.name == name).ok_or_else(|| {
             let reason = format!("names no file {name}");
             CheckpointError::State { path: self.folder.join(STATE), reason }
         })?;
-        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
         let damaged = |what, found: String, expected: String| {
             Err(CheckpointError::Damaged { path: path.clone(), what, found, expected })
         };
-        if bytes.len() as u64 != record.bytes {
-            return damaged("size in bytes", bytes.len().to_string(), record.bytes.to_string());
+        if bytes != record.bytes {
+            return damaged("size in bytes", bytes.to_string(), record.bytes.to_string());
         }
-        let crc = crc32c::crc32c(&bytes);
         if crc != record.crc32c {
             return damaged("CRC32C", format!("{crc:08x}"), format!("{:08x}", record.crc32c));
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 
@@ -309,7 +322,7 @@ pub fn open_intact(run: &Path) -> Result<(Saved, Vec<(String, CheckpointError)>)
     for name in list(run)?.iter().rev() {
         let saved = read(&run.join("checkpoints").join(name)).and_then(|saved| {
             for file in [MODEL, OPTIM] {
-                saved.bytes(file)?;
+                saved.check(file)?;
             }
             Ok(saved)
         });
@@ -333,9 +346,12 @@ pub fn open_intact(run: &Path) -> Result<(Saved, Vec<(String, CheckpointError)>)
 pub fn set_aside(run: &Path, damaged: &[String], saved: &Saved) -> Result<(), CheckpointError> {
     let parent = run.join("checkpoints");
     for name in damaged {
-        let names = (1_u64..).map(|n| parent.join(format!("damaged-{n}-{name}")));
-        let Some(to) = names.into_iter().find(|to| !to.exists()) else { continue };
-        let from = parent.join(name);
+        let named = |n: u64| parent.join(format!("damaged-{n}-{name}"));
+        let mut number = 1;
+        while named(number).exists() {
+            number += 1;
+        }
+        let (from, to) = (parent.join(name), named(number));
         fs::rename(&from, &to).map_err(io_error("rename", &from))?;
     }
     point_latest(&parent, &name_of(saved.state.step))

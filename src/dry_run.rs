@@ -12,6 +12,7 @@ use crate::device;
 use crate::feed::{self, Way};
 use crate::memory::{self, Needs};
 use crate::model::Model;
+use crate::profile::machine;
 use crate::schedule::{learning_rate, steps_in_all, steps_to_fill};
 use crate::shim::step as shim;
 use crate::train::{self, TrainError};
@@ -56,33 +57,12 @@ pub fn report(config: &Config) -> Result<String, TrainError> {
     let _ = writeln!(out, "memory         batch {batch} in {parts} micro-batches:\n{needs}");
     let free = match found.device {
         Device::Cuda(index) => Some(shim::cuda_memory(index)?.free),
-        _ => host_memory(),
+        _ => machine::memory_left().and_then(|bytes| i64::try_from(bytes).ok()),
     };
     if let Some(free) = free {
         let _ = writeln!(out, "{}", advice(&model, config, (found.device, way), free));
     }
     Ok(text)
-}
-
-/// Bytes that this machine, and the control group that this process is in, have left; `None` where the system
-/// does not say.
-fn host_memory() -> Option<i64> {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let number = |text: String| text.trim().parse::<i64>().ok();
-    let info = read("/proc/meminfo")?;
-    let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = available.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024;
-    // What a container may have ("max" is no number).
-    let of_group = |file: &str| read(&format!("/sys/fs/cgroup/memory.{file}"));
-    let left = || {
-        // What was read from files counts as used, and is given back when it is needed.
-        let stat = of_group("stat")?;
-        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
-        let cached = cached.and_then(|bytes| bytes.trim().parse::<i64>().ok()).unwrap_or(0);
-        Some(number(of_group("max")?)? - number(of_group("current")?)? + cached)
-    };
-    let left = left();
-    Some(left.map_or(available, |left| left.min(available)).max(0))
 }
 
 fn amounts(out: &mut String, config: &Config, set: &ShardSet, order: &Order) {

@@ -18,6 +18,7 @@
 //! | module | what it does | what it never does |
 //! |---|---|---|
 //! | [`cli`] | one file a subcommand; exit codes | compute |
+//! | `console` | lines for whoever watches | end a run that nobody watches |
 //! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
 //! | [`data`] | the table `data` to open shards and an order | read a sample |
 //! | `detco_shards::format` | tar, index, map, writer, manifest: the format, byte by byte | end quietly on foreign bytes |

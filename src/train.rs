@@ -446,10 +446,10 @@ fn find(start: &Start) -> Result<Option<Resumed>, TrainError> {
         (false, Start::New { or_resume: false, .. }) => {
             Err(TrainError::RunExists { run: run.clone() })
         }
-        // Whose error says what is there.
-        (true, Start::Resume { .. }) => Err(checkpoint::open_intact(run)
-            .err()
-            .map_or_else(|| TrainError::NothingSaved { run: run.clone() }, TrainError::Checkpoint)),
+        (true, Start::Resume { .. }) => {
+            checkpoint::open(run, None)?; // whose error says that there is none
+            Ok(None)
+        }
         (false, _) => newest_intact(run).map(Some),
     }
 }

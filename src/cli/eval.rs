@@ -156,8 +156,7 @@ mod knn {
         });
         bar.finish_and_clear();
         let report = report?;
-        let sets = [&args.train, &args.test];
-        if sets[0] == sets[1] {
+        if args.train == args.test {
             note!(
                 "note: --train and --test are the same: each image's nearest neighbour is itself"
             );

@@ -55,7 +55,7 @@ pub enum Format {
 /// Reads the checkpoint and writes the file.
 #[cfg(feature = "train")]
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let hint = "export needs the memory of one backbone";
+    let hint = "export holds the checkpoint's model.safetensors twice";
     super::with_libtorch(hint, || export(args))
 }
 

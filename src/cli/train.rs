@@ -11,7 +11,7 @@ use crate::config::{Config, RECIPES};
 ///
 /// The resolved configuration, metrics (JSON lines and TensorBoard), and checkpoints go to the
 /// run's folder. SIGINT, SIGTERM, SIGHUP or SIGUSR1 write a checkpoint and end with code 75; after any kill
-/// `--resume` goes on from the last checkpoint, on a CPU to the same bits.
+/// `--resume` goes on from the newest whole checkpoint, on a CPU to the same bits.
 ///
 /// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun,
 /// mpirun or a PyTorchJob, every process finds its place in the environment.

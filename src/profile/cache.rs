@@ -67,7 +67,7 @@ pub fn choose(
         bytes: set.shards().iter().map(|shard| shard.bytes()).sum(),
     };
     let whole = size(&all);
-    let room = machine::memory("MemAvailable").unwrap_or(u64::MAX) / 2;
+    let room = machine::memory_left().unwrap_or(u64::MAX) / 2;
     // From URLs shards come and go, and that is what is measured.
     if cold || all.is_remote() || whole.bytes <= room.min(WARM_BYTES_MAX) {
         return Ok((spec.to_vec(), all, whole));

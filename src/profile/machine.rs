@@ -47,6 +47,23 @@ pub fn memory(name: &str) -> Option<u64> {
     field(&text, name)?.strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Bytes of memory that are left to this process: the machine's, or those of its control group (a container)
+/// where they are fewer. `None` where the system does not say.
+pub fn memory_left() -> Option<u64> {
+    let of_group = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/memory.{file}")).ok();
+    let left = || {
+        // "max" is no number. What was read from files counts as used, and is given back when it is needed.
+        let most = of_group("max")?.trim().parse::<u64>().ok()?;
+        let used = of_group("current")?.trim().parse::<u64>().ok()?;
+        let stat = of_group("stat").unwrap_or_default();
+        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
+        let cached = cached.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+        Some(most.saturating_sub(used.saturating_sub(cached)))
+    };
+    let available = memory("MemAvailable")?;
+    Some(left().map_or(available, |left| left.min(available)))
+}
+
 /// What this process made the kernel do so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paging {

@@ -18,9 +18,9 @@ thread_local! {
 /// What libtorch said.
 pub fn caught<T>(body: impl FnOnce() -> T) -> Result<T, ShimError> {
     silence_those_that_are_caught();
-    CAUGHT.set(true);
+    let within = CAUGHT.replace(true); // another call, which still catches behind this one
     let result = panic::catch_unwind(AssertUnwindSafe(body));
-    CAUGHT.set(false);
+    CAUGHT.set(within);
     result.map_err(|payload| match message(&*payload).and_then(said) {
         Some(said) => ShimError(said),
         None => panic::resume_unwind(payload),
@@ -71,6 +71,8 @@ mod tests {
         let shim: Result<(), ShimError> = caught(|| panic!("it fits: {said:?}"));
         assert_eq!(shim.unwrap_err().to_string(), "libtorch: no \"memory\"");
         assert_eq!(caught(|| 5).unwrap(), 5);
+        let within = caught(|| (caught(|| 5).unwrap(), CAUGHT.get())).unwrap();
+        assert_eq!((within, CAUGHT.get()), ((5, true), false));
     }
 
     #[test]
