@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod decode;
 pub mod device;
 pub mod format;
+pub mod limits;
 pub mod order;
 pub mod pack;
 pub mod pipe;

@@ -197,19 +197,21 @@ impl Order {
         Epoch { order: self, key, turn }
     }
 
-    /// The sample that takes the place of a bad one at the `attempt`-th try: as much a function of
-    /// identity as the order itself, so a resumed run substitutes alike.
+    /// The sample that takes the place of a bad one at the `attempt`-th try, one of those that the order reads:
+    /// as much a function of identity as the order itself, so a resumed run substitutes alike.
     pub fn substitute(&self, cursor: Cursor, slot: u64, attempt: u32) -> u64 {
         let words = [u64::from(cursor.epoch), cursor.step, slot, u64::from(attempt)];
         let start = self.seed.unwrap_or(0) ^ 0x5355_4253_5449_5455; // its own stream: "SUBSTITU"
         let hash = words.iter().fold(start, |state, word| mix(state ^ mix(*word)));
-        match self.epoch(cursor.epoch).turn {
+        let epoch = self.epoch(cursor.epoch);
+        match &epoch.turn {
             // Of the same window: another's shards are not here.
             Some(turn) => {
                 let window = turn.window_at(cursor.step * self.batch + slot);
                 turn.local(window, hash % turn.samples(window))
             }
-            None => hash % self.samples,
+            None if epoch.key.is_some() => hash % self.samples,
+            None => epoch.at(hash % self.samples),
         }
     }
 }
@@ -535,6 +537,12 @@ mod tests {
             let gap = samples / most.min(samples);
             prop_assert!(gaps.iter().all(|g| *g == gap || *g == gap + 1), "{gaps:?}");
             prop_assert!(samples - part[part.len() - 1] <= gap + 1);
+            // What takes the place of a bad one is of the part, too, and spread over it.
+            let of_part: HashSet<u64> = part.iter().copied().collect();
+            let instead: HashSet<u64> =
+                (0..64).map(|attempt| order.substitute(Cursor::default(), 0, attempt)).collect();
+            prop_assert!(instead.is_subset(&of_part), "{instead:?}");
+            prop_assert!(part.len() < 8 || instead.len() > 4);
         }
     }
 

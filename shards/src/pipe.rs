@@ -4,6 +4,8 @@
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
+use crossbeam::channel::bounded;
+
 /// Threads of one kind, joined when dropped. Whoever owns a pool drops the channels that feed it
 /// first; a pool never stops a thread by force.
 #[derive(Debug, Default)]
@@ -36,8 +38,39 @@ impl Pool {
     }
 }
 
+/// Whether the system starts so many threads at once: they wait for each other, and end.
+///
+/// # Errors
+/// What the system said of the first that it did not start.
+pub fn can_start(threads: usize) -> io::Result<()> {
+    let (hold, held) = bounded::<()>(0);
+    let mut pool = Pool::new();
+    let started = (0..threads).try_for_each(|number| {
+        let held = held.clone();
+        pool.start(format!("detco-try-{number}"), move || {
+            let _closed = held.recv();
+        })
+    });
+    drop(hold); // before the pool, which waits for them
+    started
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_are_tried_all_end() {
+        let count = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+        can_start(8).unwrap();
+        // Other tests of this program start and end threads of their own.
+        assert!(count() < 64, "{}", count());
+        assert!(can_start(0).is_ok());
     }
 }

@@ -11,6 +11,9 @@
 //! belongs to one sample, and batches leave in the order of their steps. Dropping the [`Loader`]
 //! closes its channels, and the threads end.
 //!
+//! A batch that is kept keeps its slab: whoever keeps all of them and asks for another is told so
+//! ([`PipelineError::AllHeld`]).
+//!
 //! Host memory is `slabs × Layout::bytes()` + `workers × scratch` (a decoded frame and the
 //! renderer's buffers) + [`TASKS_MAX`] tasks; the shards are page cache.
 
@@ -18,19 +21,20 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::decode::{DecodeError, Decoder, Frame, Image, Part, probe};
 use crate::format::ShardError;
+use crate::limits;
 use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
-use crate::slab::{Layout, Slab, Slot};
+use crate::slab::{Layout, NoMemory, Slab, Slot};
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::ShardSet;
 use crate::stream::remote::Held;
@@ -76,9 +80,6 @@ pub enum Views {
     /// No view and no picture: the image's bytes are read. A batch holds no pixels.
     Read,
 }
-
-/// Bytes of a page: the distance at which a sample's bytes are touched before they are decoded.
-const PAGE: usize = 4096;
 
 impl Views {
     /// Supervised training as torchvision's references do it: a random resized crop of 8 % to 100 %
@@ -230,6 +231,12 @@ pub enum SampleError {
 }
 
 impl SampleError {
+    /// Whether the sample's shard is not to be had. Another sample in its place would make batches depend on
+    /// the network, so this ends a run under either policy.
+    fn is_lost(&self) -> bool {
+        matches!(self, SampleError::Shard(error) if error.is_lost())
+    }
+
     /// What a caught panic said.
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> SampleError {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -301,6 +308,10 @@ pub enum PipelineError {
         /// Those of the batch that ended the run, the newest last.
         list: Vec<BadSample>,
     },
+    /// The store that holds a sample's shard is lost, or the cache has no room for it. No fault of the sample,
+    /// so [`OnBadSample`] says nothing of it.
+    #[error("sample {key:?} cannot be had: {error}", key = .0.key, error = .0.error)]
+    Lost(Box<BadSample>),
     /// No substitute was found for a bad sample.
     #[error("{tries} substitutes for a bad sample were bad as well: the last one: {last}")]
     NoSubstitute {
@@ -312,8 +323,27 @@ pub enum PipelineError {
         list: Vec<BadSample>,
     },
     /// The system refused a thread.
-    #[error("cannot start a thread: {0}")]
+    #[error("cannot start a thread: {0}{hint}", hint = limits::of_threads(.0))]
     Thread(#[source] std::io::Error),
+    /// Memory for the batches.
+    #[error(
+        "no memory for the {bytes} bytes of a batch of views: lower train.batch, the sizes of the views, or \
+         data.batches_ahead"
+    )]
+    Memory {
+        /// Bytes of one batch.
+        bytes: u128,
+    },
+    /// The caller keeps every batch there is, so no other can be made. No end: once one was dropped the next
+    /// call goes on.
+    #[error(
+        "all {batches} batches are held by the caller and none can be made until one is dropped: copy what is to \
+         be kept, or raise batches_ahead (data.batches_ahead) above the number of batches that are held"
+    )]
+    AllHeld {
+        /// Batches that circulate.
+        batches: usize,
+    },
     /// The workers are gone before the end.
     #[error("the workers ended before epoch {epoch}, step {step} was finished")]
     Ended {
@@ -322,6 +352,12 @@ pub enum PipelineError {
         /// Step that was waited for.
         step: u64,
     },
+}
+
+impl From<NoMemory> for PipelineError {
+    fn from(NoMemory { bytes }: NoMemory) -> PipelineError {
+        PipelineError::Memory { bytes }
+    }
 }
 
 impl PipelineError {
@@ -333,7 +369,11 @@ impl PipelineError {
             PipelineError::TooManyBad { list, .. }
             | PipelineError::BadRun { list, .. }
             | PipelineError::NoSubstitute { list, .. } => list,
-            PipelineError::Thread(_) | PipelineError::Ended { .. } => &[],
+            PipelineError::Lost(_)
+            | PipelineError::Thread(_)
+            | PipelineError::Memory { .. }
+            | PipelineError::AllHeld { .. }
+            | PipelineError::Ended { .. } => &[],
         }
     }
 }
@@ -352,6 +392,28 @@ pub struct Filled {
     slab: Option<Slab>,
     free: Sender<Slab>,
     stats: Arc<Stats>,
+    _holding: Option<Holding>,
+}
+
+/// How many batches the consumer holds.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(AtomicUsize);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Holding(Arc<Holders>);
+
+impl Holding {
+    pub(crate) fn new(holders: &Arc<Holders>) -> Holding {
+        holders.0.fetch_add(1, Ordering::Relaxed);
+        Holding(Arc::clone(holders))
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Filled {
@@ -411,6 +473,16 @@ enum Fault {
     Bad(BadSample),
     /// Bad, and so was everything tried instead.
     NoSubstitute(BadSample),
+    /// Its shard, or that of what was tried instead, is not to be had.
+    Lost(BadSample),
+}
+
+impl Fault {
+    fn slot(&self) -> usize {
+        match self {
+            Fault::Bad(sample) | Fault::NoSubstitute(sample) | Fault::Lost(sample) => sample.slot,
+        }
+    }
 }
 
 impl Work {
@@ -425,16 +497,26 @@ impl Work {
     ) {
         let sample = self.samples[index];
         let Err(error) = make(sample) else { return };
+        let lost = error.is_lost();
         let mut bad = bad_sample(set, sample, index, error);
+        if lost {
+            return self.note(Fault::Lost(bad));
+        }
         if options.on_bad_sample == OnBadSample::Fail {
             return self.note(Fault::Bad(bad));
         }
         for attempt in 0..SUBSTITUTES_MAX {
             let number = self.first_slot + index as u64;
             let substitute = options.order.substitute(self.cursor, number, attempt);
-            if make(substitute).is_ok() {
-                bad.substitute = Some(substitute);
-                return self.note(Fault::Bad(bad));
+            match make(substitute) {
+                Ok(()) => {
+                    bad.substitute = Some(substitute);
+                    return self.note(Fault::Bad(bad));
+                }
+                Err(error) if error.is_lost() => {
+                    return self.note(Fault::Lost(bad_sample(set, substitute, index, error)));
+                }
+                Err(_) => {}
             }
         }
         self.note(Fault::NoSubstitute(bad));
@@ -450,9 +532,7 @@ impl Work {
         make: impl FnMut(u64) -> Result<(), SampleError>,
     ) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.retain(|fault| match fault {
-            Fault::Bad(bad) | Fault::NoSubstitute(bad) => bad.slot != index,
-        });
+        faults.retain(|fault| fault.slot() != index);
         drop(faults);
         self.settle(index, set, options, make);
     }
@@ -527,7 +607,15 @@ pub(crate) struct Sequence<R> {
     failed: bool,
     waiting: BTreeMap<u64, Finished<R>>,
     finished: Receiver<Finished<R>>,
+    /// How many batches the consumer holds, of how many that circulate.
+    held: (Arc<Holders>, usize),
+    /// How long a consumer that holds all of them is waited for.
+    patience: Duration,
 }
+
+/// Another thread may hold the batches and be about to drop one: longer than any step takes on a GPU, and than
+/// most take on a CPU.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Batches of views in the order of the run.
 #[derive(Debug)]
@@ -549,7 +637,7 @@ pub struct Loader {
 impl Loader {
     /// Starts the threads; the first batch is in work when this returns.
     pub fn start(set: Arc<ShardSet>, options: LoaderOptions) -> Result<Loader, PipelineError> {
-        Loader::start_in(set, options, |layout| Ok(Slab::new(layout)))
+        Loader::start_in(set, options, |layout| Ok(Slab::new(layout)?))
     }
 
     /// [`Loader::start`] with slabs from elsewhere, such as page-locked ones.
@@ -598,7 +686,7 @@ impl Loader {
         pool.start(DISPATCHER.into(), body).map_err(PipelineError::Thread)?;
         Ok(Loader {
             set,
-            sequence: Sequence::new(options, finished, Arc::clone(&stats)),
+            sequence: Sequence::new(options, finished, Arc::clone(&stats), slabs),
             stats,
             slabs,
             slab_bytes: layout.bytes(),
@@ -608,6 +696,13 @@ impl Loader {
             _stop: stop,
             _pool: pool,
         })
+    }
+
+    /// As it is, but a call that would wait for a batch while the caller holds all of them returns
+    /// [`PipelineError::AllHeld`] after this time, in place of half a minute.
+    pub fn with_patience(mut self, patience: Duration) -> Loader {
+        self.sequence.set_patience(patience);
+        self
     }
 
     /// The data set being read.
@@ -652,10 +747,34 @@ impl<R> Sequence<R> {
         options: LoaderOptions,
         finished: Receiver<Finished<R>>,
         stats: Arc<Stats>,
+        batches: usize,
     ) -> Sequence<R> {
         let (at, waiting) = (options.start, BTreeMap::new());
         let (next, bad_in_epoch, bad_run, failed) = (0, 0, 0, false);
-        Sequence { options, stats, next, at, bad_in_epoch, bad_run, failed, waiting, finished }
+        let (held, patience) = ((Arc::default(), batches), PATIENCE);
+        Sequence {
+            options,
+            stats,
+            next,
+            at,
+            bad_in_epoch,
+            bad_run,
+            failed,
+            waiting,
+            finished,
+            held,
+            patience,
+        }
+    }
+
+    /// Sets how long a consumer that holds all batches is waited for.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// For a batch that is handed out: the consumer holds it until this is dropped.
+    pub(crate) fn holding(&self) -> Holding {
+        Holding::new(&self.held.0)
     }
 
     /// The next batch; `None` at the end of the run and after an error.
@@ -670,9 +789,16 @@ impl<R> Sequence<R> {
         if self.at.epoch >= self.options.epochs {
             return None;
         }
-        let Some(finished) = self.receive() else {
-            self.failed = true;
-            return Some(Err(PipelineError::Ended { epoch: self.at.epoch, step: self.at.step }));
+        let finished = match self.receive() {
+            Ok(finished) => finished,
+            Err(RecvTimeoutError::Timeout) => {
+                return Some(Err(PipelineError::AllHeld { batches: self.held.1 }));
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.failed = true;
+                let Cursor { epoch, step } = self.at;
+                return Some(Err(PipelineError::Ended { epoch, step }));
+            }
         };
         let (samples, bad) = match self.judge(&finished.work) {
             Ok(judged) => judged,
@@ -688,15 +814,28 @@ impl<R> Sequence<R> {
         Some(Ok(Judged { cursor: work.cursor, samples, bad, classes, room }))
     }
 
-    fn receive(&mut self) -> Option<Finished<R>> {
-        while !self.waiting.contains_key(&self.next) {
+    /// The next batch of the run. `Timeout` where none can come, since the consumer holds all of them.
+    fn receive(&mut self) -> Result<Finished<R>, RecvTimeoutError> {
+        loop {
+            if let Some(finished) = self.waiting.remove(&self.next) {
+                return Ok(finished);
+            }
             let (start, found) = (Instant::now(), self.finished.len());
-            let finished = self.finished.recv();
+            let finished = self.wait();
             self.stats.consumer().get.waited(start.elapsed(), found);
-            let finished = finished.ok()?;
+            let finished = finished?;
             self.waiting.insert(finished.work.number, finished);
         }
-        self.waiting.remove(&self.next)
+    }
+
+    fn wait(&self) -> Result<Finished<R>, RecvTimeoutError> {
+        let (holders, batches) = &self.held;
+        loop {
+            match self.finished.recv_timeout(self.patience.max(Duration::from_millis(1))) {
+                Err(RecvTimeoutError::Timeout) if holders.0.load(Ordering::Relaxed) < *batches => {}
+                result => return result,
+            }
+        }
     }
 
     /// Applies the policy to a batch's faults, in slot order, so that the verdict does not depend
@@ -705,9 +844,7 @@ impl<R> Sequence<R> {
         let mut samples = work.samples.clone();
         let mut bad = Vec::new();
         let faults = &mut *work.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.sort_by_key(|fault| match fault {
-            Fault::Bad(sample) | Fault::NoSubstitute(sample) => sample.slot,
-        });
+        faults.sort_by_key(Fault::slot);
         let mut after = 0; // the slot after the last bad one
         for fault in faults.drain(..) {
             let sample = match fault {
@@ -716,6 +853,7 @@ impl<R> Sequence<R> {
                     bad.push(sample);
                     return Err(PipelineError::NoSubstitute { tries, last, list: bad });
                 }
+                Fault::Lost(sample) => return Err(PipelineError::Lost(Box::new(sample))),
                 Fault::Bad(sample) => sample,
             };
             let Some(substitute) = sample.substitute else {
@@ -774,7 +912,8 @@ impl Iterator for Loader {
         };
         let Judged { cursor, samples, bad, classes, room: slab } = judged;
         let (free, stats) = (self.free.clone(), Arc::clone(&self.stats));
-        Some(Ok(Filled { cursor, samples, bad, classes, slab, free, stats }))
+        let _holding = slab.is_some().then(|| self.sequence.holding());
+        Some(Ok(Filled { cursor, samples, bad, classes, slab, free, stats, _holding }))
     }
 }
 
@@ -1102,9 +1241,10 @@ impl<'a> Worker<'a> {
 /// Brings an image's bytes in, so that waiting for the disk is told apart from decoding: a byte of
 /// each page, or, where nothing but reading is asked for, all of them.
 pub(crate) fn touch(jpeg: &[u8], views: &Views) {
+    let page = limits::page_size();
     let sum = match views {
         Views::Read => jpeg.iter().fold(0, |sum, byte| sum ^ byte),
-        _ => jpeg.iter().step_by(PAGE).chain(jpeg.last()).fold(0, |sum, byte| sum ^ byte),
+        _ => jpeg.iter().step_by(page).chain(jpeg.last()).fold(0, |sum, byte| sum ^ byte),
     };
     std::hint::black_box(sum);
 }

@@ -7,12 +7,18 @@
 
 #![expect(unsafe_code, reason = "workers write disjoint slots of one allocation")]
 
+use std::alloc::{self, alloc_zeroed};
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::ptr;
 use std::sync::Arc;
+
+use thiserror::Error;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::{CudaError, Device, Registered};
+#[cfg(feature = "cuda")]
+use crate::limits::page_size;
 
 /// Sizes of a slab's sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,16 @@ impl Layout {
     /// Bytes of the whole slab.
     pub fn bytes(&self) -> usize {
         self.n * (self.globals * self.global_bytes + self.locals * self.local_bytes)
+    }
+
+    /// [`Layout::bytes`] in a number that any layout fits.
+    fn bytes_wide(&self) -> u128 {
+        let [n, globals, global, locals, local] =
+            [self.n, self.globals, self.global_bytes, self.locals, self.local_bytes]
+                .map(|number| number as u128);
+        n.saturating_mul(
+            globals.saturating_mul(global).saturating_add(locals.saturating_mul(local)),
+        )
     }
 
     /// The section of global view `view`.
@@ -63,20 +79,46 @@ pub struct Slab {
     layout: Layout,
 }
 
-/// Pages are locked as a whole, so a locked slab has some to itself.
-#[cfg(feature = "cuda")]
-const PAGE: usize = 4096;
+/// No memory for a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no memory for {bytes} bytes")]
+pub struct NoMemory {
+    /// Bytes that were asked for.
+    pub bytes: u128,
+}
+
+/// Zeroed memory that the system need not touch before it is used, or why there is none.
+fn zeroed(bytes: u128) -> Result<Box<[u8]>, NoMemory> {
+    let none = NoMemory { bytes };
+    let layout = usize::try_from(bytes).ok().and_then(|len| alloc::Layout::array::<u8>(len).ok());
+    let layout = layout.ok_or(none)?;
+    if layout.size() == 0 {
+        return Ok(Box::default());
+    }
+    // SAFETY: the layout's size is not zero.
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        return Err(none);
+    }
+    let slice = ptr::slice_from_raw_parts_mut(memory, layout.size());
+    // SAFETY: the global allocator gave this memory with the layout of a `[u8]` of that length, all of it is
+    // initialised, and nothing else owns it.
+    Ok(unsafe { Box::from_raw(slice) })
+}
 
 impl Slab {
     /// Allocates a zeroed slab.
-    pub fn new(layout: Layout) -> Slab {
-        Slab {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(layout: Layout) -> Result<Slab, NoMemory> {
+        Ok(Slab {
             #[cfg(feature = "cuda")]
             _locked: None,
-            bytes: vec![0; layout.bytes()].into_boxed_slice(),
+            bytes: zeroed(layout.bytes_wide())?,
             start: 0,
             layout,
-        }
+        })
     }
 
     /// Allocates a zeroed slab whose pages are locked for `device`.
@@ -85,21 +127,23 @@ impl Slab {
     /// When that much cannot be locked, or the driver fails.
     #[cfg(feature = "cuda")]
     pub fn locked(layout: Layout, device: &Arc<Device>) -> Result<Slab, CudaError> {
-        let mut slab = Slab::on_pages(layout);
-        let len = layout.bytes().next_multiple_of(PAGE);
+        let mut slab = Slab::on_pages(layout)?;
+        let len = layout.bytes().next_multiple_of(page_size());
         let pointer = slab.bytes[slab.start..][..len].as_mut_ptr();
         // SAFETY: whole pages of `bytes`, which is neither moved nor freed before `_locked` is.
         slab._locked = Some(unsafe { Registered::new(device, pointer, len) }?);
         Ok(slab)
     }
 
-    /// A zeroed slab that begins with a page, and shares its last one with nobody.
+    /// A zeroed slab that begins with a page of the system, and shares its last one with nobody: pages are
+    /// locked as a whole.
     #[cfg(feature = "cuda")]
-    fn on_pages(layout: Layout) -> Slab {
-        let len = layout.bytes().next_multiple_of(PAGE);
-        let bytes = vec![0; len + PAGE].into_boxed_slice();
-        let start = bytes.as_ptr().addr().next_multiple_of(PAGE) - bytes.as_ptr().addr();
-        Slab { _locked: None, bytes, start, layout }
+    fn on_pages(layout: Layout) -> Result<Slab, NoMemory> {
+        let page = page_size();
+        let len = layout.bytes_wide().next_multiple_of(page as u128);
+        let bytes = zeroed(len + page as u128)?;
+        let start = bytes.as_ptr().addr().next_multiple_of(page) - bytes.as_ptr().addr();
+        Ok(Slab { _locked: None, bytes, start, layout })
     }
 
     /// What the sections hold.
@@ -201,17 +245,17 @@ mod tests {
 
     #[test]
     fn many_threads_fill_one_slab() {
-        fill(Slab::new(LAYOUT));
+        fill(Slab::new(LAYOUT).unwrap());
     }
 
     #[cfg(feature = "cuda")]
     #[test]
     fn a_slab_on_pages_of_its_own_is_filled_as_any() {
-        let slab = Slab::on_pages(LAYOUT);
+        let slab = Slab::on_pages(LAYOUT).unwrap();
         let first = slab.global(0, 64).as_ptr().addr();
-        assert!(first.is_multiple_of(PAGE));
+        assert!(first.is_multiple_of(page_size()));
         let end = slab.bytes.as_ptr().addr() + slab.bytes.len();
-        assert!(first + LAYOUT.bytes().next_multiple_of(PAGE) <= end);
+        assert!(first + LAYOUT.bytes().next_multiple_of(page_size()) <= end);
         fill(slab);
     }
 
@@ -265,6 +309,16 @@ mod tests {
     }
 
     #[test]
+    fn a_slab_that_does_not_fit_is_an_error() {
+        let views = Layout { n: 1 << 20, global_bytes: 3 << 24, ..LAYOUT };
+        for n in [1 << 20, usize::MAX] {
+            let error = Slab::new(Layout { n, ..views }).unwrap_err();
+            assert!(error.bytes >= (1 << 20) * 2 * (3 << 24), "{error}");
+        }
+        assert_eq!(Slab::new(Layout { n: 0, ..LAYOUT }).unwrap().bytes.len(), 0);
+    }
+
+    #[test]
     fn sections_tile_the_slab() {
         let parts = [LAYOUT.global(0), LAYOUT.global(1), LAYOUT.local(0), LAYOUT.local(1)];
         assert_eq!(parts[0].start, 0);
@@ -274,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_slab_in_work_is_not_given_out() {
-        let mut slots = Slab::new(LAYOUT).into_slots(2);
+        let mut slots = Slab::new(LAYOUT).unwrap().into_slots(2);
         assert!(slots.pop().unwrap().done().is_none());
         assert!(slots.pop().unwrap().done().is_some());
     }

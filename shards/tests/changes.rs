@@ -398,9 +398,16 @@ extern "C" fn earlier(_: std::ffi::c_int) {
     unsafe { libc::_exit(42) };
 }
 
+/// What the child prints that ignores SIGBUS, if it ends well.
+fn ignoring_child(name: &str, folder: &Path) -> String {
+    let output = child(name, "ignored", folder);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 #[test]
-fn three_signals_that_are_none_of_ours_go_where_they_went_before() {
-    const NAME: &str = "three_signals_that_are_none_of_ours_go_where_they_went_before";
+fn four_signals_that_are_none_of_ours_go_where_they_went_before() {
+    const NAME: &str = "four_signals_that_are_none_of_ours_go_where_they_went_before";
     let folder = tempfile::tempdir().unwrap();
     let Some(role) = role() else {
         let child = |role| child(NAME, role, folder.path()).status;
@@ -408,8 +415,17 @@ fn three_signals_that_are_none_of_ours_go_where_they_went_before() {
         assert_eq!(signal("foreign map"), Some(libc::SIGBUS));
         assert_eq!(signal("sent"), Some(libc::SIGBUS));
         assert_eq!(child("handler").code(), Some(42));
+        let ignored = ignoring_child(NAME, folder.path());
+        assert!(
+            ignored.contains("both signals were ignored, and a cut shard is an error"),
+            "{ignored}"
+        );
         return;
     };
+    if role == "ignored" {
+        // SAFETY: no code of ours runs then.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+    }
     if role == "handler" {
         // SAFETY: `earlier` may run at any time.
         unsafe { libc::signal(libc::SIGBUS, earlier as extern "C" fn(_) as usize) };
@@ -419,7 +435,17 @@ fn three_signals_that_are_none_of_ours_go_where_they_went_before() {
     let set = open(&path).unwrap();
     File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
     assert!(is_changed(&read(&set, 2, &mut Image::new()).unwrap_err()));
-    if role == "sent" {
+    if role == "ignored" {
+        for name in ["000001.tar", "000002.tar"] {
+            // SAFETY: raise has no preconditions.
+            unsafe { libc::raise(libc::SIGBUS) };
+            let path = shard(folder.path(), name, 0);
+            let set = open(&path).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+            assert!(is_changed(&read(&set, 2, &mut Image::new()).unwrap_err()));
+        }
+        println!("both signals were ignored, and a cut shard is an error");
+    } else if role == "sent" {
         // Rust's own handler, the one before ours, takes the first and steps back.
         for _ in 0..2 {
             // SAFETY: raise has no preconditions.

@@ -131,6 +131,20 @@ fn start(
 }
 
 #[test]
+fn a_consumer_that_keeps_every_batch_is_told_as_by_the_loader() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path());
+    let few = LoaderOptions { batches_ahead: 1, ..options(&set) };
+    let mut device =
+        start(&set, few, Share::Fixed(0.5), true).with_patience(std::time::Duration::ZERO);
+    let kept: Vec<_> = device.by_ref().take(2).map(Result::unwrap).collect();
+    let error = device.next().unwrap().unwrap_err().to_string();
+    assert!(error.contains("all 2 batches are held by the caller"), "{error}");
+    drop(kept);
+    assert_eq!(device.map(Result::unwrap).count(), 22, "the rest of two epochs of twelve");
+}
+
+#[test]
 fn the_device_gives_what_the_loader_gives_whoever_decodes() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());

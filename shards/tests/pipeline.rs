@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::format::writer::ShardWriter;
@@ -243,6 +244,25 @@ fn skipped_samples_are_replaced_alike_at_any_worker_count() {
     let mut loader = Loader::start(Arc::clone(&set), skip(2, 0.08)).unwrap();
     let error = loader.find_map(Result::err).expect("four of forty are above 8 %");
     assert!(matches!(error, PipelineError::TooManyBad { bad: 4, budget: 3, .. }), "{error}");
+}
+
+/// It would wait for ever: nobody else can give a batch back.
+#[test]
+fn a_consumer_that_keeps_every_batch_is_told_and_goes_on_once_it_drops_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 40, &[]);
+    let few = LoaderOptions { batches_ahead: 2, ..options(&set, 8) };
+    let loader = Loader::start(Arc::clone(&set), few).unwrap();
+    let mut loader = loader.with_patience(Duration::ZERO);
+    let mut kept: Vec<Filled> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+    for _ in 0..2 {
+        let error = loader.next().unwrap().unwrap_err();
+        assert!(matches!(error, PipelineError::AllHeld { batches: 3 }), "{error}");
+        assert!(error.to_string().contains("all 3 batches are held by the caller"), "{error}");
+    }
+    kept.remove(1);
+    let rest: Vec<u64> = loader.map(|filled| filled.unwrap().cursor.step).collect();
+    assert_eq!(rest, [3, 4, 0, 1, 2, 3, 4], "the rest of two epochs of five");
 }
 
 /// 0.1 % of 40 samples is none, and yet the hint to skip can be followed.

@@ -197,6 +197,48 @@ fn a_server_that_answers_nothing_but_errors_is_given_up_with_a_count() {
     assert_eq!(set.fetched().expect("remote").failures, 4);
 }
 
+/// What would be read in its place would depend on the network: no policy for bad samples speaks of it. Bytes
+/// that came and are not the manifest's are damage, as in a file.
+#[test]
+fn a_store_that_is_lost_is_no_bad_sample_and_damage_is() {
+    use detco_shards::pipeline::{OnBadSample, PipelineError};
+
+    let (data, cache) = (Data::new(), tempfile::tempdir().expect("a cache"));
+    let end = |answer: fn() -> Answer, on_bad_sample| {
+        let server = data.serve(move |request| match request.name.as_str() {
+            "000003.tar" => answer(),
+            _ => Answer::Well,
+        });
+        let set = open(
+            &server.url("set"),
+            &options(&cache.path().join(server.url("")[7..].replace('/', "_"))),
+        );
+        let set = Arc::new(set.expect("opens"));
+        let order = Order::shuffled(set.len(), EACH, 3).expect("an order");
+        let options = LoaderOptions {
+            views: Views::Decode,
+            workers: 2,
+            on_bad_sample,
+            bad_share_max: 1.0,
+            ..LoaderOptions::train(Recipe::default(), order, 7, 1)
+        };
+        Loader::start(set, options).expect("starts").find_map(Result::err)
+    };
+    let lost: [fn() -> Answer; 2] = [|| Answer::Status(503), || Answer::Status(403)];
+    for answer in lost {
+        for policy in [OnBadSample::Fail, OnBadSample::Skip] {
+            let error = end(answer, policy).expect("lost");
+            assert!(matches!(error, PipelineError::Lost(_)), "{policy:?}: {error}");
+            let said = error.to_string();
+            assert!(said.contains("000003.tar") && said.contains("cannot be had"), "{said}");
+            assert!(error.bad().is_empty(), "not to be listed: {said}");
+        }
+    }
+    let error = end(|| Answer::Corrupt, OnBadSample::Fail).expect("damage");
+    assert!(matches!(error, PipelineError::Bad(_)), "{error}");
+    assert!(end(|| Answer::Corrupt, OnBadSample::Skip).is_none(), "its samples are replaced");
+}
+
 /// Each shard meets everything that passes: a 500, a slow line, silence, a line cut twice.
 #[test]
 fn what_passes_is_tried_again_from_where_it_ended() {

@@ -31,6 +31,9 @@ pub enum CudaError {
         /// Devices that the driver sees.
         count: u32,
     },
+    /// No memory for the pages that were to be locked.
+    #[error(transparent)]
+    Memory(#[from] crate::slab::NoMemory),
     /// A call of the driver failed. An error of earlier work on the device can come up here.
     #[error("{call} failed: {name} ({code}): {text}")]
     Driver {

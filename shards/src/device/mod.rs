@@ -45,8 +45,8 @@ use crate::decode::{Components, DecodeError, Format, Probe, probe};
 use crate::order::Cursor;
 use crate::pipe::Pool;
 use crate::pipeline::{
-    BadSample, DISPATCHER, Dispatcher, Finished, Judged, LoaderOptions, PipelineError, Room, Rooms,
-    SampleError, Sequence, TASKS_MAX, Task, Views, Work, touch,
+    BadSample, DISPATCHER, Dispatcher, Finished, Holding, Judged, LoaderOptions, PipelineError,
+    Room, Rooms, SampleError, Sequence, TASKS_MAX, Task, Views, Work, touch,
 };
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::{Sample, ShardSet};
@@ -350,6 +350,7 @@ pub struct DeviceBatch<E: Engine> {
     tray: Option<Tray<E>>,
     free: Sender<Tray<E>>,
     stats: Arc<Stats>,
+    _holding: Option<Holding>,
 }
 
 impl<E: Engine> DeviceBatch<E> {
@@ -510,7 +511,7 @@ impl<E: Engine> DeviceLoader<E> {
         let rooms = Rooms { free: free_trays, stopped, ended: Arc::clone(&ended) };
         let dispatcher = Dispatcher::new(&set, &options, rooms, task_sender, finish, &stats);
         pool.start(DISPATCHER.into(), move || dispatcher.run()).map_err(PipelineError::Thread)?;
-        let sequence = Sequence::new(options, finished, Arc::clone(&stats));
+        let sequence = Sequence::new(options, finished, Arc::clone(&stats), trays);
         let (buffers, failed, _stop, _pool) = ((trays, bytes), false, stop, pool);
         Ok(DeviceLoader {
             set,
@@ -524,6 +525,12 @@ impl<E: Engine> DeviceLoader<E> {
             _stop,
             _pool,
         })
+    }
+
+    /// See [`Loader::with_patience`](crate::pipeline::Loader::with_patience).
+    pub fn with_patience(mut self, patience: Duration) -> DeviceLoader<E> {
+        self.sequence.set_patience(patience);
+        self
     }
 
     /// The data set being read.
@@ -605,7 +612,8 @@ impl<E: Engine> Iterator for DeviceLoader<E> {
             }
         };
         let (free, stats) = (self.free.clone(), Arc::clone(&self.stats));
-        Some(Ok(DeviceBatch { cursor, samples, bad, tray, free, stats }))
+        let _holding = tray.is_some().then(|| self.sequence.holding());
+        Some(Ok(DeviceBatch { cursor, samples, bad, tray, free, stats, _holding }))
     }
 }
 

@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::limits;
+
 use self::manifest::ShardRecord;
 
 pub use self::index::IndexFault;
@@ -31,7 +33,7 @@ pub use self::tar::{TarError, TarFault};
 #[derive(Debug, Error)]
 pub enum ShardError {
     /// The operating system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}{}", path.display(), limits::of_file(action, source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -183,6 +185,25 @@ impl ShardError {
 
     pub(crate) fn remote(url: &str, fault: RemoteFault) -> ShardError {
         ShardError::Remote { url: url.to_owned(), fault: Box::new(fault) }
+    }
+
+    /// Whether a shard could not be fetched because its store did not answer: trying later may help.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            ShardError::Remote { fault, .. } => matches!(**fault, RemoteFault::Failed { .. }),
+            ShardError::Shared(error) => error.is_unreachable(),
+            _ => false,
+        }
+    }
+
+    /// Whether a shard of a set that is being read is not to be had, which says nothing of the samples in it.
+    /// Bytes that came and are not those of the manifest are damage, as they are in a file.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            ShardError::Remote { fault, .. } => !fault.is_damage(),
+            ShardError::Shared(error) => error.is_lost(),
+            _ => false,
+        }
     }
 
     /// Where an index and its shard disagree: says which of them is wrong, as far as that is known.

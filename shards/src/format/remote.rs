@@ -104,3 +104,13 @@ pub enum RemoteFault {
     #[error("no longer needed")]
     Closed,
 }
+
+impl RemoteFault {
+    /// Whether all came and is not what was packed.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            RemoteFault::Size { .. } | RemoteFault::Digest { .. } | RemoteFault::IndexDigest { .. }
+        )
+    }
+}

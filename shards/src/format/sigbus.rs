@@ -19,6 +19,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crate::limits::page_size;
+
 /// An address range that the handler may mend. Never freed, used again by a later map.
 #[derive(Debug, Default)]
 struct Entry {
@@ -120,9 +122,7 @@ impl Drop for Watch {
 }
 
 fn install() -> Option<Installed> {
-    // SAFETY: sysconf has no preconditions.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    let page = usize::try_from(page).ok().filter(|page| page.is_power_of_two())?;
+    let page = page_size();
     let mut before = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: a null action asks for the present one, which is written to `before`.
     let asked = unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), before.as_mut_ptr()) };
@@ -182,6 +182,11 @@ fn mend(address: usize) -> bool {
 fn pass_on(signal: c_int, code: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(Some(Installed { before, .. })) = INSTALLED.get() else { return };
     let handler = before.sa_sigaction;
+    // Sent by a program to a process that ignores it. (An access that fails cannot be ignored: the system ends
+    // the process for it, whatever it was told.)
+    if handler == libc::SIG_IGN && code <= 0 {
+        return;
+    }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
         // Going back repeats the access, which now ends the process as it would have.
         // SAFETY: `before` is an action that sigaction gave.
