@@ -160,7 +160,9 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Shards: folders, globs, brace lists or single tars; or URLs (`s3://`, `gs://`, `az://`,
-    /// `http://`, `https://`) of folders, tars or brace lists.
+    /// `http://`, `https://`) of folders, tars or brace lists. Written down without passwords,
+    /// signatures and tokens.
+    #[serde(serialize_with = "shown")]
     pub shards: Vec<String>,
     /// Who decodes, and renders: `auto` (nvJPEG where the run is on a GPU that has it, else the CPU),
     /// `cpu` or `nvjpeg`.
@@ -345,6 +347,11 @@ impl fmt::Display for Window {
     }
 }
 
+/// Writes words that may be URLs without what is secret in them.
+fn shown<S: serde::Serializer>(words: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(words.iter().map(|word| detco_shards::stream::remote::shown(word)))
+}
+
 /// Where fetched shards are kept when nobody says: `detco` in `$XDG_CACHE_HOME`, in `~/.cache`, or
 /// else in the folder for temporary files.
 pub fn cache_folder() -> PathBuf {
@@ -353,9 +360,13 @@ pub fn cache_folder() -> PathBuf {
     folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir).join("detco")
 }
 
-/// The variables that object stores are configured by: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
+/// The variables that stores are configured by: `AWS_*`, `GOOGLE_*`, `AZURE_*`, and for HTTP
+/// `DETCO_HTTP_*`, Hugging Face's, and those that lead to `.netrc`.
 pub fn store_environment() -> Vec<(String, String)> {
-    let ours = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| name.starts_with(p));
+    let groups = ["AWS_", "GOOGLE_", "AZURE_", "DETCO_HTTP_"];
+    let single = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "NETRC", "HOME"];
+    let ours =
+        |name: &str| single.contains(&name) || groups.iter().any(|group| name.starts_with(group));
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
@@ -686,8 +697,10 @@ pub struct Monitor {
     /// Run kNN every this many epochs; 0 means never.
     pub knn_every_epochs: u32,
     /// Shards whose labelled samples are the kNN's memory; empty means the training shards.
+    #[serde(serialize_with = "shown")]
     pub knn_train: Vec<String>,
     /// Shards whose labelled samples are classified; empty switches the monitor off.
+    #[serde(serialize_with = "shown")]
     pub knn_test: Vec<String>,
     /// At most this many samples of each set, evenly spaced; 0 means all.
     pub knn_samples_max: u64,

@@ -72,6 +72,43 @@ fn a_wrong_shard_and_a_small_cache_are_told_by_url() {
     assert!(error.contains("data.cache"), "{error}");
 }
 
+/// What is secret in a URL is neither printed nor written, by commands that succeed and by those that do
+/// not; and a store that does not answer has an exit code.
+#[test]
+fn secrets_in_urls_are_printed_nowhere() {
+    let folder = packed();
+    let server = Server::start(folder.path(), |request| match request.name.as_str() {
+        "000003.tar" if request.query.contains("bad") => Answer::Corrupt,
+        _ => Answer::Well,
+    });
+    let cache = folder.path().join("cache");
+    let url = |query: &str| {
+        let url = server.url(&format!("shards?{query}&sig=signed-by-me"));
+        url.replace("http://", "http://me:pass-word@")
+    };
+    let none = |said: &str| {
+        assert!(!said.contains("pass-word") && !said.contains("signed-by-me"), "{said}");
+        assert!(said.contains("shards?…"), "{said}");
+    };
+    let cached = ["--cache", path(&cache)];
+    let (good, bad) = (url("good=1"), url("bad=1"));
+    none(&detco_ok(&[&["verify", &good][..], &cached].concat()));
+    let said = detco_ok(&[&["inspect", &good, "--json"][..], &cached].concat());
+    assert!(!said.contains("pass-word") && !said.contains("signed-by-me"), "{said}");
+    let set = format!("data.cache={}", path(&cache));
+    let profile = ["profile", &good, "--seconds", "1", "--workers", "1", "--set", &set];
+    none(&detco_ok(&profile));
+    let fresh = folder.path().join("fresh");
+    let error = detco_fails(&["verify", &bad, "--cache", path(&fresh)], 1);
+    none(&error);
+    assert!(error.contains("1 fault in"), "{error}");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nowhere = format!("http://me:pass-word@{nobody}/shards?sig=signed-by-me");
+    for command in ["inspect", "verify"] {
+        none(&detco_fails(&[&[command, &nowhere][..], &cached].concat(), 69));
+    }
+}
+
 /// A window is what the cache allows, or what was asked for if it does.
 #[test]
 fn windows_follow_the_room() {
@@ -199,7 +236,7 @@ fn tls_is_spoken_and_certificates_are_checked() {
     let server = Tls::start(folder.path(), folder.path().join("certificate.pem"));
     let cache = folder.path().join("cache");
     let args = ["verify", &server.url, "--cache", path(&cache)];
-    let error = detco_fails(&args, 1);
+    let error = detco_fails(&args, 69);
     assert!(error.contains("certificate") && error.contains(&server.url), "{error}");
     let knows = ("SSL_CERT_FILE", &server.certificate);
     let output = Command::new(DETCO).args(args).env(knows.0, knows.1).output().unwrap();

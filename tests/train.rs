@@ -420,6 +420,47 @@ fn training_from_a_url_is_training_from_its_folder() {
     assert!(error.contains("not data.window"), "{error}");
 }
 
+/// Neither the run's configuration nor a checkpoint keeps what a URL holds of secrets; so a run from
+/// signed URLs goes on with new ones.
+#[test]
+fn a_run_keeps_no_secret_of_its_urls() {
+    let (folder, _) = shards(14);
+    let server = Server::start(folder.path(), |request| match request.query.as_str() {
+        "sv=1&sig=first-signature" | "sv=2&sig=second-signature" => Answer::Well,
+        _ => Answer::Status(403),
+    });
+    let cache = format!("data.cache={}", path(&folder.path().join("cache")));
+    let url = |query: &str| {
+        let url = server.url(&format!("shards?{query}"));
+        url.replace("http://", "http://me:pass-word@")
+    };
+    let run = folder.path().join("run");
+    let (first, second) = (url("sv=1&sig=first-signature"), url("sv=2&sig=second-signature"));
+    let sets = ["train.steps_max=1", cache.as_str()];
+    detco_ok(&new_run(Path::new(&first), &run, &sets));
+    let mut folders = vec![run.clone(), folder.path().join("cache")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            let holds = |word: &[u8]| bytes.windows(word.len()).any(|bytes| bytes == word);
+            let secret = [&b"signature"[..], b"pass-word"].into_iter().any(holds);
+            assert!(!secret, "{}", path.display());
+        }
+    }
+    let run = path(&run);
+    let error = detco_fails(&["train", "--resume", run, "--set", "train.steps_max=2"], 1);
+    assert!(error.contains("shards?…") && error.contains("name the data again"), "{error}");
+    let more = ["train", "--resume", run, "--set", "train.steps_max=2", "--data", &second];
+    detco_ok(&more);
+    let printed = detco_ok(&["train", "detco-small", "--data", &second, "--print-config"]);
+    assert!(printed.contains("shards?…") && !printed.contains("pass-word"), "{printed}");
+}
+
 /// Shards made for something else: labels as words, or none.
 #[test]
 fn labels_that_are_no_numbers_stop_only_who_counts_classes() {

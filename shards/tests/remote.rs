@@ -163,7 +163,9 @@ fn what_cannot_be_named_is_explained() {
     let unlisted = fail(&braces);
     assert!(matches!(unlisted, ShardError::Spec { fault: SpecFault::Unlisted { .. }, .. }));
     says(&unlisted, &["000012.tar"]);
-    assert!(matches!(fault(fail("http://127.0.0.1/a.tar?key=1")).1, RemoteFault::Url { .. }));
+    assert!(matches!(fault(fail("http://127.0.0.1/a.tar#1")).1, RemoteFault::Url { .. }));
+    assert!(matches!(fault(fail("s3://bucket/a.tar?key=1")).1, RemoteFault::Url { .. }));
+    says(&fail("file:///data/a.tar"), &["name its path alone"]);
     says(&fail(&server.url("set/*.tar")), &["braces"]);
     says(&fail("gopher://there/a.tar"), &["gopher"]);
     let missing = ShardSet::open(std::slice::from_ref(&braces)).expect_err("no cache");
@@ -327,7 +329,8 @@ fn shards_without_manifest_or_index_are_fetched_once_and_counted() {
     let set = open(&url, &three).expect("opens");
     let asked: Vec<Request> = server.log()[before..].to_vec();
     assert!(
-        asked.iter().all(|request| request.method == "HEAD" || request.name == "manifest.json")
+        asked.iter().all(|request| request.to == Some(511) || request.name == "manifest.json"),
+        "of shards their first block, which tells the size"
     );
     assert_eq!(set.len(), SAMPLES);
 }

@@ -18,6 +18,7 @@ pub mod views;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use detco_shards::format::ShardError;
 use detco_shards::stream::remote::RemoteOptions;
 
 use crate::config::{Bytes, Data, cache_folder};
@@ -96,8 +97,8 @@ impl CacheArgs {
 pub const EXIT_ERROR: u8 = 1;
 /// Exit code of `train` when the data has more bad samples than the budget (sysexits' EX_DATAERR).
 pub const EXIT_BAD_DATA: u8 = 65;
-/// Exit code of `train` when another rank was lost (EX_UNAVAILABLE); starting again goes on from
-/// the last checkpoint.
+/// Exit code of any command when a store of shards does not answer, and of `train` when another rank was
+/// lost (EX_UNAVAILABLE); starting `train` again goes on from the last checkpoint.
 pub const EXIT_LOST: u8 = 69;
 /// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
 pub const EXIT_DIVERGED: u8 = 70;
@@ -117,7 +118,9 @@ pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
         return std::process::ExitCode::SUCCESS;
     }
     note!("error: {}", describe(error));
-    std::process::ExitCode::from(EXIT_ERROR)
+    let store = error.chain().filter_map(|cause| cause.downcast_ref::<ShardError>());
+    let lost = store.into_iter().any(ShardError::is_unreachable);
+    std::process::ExitCode::from(if lost { EXIT_LOST } else { EXIT_ERROR })
 }
 
 /// Says before any work where a file to be written has no folder.

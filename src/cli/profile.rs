@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use detco_shards::device::Number;
 use detco_shards::stats::{CHANNELS, STAGES};
 use detco_shards::stream::ShardSet;
+use detco_shards::stream::remote::shown;
 use detco_shards::trace::Trace;
 use detco_shards::views::Recipe;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
@@ -278,7 +279,8 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
         processes.extend(trace.map(|trace| Process { name, tracks: trace.take() }));
     }
     live.clear();
-    let data = Data { spec: args.data.clone(), run: None, size: Some(size) };
+    let spec = args.data.iter().map(|word| shown(word)).collect();
+    let data = Data { spec, run: None, size: Some(size) };
     let report = Report::new(data, Some(machine), settings, runs);
     Ok((report.context("no number of workers")?, processes))
 }

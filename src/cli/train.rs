@@ -88,8 +88,8 @@ fn after_help() -> String {
     text.push_str(
         "\nEvery key with its meaning: src/recipes/detco-r50.toml, or --print-config.\n\n\
          Exit codes: 0 trained to the end, 1 error, 2 usage, 65 too many bad samples,\n\
-         69 another rank was lost, 70 diverged or collapsed, 75 stopped by a signal after writing\n\
-         a checkpoint; of --gpus and --ranks 128 + n where signal n ended a rank (137: killed, perhaps\n\
+         69 another rank or a store of shards was lost, 70 diverged or collapsed, 75 stopped by a\n\
+         signal after writing a checkpoint; of --gpus and --ranks 128 + n where signal n ended a rank (137: killed, perhaps\n\
          for its memory). After 69, 75 and those, the same command with --or-resume goes on.",
     );
     text

@@ -56,8 +56,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     match report.faults.len() {
         0 => Ok(()),
-        1 => anyhow::bail!("1 fault in {}", args.folder.display()),
-        faults => anyhow::bail!("{faults} faults in {}", args.folder.display()),
+        1 => anyhow::bail!("1 fault in {}", shown(args)),
+        faults => anyhow::bail!("{faults} faults in {}", shown(args)),
     }
 }
 
@@ -87,8 +87,13 @@ fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
     })
 }
 
+/// What is verified, without what is secret in a URL.
+fn shown(args: &Args) -> String {
+    remote::shown(&args.folder.display().to_string())
+}
+
 fn look(args: &Args, workers: usize, read: &AtomicU64) -> anyhow::Result<Report> {
-    let url = args.folder.to_str().filter(|folder| folder.contains("://"));
+    let url = args.folder.to_str().filter(|folder| remote::is_url(folder));
     Ok(match url {
         Some(url) => remote::verify(&[url.to_owned()], &args.cache.remote(), workers, read)?,
         None => verify::folder(&args.folder, workers, read)?,
@@ -116,7 +121,7 @@ fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
     writeln!(
         out,
         "{}: {verdict}: {} in {}, {}, {against}; {:.1} s, {:.0} MB/s",
-        args.folder.display(),
+        shown(args),
         plural(report.samples, "sample"),
         plural(report.shards, "shard"),
         HumanBytes(report.bytes),

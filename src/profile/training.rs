@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use detco_shards::device::Counts;
 use detco_shards::stats::{STAGES, Snapshot};
+use detco_shards::stream::remote::shown;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -161,7 +162,8 @@ pub fn report(run: &Path) -> Result<Report, TrainingError> {
         lines.remove(0); // threads, slabs and libtorch warm up in it
     }
     let found = summary(&lines, &config).ok_or_else(nothing)?;
-    let data = Data { spec: config.data.shards.clone(), run: Some(run.to_path_buf()), size: None };
+    let spec = config.data.shards.iter().map(|word| shown(word)).collect();
+    let data = Data { spec, run: Some(run.to_path_buf()), size: None };
     let settings = Settings {
         mode: found.mode.clone(),
         recipe: config.base.clone().unwrap_or_default(),

@@ -146,6 +146,20 @@ impl Cache {
         Ok(Some(hold))
     }
 
+    /// The size of the file of this name, if it is there now.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn size(&self, name: &str) -> Result<Option<u64>, ShardError> {
+        let path = self.path(name);
+        match path.metadata() {
+            Ok(meta) => Ok(Some(meta.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ShardError::io(&path, "read the size of")(error)),
+        }
+    }
+
     /// A small file's bytes, if it is there.
     ///
     /// # Errors

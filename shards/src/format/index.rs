@@ -139,7 +139,27 @@ impl Table {
     ///
     /// The shard is no tar, or holds a sample that cannot be used.
     pub fn walk(map: &Map) -> Result<Table, ShardError> {
-        let shard = map.path();
+        let members = Walker::new(map.bytes()).filter_map(|member| match member {
+            Ok(member) if member.kind != Kind::File => None,
+            Ok(member) => {
+                let span = Span { offset: member.data, size: member.payload.len() as u64 };
+                Some(Ok((member.name, span)))
+            }
+            Err(error) => Some(Err(ShardError::tar(map.path(), error))),
+        });
+        Ok(Table::of_members(map.path(), members)?.0)
+    }
+
+    /// Makes the table of a shard's files, in their order, and says where they begin and end. Each
+    /// comes as its name and the bytes of its payload, which lie inside the shard.
+    ///
+    /// # Errors
+    ///
+    /// What `members` says, or a sample that cannot be used.
+    pub fn of_members(
+        shard: &Path,
+        members: impl Iterator<Item = Result<(impl AsRef<[u8]>, Span), ShardError>>,
+    ) -> Result<(Table, Ends), ShardError> {
         let mut builder = Builder::default();
         let fault = |at: Fault| ShardError::Sample {
             shard: shard.to_path_buf(),
@@ -147,20 +167,17 @@ impl Table {
             offset: at.offset,
             fault: at.fault,
         };
-        for member in Walker::new(map.bytes()) {
-            let member = member.map_err(|error| ShardError::tar(shard, error))?;
-            if member.kind != Kind::File {
-                continue;
-            }
-            let Ok(name) = std::str::from_utf8(&member.name) else {
-                let key = String::from_utf8_lossy(&member.name).into_owned();
-                return Err(fault(Fault { key, offset: member.data, fault: SampleFault::Name }));
+        for member in members {
+            let (name, span) = member?;
+            let Ok(name) = std::str::from_utf8(name.as_ref()) else {
+                let key = String::from_utf8_lossy(name.as_ref()).into_owned();
+                return Err(fault(Fault { key, offset: span.offset, fault: SampleFault::Name }));
             };
-            let span = Span { offset: member.data, size: member.payload.len() as u64 };
             builder.push(name, span).map_err(fault)?;
         }
         builder.close().map_err(fault)?;
-        Ok(builder.table)
+        let ends = Ends { first: builder.first, end: builder.end };
+        Ok((builder.table, ends))
     }
 
     /// Reads the text of an index and checks it against its shard: every member lies inside, none

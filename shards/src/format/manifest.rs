@@ -230,6 +230,15 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Whether a text claims to be a manifest of this program's, of whatever version and however
+    /// damaged; other programs put a `manifest.json` beside their shards as well.
+    pub fn is_ours(text: &[u8]) -> bool {
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
+        let inside = text.strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+        // The first field that it writes.
+        inside.is_some_and(|inside| inside.starts_with(b"\"format\""))
+    }
+
     fn check(&self) -> Result<(), ManifestFault> {
         let Part { number, of } = self.part;
         if number == 0 || number > of {

@@ -9,6 +9,7 @@
 pub mod index;
 pub mod manifest;
 pub mod map;
+pub(crate) mod members;
 mod remote;
 mod sigbus;
 pub mod tar;
@@ -181,6 +182,15 @@ impl ShardError {
     ) -> impl FnOnce(std::io::Error) -> ShardError + use<> {
         let path = path.to_path_buf();
         move |source| ShardError::Io { path, action, source }
+    }
+
+    /// The fault of a shard that lies elsewhere, if this is one.
+    pub fn remote_fault(&self) -> Option<&RemoteFault> {
+        match self {
+            ShardError::Remote { fault, .. } => Some(fault),
+            ShardError::Shared(shared) => shared.remote_fault(),
+            _ => None,
+        }
     }
 
     pub(crate) fn remote(url: &str, fault: RemoteFault) -> ShardError {

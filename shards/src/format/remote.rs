@@ -23,9 +23,42 @@ pub enum RemoteFault {
     /// Nothing there.
     #[error("there is no such object")]
     Missing,
-    /// Not for us.
-    #[error("access is refused (credentials come from AWS_*, GOOGLE_* or AZURE_* variables): {0}")]
-    Denied(#[source] Cause),
+    /// The server wants to know who asks, or does not give the object to whoever asked.
+    #[error("access is refused with {answer}: {advice}")]
+    Denied {
+        /// The status, and the store's own word for the reason where it has one.
+        answer: String,
+        /// What it may come from, and where credentials are taken from.
+        advice: String,
+    },
+    /// The server does not answer such a request, however often it is asked.
+    #[error("the server answers {answer}")]
+    Refused {
+        /// The status, and the store's own word for the reason where it has one.
+        answer: String,
+    },
+    /// Text in place of a shard: an error page, a login, a site's front page.
+    #[error("the server sent {what} where a shard was expected, beginning with `{begins}`")]
+    Page {
+        /// What it looks like.
+        what: &'static str,
+        /// How it begins.
+        begins: String,
+    },
+    /// Compressed on the way by something that this program does not decompress.
+    #[error(
+        "the server sends it compressed (Content-Encoding: {encoding}) although it was asked not to"
+    )]
+    Encoding {
+        /// How.
+        encoding: String,
+    },
+    /// A manifest or an index that is none by its size.
+    #[error("it has more than {limit} bytes: no manifest or index has so many")]
+    TooLarge {
+        /// Bytes that it may have.
+        limit: u64,
+    },
     /// It became another object while it was being fetched.
     #[error("the object was replaced while it was being fetched: start again")]
     Replaced,

@@ -56,7 +56,10 @@ enum Source {
     Local(Map),
     /// Fetched, and mapped while it is read.
     Remote {
+        /// As a person sees it.
         url: PathBuf,
+        /// Its file name.
+        name: String,
         bytes: u64,
         shelf: Arc<Shelf>,
         /// Its number on the shelf.
@@ -162,11 +165,13 @@ impl ShardSet {
         let urls = spec.iter().filter(|word| remote::is_url(word)).count();
         let Opened { mut shards, classes, digests, remote } = match (urls, remote) {
             (0, _) => local::open(spec)?,
-            (_, None) => return Err(ShardError::remote(&spec.join(" "), RemoteFault::NoCache)),
+            (_, None) => {
+                return Err(ShardError::remote(&remote::shown_all(spec), RemoteFault::NoCache));
+            }
             (_, Some(options)) if urls == spec.len() => remote::open(spec, options)?,
             _ => {
                 let fault = SpecFault::Mixed;
-                return Err(ShardError::Spec { spec: spec.join(" "), fault });
+                return Err(ShardError::Spec { spec: remote::shown_all(spec), fault });
             }
         };
         let mut samples = 0;
@@ -174,7 +179,7 @@ impl ShardSet {
         for (shard, recorded) in shards.iter_mut().zip(digests) {
             shard.first = samples;
             samples += shard.table.len() as u64;
-            let name = shard.path().file_name().unwrap_or_default().as_encoded_bytes();
+            let name = shard.name();
             for number in [name.len() as u64, shard.bytes(), shard.table.len() as u64] {
                 digest.update(number.to_le_bytes());
             }
@@ -183,7 +188,7 @@ impl ShardSet {
         }
         if samples == 0 {
             let fault = SpecFault::NoSamples;
-            return Err(ShardError::Spec { spec: spec.join(" "), fault });
+            return Err(ShardError::Spec { spec: remote::shown_all(spec), fault });
         }
         let mut fingerprint = [0; 8];
         fingerprint.copy_from_slice(&digest.finalize()[..8]);
@@ -354,11 +359,19 @@ impl ShardSet {
 }
 
 impl Shard {
-    /// Where it lies: a file, or a URL.
+    /// Where it lies: a file, or a URL without what is secret in it.
     pub fn path(&self) -> &Path {
         match &self.source {
             Source::Local(map) => map.path(),
             Source::Remote { url, .. } => url,
+        }
+    }
+
+    /// Its file name: of a URL the last part of the path, decoded.
+    fn name(&self) -> &[u8] {
+        match &self.source {
+            Source::Local(map) => map.path().file_name().unwrap_or_default().as_encoded_bytes(),
+            Source::Remote { name, .. } => name.as_bytes(),
         }
     }
 

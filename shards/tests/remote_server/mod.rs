@@ -11,7 +11,7 @@ use std::time::Duration;
 use detco_shards::pipe::Pool;
 
 /// What a request is answered with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// As asked for.
     Well,
@@ -27,6 +27,19 @@ pub(crate) enum Answer {
     Slow(usize),
     /// Headers, and then silence for so many milliseconds.
     Silent(u64),
+    /// These bytes, head and all.
+    Raw(Vec<u8>),
+}
+
+impl Answer {
+    /// A status line with these headers, each of which ends in `\r\n`, and a body of a stated length.
+    pub(crate) fn of(status: &str, headers: &str, body: &[u8]) -> Answer {
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        Answer::Raw([head.as_bytes(), body].concat())
+    }
 }
 
 /// A request, as a rule sees it.
@@ -35,8 +48,14 @@ pub(crate) struct Request {
     pub(crate) method: String,
     /// File name.
     pub(crate) name: String,
+    /// What follows the path's `?`.
+    pub(crate) query: String,
     /// First byte asked for.
     pub(crate) from: u64,
+    /// Last byte asked for, if one was named.
+    pub(crate) to: Option<u64>,
+    /// Headers, their names in lower case.
+    pub(crate) headers: HashMap<String, String>,
     /// Requests for this name before.
     pub(crate) before: usize,
 }
@@ -134,22 +153,26 @@ impl Shared {
         let Some(first) = lines.next().transpose()? else { return Ok(()) };
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or("/"));
-        let mut from = 0;
+        let mut headers = HashMap::new();
         for line in lines {
             let line = line?;
             if line.is_empty() {
                 break;
             }
-            let range = line.to_ascii_lowercase();
-            if let Some(range) = range.strip_prefix("range: bytes=") {
-                from = range.trim_end_matches('-').parse().unwrap_or(0);
+            if let Some((name, value)) = line.split_once(": ") {
+                headers.insert(name.to_ascii_lowercase(), value.to_owned());
             }
         }
-        let path = decoded(path.split('?').next().unwrap_or(path).trim_start_matches('/'));
+        let range = headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+        let (from, to) = range.and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+        let (from, to) = (from.parse().unwrap_or(0), to.parse().ok());
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let (path, query) = (decoded(path.trim_start_matches('/')), query.to_owned());
         let name = path.rsplit('/').next().unwrap_or("").to_owned();
         let mut counts = self.counts.lock().expect("no panic");
         let count = counts.entry(name.clone()).or_insert(0);
-        let request = Request { method: method.to_owned(), name, from, before: *count };
+        let (method, before) = (method.to_owned(), *count);
+        let request = Request { method, name, query, from, to, headers, before };
         *count += 1;
         drop(counts);
         let answer = (self.rule)(&request);
@@ -167,8 +190,10 @@ impl Shared {
         let status = |number: u16| {
             format!("HTTP/1.1 {number} Because\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         };
-        if let Answer::Status(number) = answer {
-            return stream.write_all(status(number).as_bytes());
+        match answer {
+            Answer::Status(number) => return stream.write_all(status(number).as_bytes()),
+            Answer::Raw(bytes) => return stream.write_all(&bytes),
+            _ => {}
         }
         let Ok(mut object) = std::fs::read(self.root.join(path)) else {
             return stream.write_all(status(404).as_bytes());
@@ -182,20 +207,24 @@ impl Shared {
             _ => {}
         }
         let (from, whole) = (request.from as usize, object.len());
-        let mut headers = match from {
-            0 => "HTTP/1.1 200 OK\r\n".to_owned(),
-            from => format!(
+        let to = request.to.map_or(whole, |to| whole.min(to as usize + 1));
+        if from > whole || whole == 0 && request.to.is_some() {
+            return stream.write_all(status(416).as_bytes());
+        }
+        let mut headers = match (from, request.to) {
+            (0, None) => "HTTP/1.1 200 OK\r\n".to_owned(),
+            _ => format!(
                 "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{whole}\r\n",
-                whole - 1
+                to - 1
             ),
         };
         let etag = "ETag: \"one\"\r\nLast-Modified: Tue, 01 Jan 1980 00:00:00 GMT\r\n";
-        headers += &format!("Content-Length: {}\r\n{etag}Connection: close\r\n\r\n", whole - from);
+        headers += &format!("Content-Length: {}\r\n{etag}Connection: close\r\n\r\n", to - from);
         stream.write_all(headers.as_bytes())?;
         if request.method == "HEAD" {
             return Ok(());
         }
-        let body = &object[from..];
+        let body = &object[from..to];
         match answer {
             Answer::DropAfter(bytes) => stream.write_all(&body[..bytes.min(body.len())]),
             Answer::Slow(bytes) => {

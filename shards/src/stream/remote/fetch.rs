@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::feed::{Came, Sink};
 use super::store::{About, Failure, Object, Web};
 use crate::cache::{self, Part};
 use crate::format::{Cause, RemoteFault, ShardError};
@@ -34,6 +35,9 @@ impl Default for Patience {
 
 /// The longest pause between two attempts.
 pub const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// A server may ask for a longer one (`Retry-After`), up to this.
+pub const AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// An attempt that brought less counts as one without progress: a server that drops the line every
 /// few bytes would take forever.
@@ -68,18 +72,18 @@ pub(super) fn again<T>(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let source = match attempt() {
+        let (source, after) = match attempt() {
             Ok(done) => return Ok(done),
             Err(Failure::Here(error)) => return Err(error),
             Err(Failure::Final(fault)) => return Err(ShardError::remote(&object.url, fault)),
-            Err(Failure::NoRanges) => Cause::from("the server sends no ranges"),
-            Err(Failure::Passing(source)) => source,
+            Err(Failure::NoRanges) => (Cause::from("the server sends no ranges"), None),
+            Err(Failure::Passing(source, after)) => (source, after),
         };
         if attempts >= patience.attempts.min(OPENING) {
             let fault = RemoteFault::Failed { action, offset: 0, attempts, source };
             return Err(ShardError::remote(&object.url, fault));
         }
-        std::thread::sleep(pause(patience, attempts));
+        std::thread::sleep(pause(patience, attempts, after));
     }
 }
 
@@ -94,22 +98,29 @@ pub(super) fn shard(
     watch: &dyn Watch,
 ) -> Result<(), ShardError> {
     let fail = |fault| ShardError::remote(&object.url, fault);
-    let (mut attempts, mut tries) = (0, 0);
+    if part.have() > 0 && !about.is_known() {
+        // What an earlier process left may be another object's: nothing tells.
+        part.restart()?;
+    }
+    let (mut attempts, mut tries, mut most) = (0, 0, part.have());
     loop {
         if part.have() < about.bytes {
-            let before = part.have();
-            let ended = one(web, object, about, part, watch);
-            if part.have() - before >= PROGRESS {
+            let came = web.stream(object, about, &mut Filling { part, watch });
+            // Of a server that begins anew each time, only what goes beyond the last time is progress.
+            let progress = part.have().saturating_sub(most);
+            most = most.max(part.have());
+            if progress >= PROGRESS {
                 attempts = 0;
             }
-            let source = match ended {
-                Ok(()) if part.have() == about.bytes => continue,
-                Ok(()) => Cause::from("the connection ended early"),
+            let (source, after) = match came {
+                Ok(_) if part.have() == about.bytes => continue,
+                Ok(Came::Piece) if progress > 0 => continue,
+                Ok(_) => (Cause::from("the connection ended early"), None),
                 Err(Failure::Final(fault)) => return Err(fail(fault)),
-                Err(Failure::Passing(source)) => source,
+                Err(Failure::Passing(source, after)) => (source, after),
                 Err(Failure::NoRanges) => {
                     part.restart()?;
-                    Cause::from("the server sends objects from their beginning only")
+                    (Cause::from("the server sends objects from their beginning only"), None)
                 }
                 Err(Failure::Here(error)) if cache::is_full(&error) && watch.evicted()? => continue,
                 Err(Failure::Here(error)) => return Err(error),
@@ -120,12 +131,12 @@ pub(super) fn shard(
                 let (action, offset) = ("fetch it", part.have());
                 return Err(fail(RemoteFault::Failed { action, offset, attempts, source }));
             }
-            if !watch.pause(pause(patience, attempts)) {
+            if !watch.pause(pause(patience, attempts, after)) {
                 return Err(fail(RemoteFault::Closed));
             }
             continue;
         }
-        let Some(recorded) = sha256 else { return Ok(()) };
+        let Some(recorded) = sha256.or(about.sha256.as_deref()) else { return Ok(()) };
         let found = part.sha256();
         if found == recorded {
             return Ok(());
@@ -134,39 +145,53 @@ pub(super) fn shard(
         part.restart()?;
         tries += 1;
         if tries >= DIGEST_TRIES {
+            if sha256.is_none() {
+                return Err(fail(RemoteFault::Replaced));
+            }
             let recorded = recorded.to_owned();
             return Err(fail(RemoteFault::Digest { found, recorded, tries }));
         }
     }
 }
 
-fn one(
-    web: &Web,
-    object: &Object,
-    about: &About,
-    part: &mut Part,
-    watch: &dyn Watch,
-) -> Result<(), Failure> {
-    let (offset, bytes) = (part.have(), about.bytes);
-    web.stream(object, offset, bytes, about.etag.as_deref(), &mut |piece| {
-        // A server that sends more than it says is as wrong as one that sends less.
-        let piece = &piece[..piece.len().min((bytes - part.have()) as usize)];
-        part.append(piece)?;
-        watch.came(piece.len() as u64);
+/// A part that grows.
+struct Filling<'a> {
+    part: &'a mut Part,
+    watch: &'a dyn Watch,
+}
+
+impl Sink for Filling<'_> {
+    fn have(&self) -> u64 {
+        self.part.have()
+    }
+
+    fn restart(&mut self) -> Result<(), ShardError> {
+        self.part.restart()
+    }
+
+    fn again(&mut self, bytes: u64) {
+        self.watch.came(bytes);
+    }
+
+    fn take(&mut self, piece: &[u8]) -> Result<(), ShardError> {
+        self.part.append(piece)?;
+        self.watch.came(piece.len() as u64);
         Ok(())
-    })
+    }
 }
 
 /// The pause after so many failed attempts: doubling, and a random half of it left out, so that
-/// ranks that failed together do not come back together.
-fn pause(patience: &Patience, attempts: u32) -> Duration {
+/// ranks that failed together do not come back together. Not less than the server asks for, within
+/// reason.
+fn pause(patience: &Patience, attempts: u32, after: Option<Duration>) -> Duration {
     let whole = patience.pause.saturating_mul(1 << (attempts - 1).min(16)).min(PAUSE_MAX);
     // Chance for servers' sake only: nothing of the data depends on it.
     let chance = std::hash::BuildHasher::hash_one(
         &std::collections::hash_map::RandomState::new(),
         Instant::now().elapsed(),
     );
-    whole / 2 + (whole / 2).mul_f64((chance >> 11) as f64 / (1_u64 << 53) as f64)
+    let pause = whole / 2 + (whole / 2).mul_f64((chance >> 11) as f64 / (1_u64 << 53) as f64);
+    pause.max(after.unwrap_or_default().min(AFTER_MAX))
 }
 
 #[cfg(test)]
@@ -179,9 +204,12 @@ mod tests {
         for attempts in 1..40 {
             let whole = Duration::from_millis(100 << (attempts - 1).min(16)).min(PAUSE_MAX);
             for _ in 0..20 {
-                let found = pause(&patience, attempts);
+                let found = pause(&patience, attempts, None);
                 assert!(found >= whole / 2 && found <= whole, "{attempts}: {found:?} of {whole:?}");
             }
         }
+        let asked = |seconds| pause(&patience, 1, Some(Duration::from_secs(seconds)));
+        assert_eq!((asked(7), asked(7000)), (Duration::from_secs(7), AFTER_MAX));
+        assert!(asked(0) >= Duration::from_millis(50));
     }
 }

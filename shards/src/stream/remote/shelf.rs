@@ -291,16 +291,26 @@ impl Shelf {
                     break Ok(Arc::clone(held));
                 }
                 Place::Lost(error) => break Err(ShardError::Shared(Arc::clone(error))),
-                Place::Cached => match self.map(shard) {
-                    Ok(Some(held)) => {
-                        let here = Place::Here(Arc::clone(&held), Instant::now());
-                        state.places[shard as usize] = here;
-                        break Ok(held);
+                place @ Place::Cached => {
+                    // Other shards are not waited for meanwhile; this one is, as if it were coming.
+                    *place = Place::Coming;
+                    drop(state);
+                    let mapped = self.map(shard);
+                    state = self.lock();
+                    let (place, done) = match mapped {
+                        Ok(Some(held)) => {
+                            (Place::Here(Arc::clone(&held), Instant::now()), Some(Ok(held)))
+                        }
+                        // Evicted by another process, before it was needed.
+                        Ok(None) => (Place::Away, None),
+                        Err(error) => (Place::Cached, Some(Err(error))),
+                    };
+                    state.places[shard as usize] = place;
+                    self.changed.notify_all();
+                    if let Some(done) = done {
+                        break done;
                     }
-                    // Evicted by another process, before it was needed.
-                    Ok(None) => state.places[shard as usize] = Place::Away,
-                    Err(error) => break Err(error),
-                },
+                }
                 Place::Away | Place::Coming => {}
             }
             let item = &self.items[shard as usize];
@@ -436,30 +446,11 @@ impl Shelf {
         let come =
             fetch::shard(web, patience, &item.object, &item.about, sha256, &mut part, &watch);
         if let Err(error) = come.and_then(|()| part.flush()) {
-            return Err(self.given_up(item, part, error));
+            return Err(given_up(&self.cache, item, part, error));
         }
         part.finish()?;
         self.counters.shards.fetch_add(1, Ordering::Relaxed);
         Ok(Fetched::Here)
-    }
-
-    /// What becomes of a part whose fetch failed: what may still be gone on with stays.
-    fn given_up(&self, item: &Item, part: Part, error: ShardError) -> ShardError {
-        use RemoteFault::{Closed, Failed};
-        if let ShardError::Remote { fault, .. } = &error
-            && matches!(**fault, Failed { .. } | Closed)
-        {
-            return error;
-        }
-        // A full disk is not made emptier by what cannot be finished. Of two errors the first is
-        // the one to tell.
-        let _ = part.discard();
-        if !cache::is_full(&error) && !cache::is_limited(&error) {
-            return error;
-        }
-        let folder = self.cache.folder().to_path_buf();
-        let fault = RemoteFault::DiskFull { folder, source: error.into() };
-        ShardError::remote(&item.object.url, fault)
     }
 
     /// How dear each file is while room is made for a shard: as the list was when this is called.
@@ -487,6 +478,25 @@ impl Shelf {
         self.web.close();
         self.changed.notify_all();
     }
+}
+
+/// What becomes of a part whose fetch failed: what may still be gone on with stays.
+pub(super) fn given_up(cache: &Cache, item: &Item, part: Part, error: ShardError) -> ShardError {
+    use RemoteFault::{Closed, Failed};
+    if let ShardError::Remote { fault, .. } = &error
+        && matches!(**fault, Failed { .. } | Closed)
+    {
+        return error;
+    }
+    // A full disk is not made emptier by what cannot be finished. Of two errors the first is the one
+    // to tell.
+    let _ = part.discard();
+    if !cache::is_full(&error) && !cache::is_limited(&error) {
+        return error;
+    }
+    let folder = cache.folder().to_path_buf();
+    let fault = RemoteFault::DiskFull { folder, source: error.into() };
+    ShardError::remote(&item.object.url, fault)
 }
 
 impl State {

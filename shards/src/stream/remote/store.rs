@@ -1,59 +1,120 @@
-//! The wall to object stores: the only place that names `object_store` and tokio.
+//! The wall to stores, whatever they are: plain servers, and `object_store`'s.
 //!
 //! Everything here is called from plain threads and blocks them; a small runtime of its own does the
-//! waiting. Each call is one attempt: who tries again, and when, is [`super::fetch`]'s business.
+//! waiting. Each call is one attempt: who tries again, and when, is [`super::fetch`]'s business. Of
+//! what a store says in an error, nothing secret comes out of here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    ClientOptions, Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreScheme,
-    RetryConfig,
+    ClientOptions, Error as StoreError, GetOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
 };
+use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use url::{Position, Url};
 
+use super::address::Address;
+use super::credentials::Credentials;
+use super::feed::{Came, Feed, Kind, Measured, Sink, Small, gzip, unpacked};
+use super::http::{self, Answer, Asked, Http};
+use super::secrets::Secrets;
+use crate::format::writer::hex;
 use crate::format::{Cause, RemoteFault, ShardError};
+use crate::limits;
+use crate::pipe::can_start;
 
 /// A connection that is not there by then will not come.
 const CONNECT: Duration = Duration::from_secs(10);
-/// An object that is not a shard (a manifest, an index) has at most so many bytes: a manifest of
-/// 100 million samples.
-const SMALL_MAX: u64 = 4 << 30;
 
 /// The runtime, and the stores that were asked for.
 #[derive(Debug)]
 pub(super) struct Web {
     runtime: Runtime,
-    environment: Vec<(String, String)>,
+    environment: Variables,
     stall: Duration,
+    secrets: Secrets,
+    credentials: Arc<Credentials>,
+    /// Made when it is first asked for: it reads the system's certificates.
+    http: Mutex<Option<Arc<Http>>>,
     stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     closing: watch::Sender<bool>,
 }
 
-/// An object's address.
+/// An object's address, and who has it.
 #[derive(Debug, Clone)]
 pub(super) struct Object {
+    /// As a person sees it.
     pub(super) url: String,
-    store: Arc<dyn ObjectStore>,
-    path: ObjectPath,
+    pub(super) address: Address,
+    pub(super) place: Place,
 }
 
-/// What a store says of an object without sending it.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// A server that speaks HTTP and nothing more.
+    Http(Arc<Http>),
+    /// A store with an interface of its own.
+    Store { store: Arc<dyn ObjectStore>, path: ObjectPath, version: Option<String> },
+}
+
+/// What a store says of an object before it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Its size; `None` where only sending it tells.
+    pub(super) bytes: Option<u64>,
+    pub(super) etag: Option<String>,
+    pub(super) modified: Option<String>,
+    /// Changes when the object does, as far as the store tells; empty where it tells nothing.
+    pub(super) version: String,
+    /// Its first bytes, where they came with the answer.
+    pub(super) head: Vec<u8>,
+}
+
+/// What an object must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct About {
     pub(super) bytes: u64,
+    /// Whether the manifest says so; otherwise the store did, when the set was opened.
+    pub(super) recorded: bool,
     pub(super) etag: Option<String>,
-    /// Changes when the object does, as far as the store tells.
-    pub(super) version: String,
+    pub(super) modified: Option<String>,
+    /// Of all of its bytes, where the store said no size and they were read to count them.
+    pub(super) sha256: Option<String>,
+}
+
+impl About {
+    /// What a manifest says.
+    pub(super) fn recorded(bytes: u64) -> About {
+        About { bytes, recorded: true, etag: None, modified: None, sha256: None }
+    }
+
+    /// Whether an answer of this version belongs to another object.
+    pub(super) fn differs(&self, etag: Option<&str>, modified: Option<&str>) -> bool {
+        match (self.etag.as_deref(), etag) {
+            (Some(before), Some(now)) => before != now,
+            _ => self.modified.as_deref().zip(modified).is_some_and(|(before, now)| before != now),
+        }
+    }
+
+    /// Whether the version is known, or a digest will be compared.
+    pub(super) fn is_known(&self) -> bool {
+        let About { recorded, etag, modified, sha256, .. } = self;
+        *recorded || etag.is_some() || modified.is_some() || sha256.is_some()
+    }
+
+    pub(super) fn size_fault(&self, bytes: u64) -> RemoteFault {
+        match self.recorded {
+            true => RemoteFault::Size { bytes, recorded: self.bytes },
+            false => RemoteFault::Replaced,
+        }
+    }
 }
 
 /// How one attempt failed.
@@ -61,12 +122,55 @@ pub(super) struct About {
 pub(super) enum Failure {
     /// It would fail again.
     Final(RemoteFault),
-    /// Perhaps it would not.
-    Passing(Cause),
+    /// Perhaps it would not; not before so long, if the server says so.
+    Passing(Cause, Option<Duration>),
     /// The server sends objects from their beginning only.
     NoRanges,
     /// Our side: the disk.
     Here(ShardError),
+}
+
+impl From<ShardError> for Failure {
+    fn from(error: ShardError) -> Failure {
+        Failure::Here(error)
+    }
+}
+
+/// Environment variables, which are not printed.
+struct Variables(Vec<(String, String)>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(key, _)| key)).finish()
+    }
+}
+
+fn no_store(error: impl Into<Cause>) -> ShardError {
+    ShardError::remote("remote shards", RemoteFault::Store(error.into()))
+}
+
+/// The system refused a thread.
+pub(super) fn no_thread(error: std::io::Error) -> ShardError {
+    let hint = limits::of_threads(&error);
+    no_store(format!("cannot start a thread: {error}{hint}"))
+}
+
+/// A runtime for sockets. It panics where the system gives it no thread, so the threads are tried
+/// first; the one that looks names up stays.
+fn runtime() -> Result<Runtime, std::io::Error> {
+    can_start(2)?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1) // sockets only; bytes are digested and written by the fetching threads
+        .max_blocking_threads(4) // looking names up
+        .thread_keep_alive(Duration::from_secs(1 << 30))
+        .thread_name("detco-remote")
+        .enable_io()
+        .enable_time()
+        .build()?;
+    // A thread that is there is not refused later.
+    let there = runtime.block_on(runtime.spawn_blocking(|| ()));
+    there.map_err(std::io::Error::other)?;
+    Ok(runtime)
 }
 
 impl Web {
@@ -78,19 +182,13 @@ impl Web {
     ) -> Result<Web, ShardError> {
         // Fails where somebody in this process has chosen a provider before: then that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1) // sockets only; bytes are digested and written by the fetching threads
-            .max_blocking_threads(4) // looking names up
-            .thread_name("detco-remote")
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(|error| {
-                ShardError::remote("remote shards", RemoteFault::Store(error.into()))
-            })?;
+        let runtime = runtime().map_err(no_thread)?;
         let (closing, _) = watch::channel(false);
-        let environment = environment.to_vec();
-        Ok(Web { runtime, environment, stall, stores: Mutex::default(), closing })
+        let credentials = Credentials::new(environment).map_err(no_store)?;
+        let secrets = Secrets::new(environment, &credentials);
+        let (environment, credentials) = (Variables(environment.to_vec()), Arc::new(credentials));
+        let (http, stores) = (Mutex::default(), Mutex::default());
+        Ok(Web { runtime, environment, stall, secrets, credentials, http, stores, closing })
     }
 
     /// Ends what is under way.
@@ -98,32 +196,68 @@ impl Web {
         self.closing.send_replace(true);
     }
 
-    /// The object at a URL.
-    pub(super) fn object(&self, text: &str) -> Result<Object, ShardError> {
-        let fail = |reason: String| ShardError::remote(text, RemoteFault::Url { reason });
-        let url = Url::parse(text).map_err(|error| fail(error.to_string()))?;
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(fail("it has a query or a fragment".into()));
+    /// The object at an address.
+    pub(super) fn object(&self, address: &Address) -> Result<Object, ShardError> {
+        let (url, shown) = (address.url(), address.shown());
+        let fail = |reason: &str| {
+            ShardError::remote(&shown, RemoteFault::Url { reason: reason.to_owned() })
+        };
+        let parsed = ObjectStoreScheme::parse(url);
+        let is_http = matches!(url.scheme(), "http" | "https");
+        // A query or a user is for the server that it is written for, whoever that belongs to.
+        let plain = url.query().is_some() || address.login().is_some();
+        let place = match parsed {
+            Ok((scheme, path)) if !(is_http && (plain || scheme == ObjectStoreScheme::Http)) => {
+                if address.has_more_than_a_version() || address.login().is_some() {
+                    return Err(fail(
+                        "of a query it takes versions only (versionId, generation), and no user: \
+                         signed URLs begin with https://",
+                    ));
+                }
+                let store = self.store(address, &scheme)?;
+                let version = address.version().map(|(_, value)| value);
+                Place::Store { store, path, version }
+            }
+            _ if is_http => Place::Http(self.http()?),
+            _ => {
+                let reason = "shards are fetched from s3://, gs://, az://, http:// and https://";
+                return Err(fail(reason));
+            }
+        };
+        Ok(Object { url: shown, address: address.clone(), place })
+    }
+
+    fn http(&self) -> Result<Arc<Http>, ShardError> {
+        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(http) = &*http {
+            return Ok(Arc::clone(http));
         }
-        let (scheme, path) =
-            ObjectStoreScheme::parse(&url).map_err(|error| fail(error.to_string()))?;
+        let credentials = Arc::clone(&self.credentials);
+        let built = Http::new(credentials, CONNECT, self.stall).map_err(no_store)?;
+        Ok(Arc::clone(http.insert(Arc::new(built))))
+    }
+
+    fn store(
+        &self,
+        address: &Address,
+        scheme: &ObjectStoreScheme,
+    ) -> Result<Arc<dyn ObjectStore>, ShardError> {
+        let url = address.url();
         let mut key = url[..Position::BeforePath].to_owned();
-        if url.scheme() == "https" && scheme != ObjectStoreScheme::Http {
+        if url.scheme() == "https" {
             // The bucket may be the first folder: each is a store.
             key += url.path().split_inclusive('/').nth(1).unwrap_or("");
         }
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = match stores.get(&key) {
-            Some(store) => Arc::clone(store),
-            None => {
-                let built = self.build(&scheme, &url);
-                let built = built
-                    .map_err(|error| ShardError::remote(text, RemoteFault::Store(error.into())))?;
-                stores.insert(key, Arc::clone(&built));
-                built
-            }
-        };
-        Ok(Object { url: text.to_owned(), store, path })
+        if let Some(store) = stores.get(&key) {
+            return Ok(Arc::clone(store));
+        }
+        let built = self.build(scheme, url).map_err(|error| {
+            let cause = self.secrets.cause(&error, address);
+            ShardError::remote(&address.shown(), RemoteFault::Store(cause))
+        })?;
+        stores.insert(key, Arc::clone(&built));
+        Ok(built)
     }
 
     fn build(
@@ -142,11 +276,11 @@ impl Web {
             let names = key.contains("ENDPOINT") || key.contains("BASE_URL");
             names && value.starts_with("http://")
         };
-        if url.scheme() == "http" || self.environment.iter().any(plain) {
+        if url.scheme() == "http" || self.environment.0.iter().any(plain) {
             client = client.with_allow_http(true);
         }
         let variables = |prefix: &'static str| {
-            let ours = self.environment.iter().filter(move |(key, _)| key.starts_with(prefix));
+            let ours = self.environment.0.iter().filter(move |(key, _)| key.starts_with(prefix));
             ours.map(|(key, value)| (key.to_ascii_lowercase(), value.clone()))
         };
         Ok(match scheme {
@@ -173,10 +307,6 @@ impl Web {
                 };
                 Arc::new(variables("AZURE_").fold(builder, set).with_url(url.as_str()).build()?)
             }
-            ObjectStoreScheme::Http => {
-                let builder = HttpBuilder::new().with_retry(retry).with_client_options(client);
-                Arc::new(builder.with_url(&url[..Position::BeforePath]).build()?)
-            }
             other => {
                 let source = format!("{other:?} is no remote store").into();
                 return Err(StoreError::NotSupported { source });
@@ -197,87 +327,113 @@ impl Web {
         })
     }
 
-    /// All of a small object.
-    pub(super) fn small(&self, object: &Object) -> Result<Vec<u8>, Failure> {
-        self.wait(async {
-            let found = object.store.get_opts(&object.path, GetOptions::default()).await?;
-            let (bytes, recorded) = (found.meta.size, SMALL_MAX);
-            if bytes > SMALL_MAX {
-                return Err(Failure::Final(RemoteFault::Size { bytes, recorded }));
-            }
-            Ok(found.bytes().await?.to_vec())
-        })
+    /// All of a small object: at most `limit` bytes, and what does not begin as it must is not read to
+    /// its end.
+    pub(super) fn small(
+        &self,
+        object: &Object,
+        limit: u64,
+        begins: fn(&[u8]) -> bool,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut small = Small { bytes: Vec::new(), limit, begins };
+        let about = About::recorded(u64::MAX);
+        let came = self.body(object, &about, Kind::Small, &mut small);
+        if small.is_other() || came.is_ok() && !begins(&small.bytes) {
+            let page = self.secrets.page(&small.bytes, &object.address);
+            let other = || RemoteFault::Page { what: "something", begins: "no text".into() };
+            return Err(Failure::Final(page.unwrap_or_else(other)));
+        }
+        if small.bytes.len() as u64 > limit {
+            return Err(Failure::Final(RemoteFault::TooLarge { limit }));
+        }
+        came.map(|_| small.bytes)
+    }
+
+    /// The size and the SHA-256 of an object whose server says no size: all of it is read.
+    pub(super) fn measure(&self, object: &Object, told: &Told) -> Result<(u64, String), Failure> {
+        let (etag, modified) = (told.etag.clone(), told.modified.clone());
+        let about = About { recorded: false, etag, modified, ..About::recorded(u64::MAX) };
+        let mut measured = Measured { bytes: 0, digest: Sha256::new() };
+        self.body(object, &about, Kind::Unmeasured, &mut measured)?;
+        Ok((measured.bytes, hex(&measured.digest.finalize())))
     }
 
     /// Size and version of an object.
-    pub(super) fn about(&self, object: &Object) -> Result<About, Failure> {
+    pub(super) fn about(&self, object: &Object) -> Result<Told, Failure> {
         self.wait(async {
-            let options = GetOptions { head: true, ..GetOptions::default() };
-            let meta = object.store.get_opts(&object.path, options).await?.meta;
-            let etag = meta.e_tag.clone();
-            let version = format!("{:?} {:?} {}", etag, meta.version, meta.last_modified);
-            Ok(About { bytes: meta.size, etag, version })
+            match &object.place {
+                Place::Http(http) => self.http_about(http, object).await,
+                Place::Store { store, path, version } => {
+                    let version = version.clone();
+                    let options = GetOptions { head: true, version, ..GetOptions::default() };
+                    let found = store.get_opts(path, options).await;
+                    let meta =
+                        found.map_err(|error| self.secrets.store_failure(error, object))?.meta;
+                    let etag = meta.e_tag.clone();
+                    let version = format!("{:?} {:?} {}", etag, meta.version, meta.last_modified);
+                    let (bytes, modified, head) = (Some(meta.size), None, Vec::new());
+                    Ok(Told { bytes, etag, modified, version, head })
+                }
+            }
         })
+    }
+
+    async fn http_about(&self, http: &Http, object: &Object) -> Result<Told, Failure> {
+        let ask = async |asked| http.ask(&object.address, asked, &self.secrets).await;
+        let mut answer = match ask(Asked::Block).await {
+            Err(Failure::NoRanges) => ask(Asked::Whole).await?,
+            Ok(answer) if answer.start > 0 => ask(Asked::Whole).await?,
+            answer => answer?,
+        };
+        let (mut head, mut decoder) = (Vec::new(), answer.gzip.then(gzip));
+        while head.len() < http::BLOCK {
+            let piece = answer.response.chunk().await;
+            let piece = piece.map_err(|error| self.secrets.failure(error, &object.address))?;
+            let Some(piece) = piece else { break };
+            head.extend_from_slice(&unpacked(&mut decoder, &piece)?);
+        }
+        head.truncate(http::BLOCK);
+        if let Some(page) = self.secrets.page(&head, &object.address) {
+            return Err(Failure::Final(page));
+        }
+        let Answer { total: bytes, etag, modified, .. } = answer;
+        let version = match (&etag, &modified) {
+            (None, None) => String::new(),
+            _ => format!("{etag:?} {modified:?}"),
+        };
+        Ok(Told { bytes, etag, modified, version, head })
     }
 
     /// The names of the objects directly below a URL that ends in a slash.
     pub(super) fn list(&self, folder: &Object) -> Result<Vec<String>, Failure> {
+        let Place::Store { store, path, .. } = &folder.place else { return Ok(Vec::new()) };
         self.wait(async {
-            let prefix = Some(&folder.path).filter(|path| !path.as_ref().is_empty());
-            let found = folder.store.list_with_delimiter(prefix).await?;
+            let prefix = Some(path).filter(|path| !path.as_ref().is_empty());
+            let found = store.list_with_delimiter(prefix).await;
+            let found = found.map_err(|error| self.secrets.store_failure(error, folder))?;
             let name = |meta: object_store::ObjectMeta| meta.location.filename().map(str::to_owned);
             Ok(found.objects.into_iter().filter_map(name).collect())
         })
     }
 
-    /// An object's bytes from `offset` on, piece by piece; `bytes` is the size it must have.
+    /// A shard's bytes from `sink.have()` on, piece by piece; whether all came that the server has
+    /// promised, though they are not all there are.
     pub(super) fn stream(
         &self,
         object: &Object,
-        offset: u64,
-        bytes: u64,
-        etag: Option<&str>,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), ShardError>,
-    ) -> Result<(), Failure> {
-        self.wait(async {
-            let range = (offset > 0).then_some(GetRange::Offset(offset));
-            let if_match = etag.map(str::to_owned);
-            let options = GetOptions { range, if_match, ..GetOptions::default() };
-            let found = match object.store.get_opts(&object.path, options).await {
-                // A server without ranges answers with the whole object.
-                Err(StoreError::NotSupported { .. }) if offset > 0 => {
-                    return Err(Failure::NoRanges);
-                }
-                found => found?,
-            };
-            if found.meta.size != bytes {
-                let (bytes, recorded) = (found.meta.size, bytes);
-                return Err(Failure::Final(RemoteFault::Size { bytes, recorded }));
-            }
-            let mut pieces = found.into_stream();
-            while let Some(piece) = pieces.next().await {
-                take(&piece?).map_err(Failure::Here)?;
-            }
-            Ok(())
-        })
+        about: &About,
+        sink: &mut dyn Sink,
+    ) -> Result<Came, Failure> {
+        self.body(object, about, Kind::Shard, sink)
     }
-}
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Failure {
-        match error {
-            StoreError::NotFound { .. } => Failure::Final(RemoteFault::Missing),
-            StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
-                Failure::Final(RemoteFault::Denied(error.into()))
-            }
-            StoreError::Precondition { .. } => Failure::Final(RemoteFault::Replaced),
-            StoreError::NotSupported { .. }
-            | StoreError::NotImplemented { .. }
-            | StoreError::InvalidPath { .. }
-            | StoreError::UnknownConfigurationKey { .. } => {
-                Failure::Final(RemoteFault::Store(error.into()))
-            }
-            error => Failure::Passing(error.into()),
-        }
+    fn body(
+        &self,
+        object: &Object,
+        about: &About,
+        kind: Kind,
+        sink: &mut dyn Sink,
+    ) -> Result<Came, Failure> {
+        self.wait(Feed::new(&self.secrets, object, about, kind, sink).ask())
     }
 }

@@ -1,0 +1,137 @@
+//! The list of a shard's files that the cache keeps of a shard that was walked, so that it need not
+//! be walked, or fetched, to be opened again.
+//!
+//! Not an index: names may hold any byte here, and whatever is a sample is decided when the list is
+//! read, as it is when the shard is. Lines of `OFFSET SIZE NAME` under a first line with the shard's
+//! size, and a last one with the CRC-32C of all before it. In names, spaces, `%` and whatever is no
+//! printable ASCII stand as `%20`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+
+use super::ShardError;
+use super::index::{Ends, Span, Table};
+use super::tar::{self, Kind, Walker};
+
+/// First word of a list, and its version.
+const HEAD: &str = "detco-members 1";
+
+/// What is not written as it is.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// The list for a shard.
+///
+/// # Errors
+///
+/// The bytes are no tar.
+pub(crate) fn list(shard: &[u8]) -> Result<String, tar::TarError> {
+    let mut text = format!("{HEAD} {}\n", shard.len());
+    for member in Walker::new(shard) {
+        let member = member?;
+        if member.kind == Kind::File {
+            let name = percent_encode(&member.name, ESCAPED);
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "{} {} {name}", member.data, member.payload.len());
+        }
+    }
+    let sum = crc32c::crc32c(text.as_bytes());
+    let _ = writeln!(text, "{sum:08x}");
+    Ok(text)
+}
+
+/// Reads a list of a shard of so many bytes; `None` for what is not one, whole and as it was written.
+pub(crate) fn read(
+    text: &[u8],
+    shard: &Path,
+    bytes: u64,
+) -> Option<Result<(Table, Ends), ShardError>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (body, sum) = text.strip_suffix('\n')?.rsplit_once('\n')?;
+    let whole = &text[..body.len() + 1];
+    if sum != format!("{:08x}", crc32c::crc32c(whole.as_bytes())) {
+        return None;
+    }
+    let mut lines = body.split('\n');
+    if lines.next()? != format!("{HEAD} {bytes}") {
+        return None;
+    }
+    let members: Option<Vec<(Vec<u8>, Span)>> = lines.map(|line| member(line, bytes)).collect();
+    Some(Table::of_members(shard, members?.into_iter().map(Ok)))
+}
+
+fn member(line: &str, bytes: u64) -> Option<(Vec<u8>, Span)> {
+    let (offset, rest) = line.split_once(' ')?;
+    let (size, name) = rest.split_once(' ')?;
+    let offset = tar::decimal(offset.as_bytes())?;
+    let size = tar::decimal(size.as_bytes())?;
+    let inside = offset.checked_add(size).is_some_and(|end| end <= bytes);
+    let place = inside && offset > 0 && offset % tar::BLOCK == 0;
+    place.then(|| (percent_decode_str(name).collect(), Span { offset, size }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tar of empty files with these names.
+    fn shard(names: &[&[u8]]) -> Vec<u8> {
+        let mut tar = tar_of(names);
+        tar.resize(tar.len() + 1024, 0);
+        tar
+    }
+
+    fn tar_of(names: &[&[u8]]) -> Vec<u8> {
+        let header = |name: &[u8]| {
+            let mut block = vec![0; 512];
+            block[..name.len()].copy_from_slice(name);
+            block[124..136].copy_from_slice(b"00000000000\0");
+            block[148..156].copy_from_slice(b"        ");
+            block[156] = b'0';
+            let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            block
+        };
+        names.iter().flat_map(|name| header(name)).collect()
+    }
+
+    #[test]
+    fn a_list_gives_back_what_the_shard_gives() {
+        let names: [&[u8]; 5] =
+            [b"my cat 1.jpg", b"my cat 1.cls", b"50% of\n\xc3\xa4.jpg", b"README", b"%20.png"];
+        let bytes = shard(&names);
+        let (text, path) = (list(&bytes).unwrap(), Path::new("a.tar"));
+        let (table, ends) = read(text.as_bytes(), path, bytes.len() as u64).unwrap().unwrap();
+        let keys: Vec<&str> = (0..table.len()).map(|at| table.get(at).unwrap().key).collect();
+        assert_eq!(keys, ["my cat 1", "50% of\nä", "%20"]);
+        assert!(table.get(0).unwrap().class.is_some());
+        ends.check(&bytes, path, path).unwrap();
+        // A name that is no text is told when the list is read, as when the shard is walked.
+        let bytes = shard(&[b"a.jpg", b"\xff\xfe.jpg"]);
+        let text = list(&bytes).unwrap();
+        let error = read(text.as_bytes(), path, bytes.len() as u64).unwrap().unwrap_err();
+        assert!(error.to_string().contains("not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn what_is_damaged_or_of_another_shard_is_no_list() {
+        let bytes = shard(&[b"a.jpg", b"b.jpg"]);
+        let (text, path) = (list(&bytes).unwrap(), Path::new("a.tar"));
+        let length = bytes.len() as u64;
+        for at in 0..text.len() {
+            let mut bent = text.clone().into_bytes();
+            bent[at] ^= 1;
+            assert!(read(&bent, path, length).is_none(), "byte {at}");
+            assert!(read(&text.as_bytes()[..at], path, length).is_none(), "first {at}");
+        }
+        assert!(read(text.as_bytes(), path, length + 512).is_none());
+        assert!(read(b"", path, length).is_none());
+        // Damage that the sum agrees with.
+        for lie in ["512 9999 a.jpg", "0 0 a.jpg", "513 0 a.jpg", "512 0", "-1 0 a.jpg"] {
+            let text = format!("{HEAD} {length}\n{lie}\n");
+            let text = format!("{text}{:08x}\n", crc32c::crc32c(text.as_bytes()));
+            assert!(read(text.as_bytes(), path, length).is_none(), "{lie}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What no message may hold, and errors of requests and stores without it.
+
+use std::error::Error;
+
+use object_store::Error as StoreError;
+
+use super::address::Address;
+use super::credentials::Credentials;
+use super::http;
+use super::store::{Failure, Object};
+use crate::format::{Cause, RemoteFault};
+
+/// What no message may hold.
+pub(super) struct Secrets(Vec<String>);
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secrets")
+    }
+}
+
+/// Shorter than that, a secret is a word that stands everywhere.
+const SECRET_MIN: usize = 4;
+
+impl Secrets {
+    pub(super) fn new(environment: &[(String, String)], credentials: &Credentials) -> Secrets {
+        let names = ["KEY", "SECRET", "TOKEN", "PASSWORD", "SAS", "AUTHORIZATION", "CREDENTIAL"];
+        // Paths to what is secret are none.
+        let ours = environment.iter().filter(|(key, value)| {
+            !value.starts_with('/') && names.iter().any(|name| key.contains(name))
+        });
+        // Of `Bearer abc`, each word; of `?sv=1&sig=abc`, each value.
+        let words = ours.flat_map(|(_, value)| {
+            let parts = value.split([' ', '&', '?', '\n']);
+            parts.flat_map(|part| [part, part.split_once('=').map_or("", |(_, value)| value)])
+        });
+        Secrets(words.map(str::to_owned).chain(credentials.secrets()).collect())
+    }
+
+    /// A text without what it must not hold.
+    pub(super) fn scrub(&self, text: &str, address: &Address) -> String {
+        let own = address.secrets();
+        let mut secrets: Vec<&String> =
+            self.0.iter().chain(&own).filter(|secret| secret.len() >= SECRET_MIN).collect();
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets.into_iter().fold(text.to_owned(), |text, secret| match text.contains(secret) {
+            true => text.replace(secret, "…"),
+            false => text,
+        })
+    }
+
+    /// An error and what it came from, in a line.
+    pub(super) fn cause(&self, error: &(dyn Error + 'static), address: &Address) -> Cause {
+        let (mut text, mut next) = (error.to_string(), error.source());
+        while let Some(cause) = next {
+            let said = cause.to_string();
+            if !text.contains(&said) {
+                text = format!("{text}: {said}");
+            }
+            next = cause.source();
+        }
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.scrub(&line, address).into()
+    }
+
+    /// How a request failed that met no answer.
+    pub(super) fn failure(&self, error: reqwest::Error, address: &Address) -> Failure {
+        // Where a redirect led is a secret as well: stores sign it.
+        let error = error.without_url();
+        let cause = self.cause(&error, address);
+        if error.is_redirect() {
+            return Failure::Final(RemoteFault::Refused { answer: cause.to_string() });
+        }
+        match error.is_builder() {
+            true => Failure::Final(RemoteFault::Store(cause)),
+            false => Failure::Passing(cause, None),
+        }
+    }
+
+    /// How a store failed.
+    pub(super) fn store_failure(&self, error: StoreError, object: &Object) -> Failure {
+        let cause = self.cause(&error, &object.address);
+        let status = match error {
+            StoreError::NotFound { .. } => return Failure::Final(RemoteFault::Missing),
+            StoreError::PermissionDenied { .. } => 403,
+            StoreError::Unauthenticated { .. } => 401,
+            StoreError::Precondition { .. } => return Failure::Final(RemoteFault::Replaced),
+            StoreError::NotSupported { .. }
+            | StoreError::NotImplemented { .. }
+            | StoreError::InvalidPath { .. }
+            | StoreError::UnknownConfigurationKey { .. } => {
+                return Failure::Final(RemoteFault::Store(cause));
+            }
+            _ => return Failure::Passing(cause, None),
+        };
+        let variables = match object.address.url().scheme() {
+            "gs" => "GOOGLE_*",
+            "s3" | "s3a" => "AWS_*",
+            "https" => "AWS_* or AZURE_*",
+            _ => "AZURE_*",
+        };
+        let advice = format!("credentials come from {variables} variables: {cause}");
+        Failure::Final(RemoteFault::Denied { answer: status.to_string(), advice })
+    }
+
+    /// A page, as far as it may be shown.
+    pub(super) fn page(&self, head: &[u8], address: &Address) -> Option<RemoteFault> {
+        http::page(head).map(|fault| match fault {
+            RemoteFault::Page { what, begins } => {
+                RemoteFault::Page { what, begins: self.scrub(&begins, address) }
+            }
+            other => other,
+        })
+    }
+}
