@@ -182,8 +182,7 @@ pub struct Data {
     /// Batches that may be finished or in work ahead of the trainer (bounds memory: the host's, or
     /// the GPU's where it decodes).
     pub batches_ahead: usize,
-    /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size,
-    /// where the decoder can (libjpeg-turbo).
+    /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size.
     pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,

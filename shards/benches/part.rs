@@ -1,5 +1,5 @@
 //! What it saves to decode only what the views look at, and what it changes:
-//! `taskset -c 1 cargo bench -p detco-shards --features turbojpeg --bench part`.
+//! `taskset -c 1 cargo bench -p detco-shards --bench part`.
 //!
 //! Reads the files of DETCO_TEST_IMAGES, or makes its own. Photos of 12 and 48 million pixels are
 //! made of them: enlarged twice, which is about as sharp as a camera's pixels are, laid out side by
@@ -75,8 +75,7 @@ fn tasks() -> [(&'static str, Recipe, usize); 2] {
 fn photo(files: &[Vec<u8>], (width, height): (u32, u32), enlarged: u32, first: usize) -> Vec<u8> {
     let mut canvas = image::RgbImage::new(width, height);
     let mut tiles = files.iter().cycle().skip(first * 7).map(|file| {
-        let tile =
-            image::load_from_memory(file).expect("the files of a benchmark decode").to_rgb8();
+        let tile = images::rgb(file);
         let (width, height) = (tile.width() * enlarged, tile.height() * enlarged);
         let filter = image::imageops::FilterType::Lanczos3;
         if enlarged == 1 { tile } else { image::imageops::resize(&tile, width, height, filter) }

@@ -100,7 +100,7 @@ fn main() {
 
 /// Photos of 12 and 48 million pixels: one of the files, enlarged.
 fn large(file: &[u8], recipe: &Recipe, renderer: &mut Renderer, out: &mut [u8]) {
-    let photo = image::load_from_memory(file).expect("the files of a benchmark decode").to_rgb8();
+    let photo = images::rgb(file);
     for (width, height) in [(4000, 3000), (8000, 6000)] {
         let filter = image::imageops::FilterType::Triangle;
         let photo = image::imageops::resize(&photo, width, height, filter);

@@ -107,6 +107,13 @@ fn with_scans(bytes: &[u8], times: usize) -> Vec<u8> {
     [&bytes[..bytes.len() - 2], &again, &EOI].concat()
 }
 
+/// A progressive JPEG with `times` short comments before its last scan.
+fn between_scans(times: usize) -> Vec<u8> {
+    let bytes = jpeg(SamplingFactor::F_2_2, true);
+    let last = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("a scan");
+    [&bytes[..last], &segment(0xFE, b"x").repeat(times), &bytes[last..]].concat()
+}
+
 /// A baseline JPEG whose first scan holds one of its components only.
 fn scan_of_one(times: usize) -> Vec<u8> {
     let bytes = jpeg(SamplingFactor::F_1_1, false);
@@ -222,8 +229,17 @@ fn sizes() -> Vec<Bomb> {
         ("height 0", resized(base(), 64, 0), Error(is_malformed)),
         ("both 0", resized(base(), 0, 0), Error(is_malformed)),
         ("two frames", two_frames(), Error(is_malformed)),
-        ("a frame behind stuffing", frame_behind_stuffing(), Error(is_damaged)),
+        // libjpeg skips stuffing and the bytes behind it, and so does whoever reads this header.
+        ("a frame behind stuffing", frame_behind_stuffing(), Decoded),
+        ("16384x16384 arithmetic", arithmetic(resized(base(), 16384, 16384)), Error(is_too_short)),
     ]
+}
+
+/// The same bytes, said to be of arithmetic coding.
+fn arithmetic(mut bytes: Vec<u8>) -> Vec<u8> {
+    let frame = marker(&bytes, 0xC0);
+    bytes[frame + 1] = 0xC9;
+    bytes
 }
 
 /// A second frame of another size before the scan.
@@ -257,6 +273,7 @@ fn scans() -> Vec<Bomb> {
         ("100,000 scans of 268 megapixels", huge, Error(is_too_many)),
         ("100,000 scans of one component", scan_of_one(100_000), Error(is_too_many)),
         ("50 scans of 268 megapixels", few, Error(is_too_many)),
+        ("100,000 comments between two scans", between_scans(100_000), Error(is_too_many)),
         ("150 scans", with_scans(&progressive, 150), Error(is_too_many)),
         ("100 scans of one component", scan_of_one(SCANS_MAX), Bounded),
         ("95 scans of 2 megapixels", resized(with_scans(&progressive, 85), 2048, 1024), Bounded),
@@ -309,9 +326,9 @@ fn markers() -> Vec<Bomb> {
             with_front(&base, &[0xFF, 0].repeat(3_000_000)),
             Error(is_too_many),
         ),
-        ("a start 3 million times", with_front(&base, &SOI.repeat(3_000_000)), Error(is_too_many)),
+        ("a start 3 million times", with_front(&base, &SOI.repeat(3_000_000)), Error(is_malformed)),
         ("10 MB of fill bytes", with_front(&base, &vec![0xFF; 10 << 20]), Bounded),
-        ("10 MB of zeros", with_front(&base, &vec![0; 10 << 20]), Error(is_damaged)),
+        ("10 MB of zeros", with_front(&base, &vec![0; 10 << 20]), Decoded),
         ("a segment of length 0", with_front(&base, &[0xFF, 0xE5, 0, 0]), Error(is_malformed)),
         ("a segment of length 1", with_front(&base, &[0xFF, 0xE5, 0, 1]), Error(is_malformed)),
         (
@@ -406,24 +423,18 @@ fn explode(decoder: &mut Decoder, (name, bytes, expected): &Bomb) -> String {
 }
 
 #[test]
-fn decompression_bombs_52_of_them_take_bounded_time_and_memory() {
+fn decompression_bombs_54_of_them_take_bounded_time_and_memory() {
     let bombs: Vec<Bomb> = [sizes(), scans(), markers(), pngs()].into_iter().flatten().collect();
     let good = jpeg(SamplingFactor::F_2_2, false);
     let mut whole = Image::new();
     Decoder::new().decode(&good, &mut whole).expect("decodes");
-    let mut decoders = vec![Decoder::pure()];
-    if Decoder::new().name() != decoders[0].name() {
-        decoders.push(Decoder::new());
+    let mut decoder = Decoder::new();
+    for bomb in &bombs {
+        println!("  {}", explode(&mut decoder, bomb));
     }
-    for decoder in &mut decoders {
-        println!("{}", decoder.name());
-        for bomb in &bombs {
-            println!("  {}", explode(decoder, bomb));
-        }
-        let mut image = Image::new();
-        decoder.decode(&good, &mut image).expect("decodes after all of them");
-        assert_eq!((image.width, image.height), (whole.width, whole.height));
-    }
-    assert_eq!(bombs.len(), 52);
+    let mut image = Image::new();
+    decoder.decode(&good, &mut image).expect("decodes after all of them");
+    assert!(image == whole);
+    assert_eq!(bombs.len(), 54);
     const { assert!(SEGMENTS_MAX > 4000 && SCANS_MAX == 100) };
 }

@@ -487,8 +487,7 @@ fn reduced_pictures_do_not_depend_on_the_workers_and_can_be_switched_off() {
             changed += u64::from(a != b);
         }
     }
-    // Pure Rust decodes every picture whole.
-    assert_eq!(changed > 0, cfg!(feature = "turbojpeg"), "{changed} changed");
+    assert!(changed > 0, "no picture was reduced");
     let (mut decoder, mut image, mut renderer) = (Decoder::new(), Image::new(), Renderer::new());
     let (cursor, samples, views) = &whole[0];
     for (slot, id) in samples.iter().enumerate() {

@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
 use environment::{Environment, PEERS, reason};
-use options::{DETCO, FLOOR, Options, TURBO, Task};
+use options::{DETCO, FLOOR, Options, Task};
 use table::{Role, Row};
 
 /// A run that has not ended by then has hung: the slowest peer's takes half a minute.
@@ -82,11 +82,8 @@ fn list(environment: &Environment) -> String {
         let state = environment.installed(peer).unwrap_or_else(|| "not installed yet".into());
         let _ = writeln!(text, "{:<16} {state}", peer.name); // writing to a String does not fail
     }
-    for (name, what) in [
-        (DETCO, "built here"),
-        (TURBO, "built here, with libjpeg-turbo; needs nasm"),
-        (FLOOR, "built here: decoding and resizing alone"),
-    ] {
+    for (name, what) in [(DETCO, "built here"), (FLOOR, "built here: decoding and resizing alone")]
+    {
         let _ = writeln!(text, "{name:<16} {what}");
     }
     text
@@ -193,23 +190,16 @@ impl<'a> Bench<'a> {
     fn build(&self, name: &str) -> Result<(String, Role)> {
         match name {
             DETCO => {
-                self.cargo_build(name, &[])?;
-                Ok(("this repository, decoding in pure Rust".into(), Role::Ours))
-            }
-            TURBO => {
-                self.turbo_tools()?;
-                self.cargo_build(name, &["--features", "turbojpeg"])?;
-                Ok(("this repository, decoding by libjpeg-turbo".into(), Role::Ours))
+                self.cargo_build(name)?;
+                Ok(("this repository".into(), Role::Ours))
             }
             _ => self.build_floor(),
         }
     }
 
-    fn cargo_build(&self, name: &str, features: &[&str]) -> Result<()> {
+    fn cargo_build(&self, name: &str) -> Result<()> {
         let words = "build --release --package detco --no-default-features --bin detco";
-        shell::step(
-            self.with_cmake(shell::cargo(self.root)).args(words.split(' ')).args(features),
-        )?;
+        shell::step(shell::cargo(self.root).args(words.split(' ')))?;
         // This program lies in `debug` or `release`, beside the `release` that was just built into.
         let here = std::env::current_exe().context("finding this program's own folder")?;
         let target = here.ancestors().nth(2).context("this program lies in no target folder")?;
@@ -379,7 +369,7 @@ impl<'a> Bench<'a> {
         let log = self.environment.log(&format!("{}-{name}", task.name()));
         let json = self.environment.folder().join("rate.json");
         let mut command = match name {
-            DETCO | TURBO => {
+            DETCO => {
                 let mut command = program(name);
                 command.arg("profile").arg(&self.data.shards).args(["--mode", task.mode()]);
                 command.arg("--json").arg(&json);
@@ -401,7 +391,7 @@ impl<'a> Bench<'a> {
         command.args(["--workers", &workers.to_string(), "--seconds", &seconds]);
         let said = run_pinned(command, &self.cores[..workers], &log)?;
         match name {
-            DETCO | TURBO => {
+            DETCO => {
                 let text = fs::read_to_string(&json).context("reading its result")?;
                 fs::remove_file(&json)?;
                 number(&text, "/runs/0/images_per_s")

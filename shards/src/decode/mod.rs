@@ -4,16 +4,13 @@
 //! go through Pillow's formula, EXIF orientation is ignored (as torchvision's `ImageFolder` does).
 //! Bytes that are truncated or damaged are an error, never a half gray picture.
 
-mod inks;
+mod jpeg;
 #[cfg(feature = "nvjpeg")]
 pub mod nvjpeg;
 mod part;
+mod planes;
 mod png;
 mod probe;
-mod rare;
-#[cfg(feature = "turbojpeg")]
-mod turbo;
-mod zune;
 
 pub use part::{Frame, Part, Rect};
 pub use probe::{Components, Format, Probe, probe};
@@ -52,38 +49,20 @@ impl Image {
 }
 
 /// Decodes images, one after the other. One per thread.
-#[derive(Debug)]
-pub struct Decoder(Backend);
-
-#[derive(Debug)]
-enum Backend {
-    Zune(zune::Jpeg),
-    #[cfg(feature = "turbojpeg")]
-    Turbo(turbo::Jpeg),
+#[derive(Debug, Default)]
+pub struct Decoder {
+    jpeg: jpeg::Jpeg,
 }
 
 impl Decoder {
-    /// The fastest decoder of this build: libjpeg-turbo with the cargo feature `turbojpeg`, else
-    /// [`Decoder::pure`].
+    /// A decoder.
     pub fn new() -> Decoder {
-        #[cfg(feature = "turbojpeg")]
-        return Decoder(Backend::Turbo(turbo::Jpeg::default()));
-        #[cfg(not(feature = "turbojpeg"))]
-        Decoder::pure()
-    }
-
-    /// The decoder in pure Rust, which every build has.
-    pub fn pure() -> Decoder {
-        Decoder(Backend::Zune(zune::Jpeg::default()))
+        Decoder::default()
     }
 
     /// Which JPEG decoder this is, with its version.
     pub fn name(&self) -> &'static str {
-        match self.0 {
-            Backend::Zune(_) => zune::NAME,
-            #[cfg(feature = "turbojpeg")]
-            Backend::Turbo(_) => turbo::NAME,
-        }
+        jpeg::NAME
     }
 
     /// Decodes a JPEG or PNG image. On error `into` holds nothing usable.
@@ -97,7 +76,8 @@ impl Decoder {
     }
 
     /// Decodes at least the `wanted` part of an image with this header, and says what was decoded:
-    /// libjpeg-turbo the least that it can of a JPEG, other decoders and kinds all of it as it is.
+    /// of a JPEG the columns of the box and the rows down to its last, of rare kinds (four inks,
+    /// chroma sampled more finely than luma) and of PNG all of it as it is.
     ///
     /// At a reduction of 1 the pixels inside the wanted box are those of [`Decoder::decode`], byte
     /// for byte; around it they need not be. Damage that lies below the box may go unnoticed.
@@ -119,22 +99,14 @@ impl Decoder {
         let empty = area.width == 0 || area.height == 0;
         assert!(!empty && whole.area.contains(&area), "{area:?} of {:?}", whole.area);
         assert!(matches!(reduction, 1 | 2 | 4), "a reduction of {reduction}");
-        match (header.format, &mut self.0) {
-            (Format::Png, _) => png::decode(bytes, header, &mut into.pixels)?,
-            (Format::Jpeg, Backend::Zune(jpeg)) => jpeg.decode(bytes, header, into)?,
-            #[cfg(feature = "turbojpeg")]
-            (Format::Jpeg, Backend::Turbo(jpeg)) => {
-                return jpeg.decode(bytes, header, wanted, into);
+        match header.format {
+            Format::Jpeg => self.jpeg.decode(bytes, header, wanted, into),
+            Format::Png => {
+                png::decode(bytes, header, &mut into.pixels)?;
+                (into.width, into.height) = (header.width, header.height);
+                Ok(whole)
             }
         }
-        (into.width, into.height) = (header.width, header.height);
-        Ok(whole)
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Decoder {
-        Decoder::new()
     }
 }
 

@@ -595,8 +595,10 @@ impl Engine for Cuda {
         }
         let images = framed.iter().map(|(job, _, target)| (job.jpeg, *target));
         // SAFETY: what this state queued last lies before `used`, which was just waited for. Each target
-        // was allocated for the size in its image's header; nobody writes to sealed shards. The memory
-        // lives as long as queued work: a `DeviceBuffer` waits before it is freed.
+        // was allocated for the size in its image's header, which nvJPEG reads again from the same
+        // bytes: no writer of this project changes a file that has its name (`format/map.rs`), and a
+        // foreign one that rewrites a header in place, between the two readings, could make it write
+        // beyond a target, in the GPU's memory. The memory lives as long as queued work: a `DeviceBuffer` waits before it is freed.
         let decoded = unsafe { batch.decode(images, stream.handle()) };
         // Also after an error: part of it may be queued.
         mark(used, stream)?;

@@ -145,9 +145,9 @@ pub enum Way {
 }
 
 impl Way {
-    /// What nvJPEG is asked to decode. PNG, four inks, RGB without luma and chroma, and chroma
-    /// sampled by more than two (4:1:1, 4:1:0) are the CPU's: nvJPEG refuses them, or its pixels
-    /// are not Pillow's.
+    /// What nvJPEG is asked to decode. PNG, four inks, RGB without luma and chroma, chroma sampled by
+    /// more than two (4:1:1, 4:1:0), arithmetic and lossless coding and baseline pictures in several
+    /// scans are the CPU's: nvJPEG refuses them, or its pixels are not Pillow's, or nobody has looked.
     ///
     /// So is a picture without its end: who lacks bytes fills up with gray, or tells, as each
     /// decoder sees fit, and one says it for all.
@@ -155,6 +155,8 @@ impl Way {
         let known = header.format == Format::Jpeg
             && matches!(header.components, Components::Ycc | Components::Gray)
             && header.sampling <= 2
+            && !(header.arithmetic || header.layout.lossless)
+            && (header.progressive || header.layout.one_scan)
             && bytes.windows(2).rposition(|pair| pair == [0xFF, 0xD9]).is_some();
         match (known, header.progressive) {
             (false, _) => Way::Cpu,

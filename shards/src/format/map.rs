@@ -137,8 +137,10 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     // project writes a sibling temp file and renames it, so a file once opened keeps its bytes even
     // when its name is replaced. What remains is a foreign program that writes into a shard or
     // truncates it during a run, which no map can prevent: a page that is gone reads as zeros and
-    // is reported (`Watch`), and bytes that change under a reader are foreign bytes like any other,
-    // which nothing here or in the decoder trusts; README.md states it. The map is read-only and
-    // nothing in the process writes through it.
+    // is reported (`Watch`). Bytes that change under a `&[u8]` are undefined behaviour by the
+    // language's rules, which this program accepts, as others that map files do; README.md states
+    // it. In practice they are foreign bytes like any other: whoever reads them twice, as the
+    // decoder does, checks each time, and its lengths are its own, not the map's. The map is
+    // read-only and nothing in the process writes through it.
     unsafe { Mmap::map(file) }
 }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use detco_shards::decode::Image;
+use detco_shards::decode::{Decoder, Image};
 
 /// A small generator of its own, so that images do not depend on the code under test.
 fn hash(mut x: u64) -> u64 {
@@ -43,6 +43,13 @@ pub(crate) fn textured(width: u32, height: u32, seed: u64) -> Image {
         }
     }
     Image { width, height, pixels }
+}
+
+/// A file's picture, for the crate `image`.
+pub(crate) fn rgb(file: &[u8]) -> image::RgbImage {
+    let mut image = Image::new();
+    Decoder::new().decode(file, &mut image).unwrap();
+    image::RgbImage::from_raw(image.width, image.height, image.pixels).unwrap()
 }
 
 /// The files below DETCO_TEST_IMAGES, sorted.

@@ -6,10 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::PEERS;
 
-/// Ours, decoding in pure Rust.
+/// Ours.
 pub(crate) const DETCO: &str = "detco";
-/// Ours, decoding by libjpeg-turbo.
-pub(crate) const TURBO: &str = "detco-turbojpeg";
 /// Decoding and resizing alone.
 pub(crate) const FLOOR: &str = "floor";
 
@@ -66,7 +64,7 @@ pub(crate) struct Options {
 
 /// The names that `--peers` knows: the peers, then ours, then the floor.
 fn subjects() -> Vec<&'static str> {
-    PEERS.iter().map(|peer| peer.name).chain([DETCO, TURBO, FLOOR]).collect()
+    PEERS.iter().map(|peer| peer.name).chain([DETCO, FLOOR]).collect()
 }
 
 impl Options {

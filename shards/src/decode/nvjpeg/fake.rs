@@ -257,6 +257,8 @@ fn header([width, height]: [u32; 2]) -> Probe {
         orientation: 1,
         adobe: false,
         sampling: 2,
+        arithmetic: false,
+        layout: crate::decode::probe::Layout { one_scan: true, ..Default::default() },
     }
 }
 
