@@ -136,6 +136,9 @@ pub struct State {
     pub samples: u64,
     /// Ranks that the run began with: `train.accumulate` was stated for so many.
     pub ranks: usize,
+    /// For each level and scope whose embeddings are collapsed: the step since which they have been. Empty
+    /// before the first step.
+    pub collapsing: Vec<Option<u64>>,
 }
 
 impl State {
@@ -172,6 +175,9 @@ struct StateFile {
     data_samples: u64,
     #[serde(default = "one")]
     ranks: usize,
+    /// Older checkpoints have none, nor have those of runs that are not about to collapse.
+    #[serde(default, skip_serializing_if = "is_nowhere")]
+    collapsing: Vec<Option<u64>>,
     files: Vec<FileRecord>,
     /// TOML: the same text as `config.toml`, so that a checkpoint stands alone.
     config: String,
@@ -185,6 +191,10 @@ fn one() -> usize {
     1
 }
 
+fn is_nowhere(collapsing: &[Option<u64>]) -> bool {
+    collapsing.iter().all(Option::is_none)
+}
+
 impl StateFile {
     fn new(state: &State, files: Vec<FileRecord>) -> StateFile {
         let mut file = StateFile {
@@ -196,6 +206,7 @@ impl StateFile {
             data_fingerprint: format!("{:016x}", state.fingerprint),
             data_samples: state.samples,
             ranks: state.ranks,
+            collapsing: state.collapsing.clone(),
             files,
             config: state.config.to_toml(),
             crc32c: None,
@@ -222,6 +233,7 @@ impl StateFile {
             fingerprint,
             samples: self.data_samples,
             ranks: self.ranks.max(1),
+            collapsing: self.collapsing.clone(),
         })
     }
 }
@@ -639,7 +651,16 @@ mod tests {
         let mut config = Config::load("detco-small", &[]).unwrap();
         config.checkpoint.keep = 2;
         let cursor = Cursor { epoch: 3, step: 7 };
-        State { config, cursor, step, fingerprint: u64::MAX - 1, samples: 999, ranks: 4 }
+        let collapsing = vec![None, Some(step)];
+        State {
+            config,
+            cursor,
+            step,
+            fingerprint: u64::MAX - 1,
+            samples: 999,
+            ranks: 4,
+            collapsing,
+        }
     }
 
     fn tensors() -> Vec<(String, Tensor)> {

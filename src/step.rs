@@ -96,7 +96,7 @@ pub struct Spread {
     pub level: u8,
     /// Crops or patches.
     pub scope: Scope,
-    /// Standard deviation over the batch, averaged over the d coordinates; 1/sqrt(d) for
+    /// Standard deviation over the batch of all ranks, averaged over the d coordinates; 1/sqrt(d) for
     /// directions spread evenly, 0 for a collapsed encoder.
     pub std: f64,
 }
@@ -237,8 +237,8 @@ fn run(
     if at.learning_rate > 0.0 {
         sgd.step(at.learning_rate, Some(&refusal(&applied)))?; // 9
     }
-    seen.settle(&mut model.query, &applied)?;
-    key_seen.settle(&mut model.key, &applied)?;
+    let encoders = [&mut model.query, &mut model.key];
+    settle(world, encoders, [&seen, &key_seen], &applied)?;
     model.queues.enqueue_if(&all_keys.global, &all_keys.local, &applied)?; // 10
     Ok(pending)
 }
@@ -361,10 +361,27 @@ struct Seen {
 }
 
 impl Seen {
-    fn settle(&self, encoder: &mut Encoder, applied: &Tensor) -> Result<(), ShimError> {
-        encoder.settle_if(&self.global, applied)?;
-        encoder.settle_if(&self.local, applied)
+    fn both(&self) -> [&Moments; 2] {
+        [&self.global, &self.local]
     }
+}
+
+/// Moves both encoders' running statistics towards what their passes saw on all ranks: the mean over all BN
+/// groups. Ranks so have the same statistics after every step, whenever a checkpoint is written.
+fn settle(
+    world: &dyn Collective,
+    encoders: [&mut Encoder; 2],
+    seen: [&Seen; 2],
+    applied: &Tensor,
+) -> Result<(), StepError> {
+    let passes = seen.iter().enumerate().flat_map(|(i, seen)| seen.both().map(|one| (i, one)));
+    let found = passes.filter_map(|(i, pass)| Some(((i, pass), encoders[i].seen(pass)?)));
+    let (whose, mut means): (Vec<(usize, &Moments)>, Vec<Tensor>) = found.unzip();
+    world.average(&mut means)?; // one collective
+    for ((i, pass), mean) in whose.into_iter().zip(means) {
+        encoders[i].settle_if(pass, &mean, applied)?;
+    }
+    Ok(())
 }
 
 /// One permutation of the global batch: a sample's crop and its nine patches move together, to a
@@ -479,10 +496,13 @@ impl Tally {
         self.queries.push(query);
     }
 
-    fn spread(&self, scope: Scope, index: usize) -> Tensor {
+    /// Mean, and mean square, of each coordinate of this rank's embeddings: `[2, d]` in float64, where their
+    /// difference keeps the spread of embeddings that have all but collapsed.
+    fn moments(&self, scope: Scope, index: usize) -> Tensor {
         let parts: Vec<&Tensor> =
             self.queries.iter().map(|query| &query.of(scope)[index]).collect();
-        Tensor::cat(&parts, 0).std_dim([0_i64].as_slice(), false, false).mean(None)
+        let all = Tensor::cat(&parts, 0).to_kind(Kind::Double);
+        Tensor::stack(&[&all, &all.square()], 0).mean_dim(1, false, None)
     }
 
     /// What comes back to the host, and a truth value on the device: whether all losses and the
@@ -499,23 +519,21 @@ impl Tally {
         let levels = 0..config.model.levels.len();
         let which = |scope: &Scope| levels.clone().map(|index| (*scope, index)).collect::<Vec<_>>();
         let spreads: Vec<(Scope, usize)> = scopes.iter().flat_map(which).collect();
-        let length = sgd.gradient_norm()?;
-        let mut readings = [tch::no_grad(|| {
+        let length = sgd.gradient_norm()?.to_kind(Kind::Double);
+        let mut means = tch::no_grad(|| {
             let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, None);
-            let mut rest: Vec<Tensor> =
-                spreads.iter().map(|(scope, index)| self.spread(*scope, *index)).collect();
+            let moments: Vec<Tensor> =
+                spreads.iter().map(|(scope, index)| self.moments(*scope, *index)).collect();
             let stop = if world.is_asked_to_stop() { 1.0 } else { 0.0 };
-            rest.push(length.full_like(stop));
-            rest.push(length);
-            Tensor::cat(&[terms.flatten(0, -1), Tensor::stack(&rest, 0)], 0)
-        })];
-        world.average(&mut readings)?;
-        let [readings] = readings;
-        let terms = (levels.len() * Pair::all(local).len() * READINGS) as i64;
-        let applied = tch::no_grad(|| {
-            let losses = readings.narrow(0, 0, terms).view([-1, READINGS as i64]).select(1, 0);
-            let length = readings.narrow(0, readings.size()[0] - 1, 1);
-            Tensor::cat(&[losses, length], 0).isfinite().all()
+            let rest = Tensor::stack(&[length.full_like(stop), length], 0);
+            [terms.flatten(0, -1).to_kind(Kind::Double), Tensor::stack(&moments, 0), rest]
+        });
+        world.average(&mut means)?; // one collective
+        let [terms, moments, rest] = means;
+        let (readings, applied) = tch::no_grad(|| {
+            let losses = terms.view([-1, READINGS as i64]).select(1, 0);
+            let applied = Tensor::cat(&[losses, rest.narrow(0, 1, 1)], 0).isfinite().all();
+            (Tensor::cat(&[&terms, &spread(&moments), &rest], 0), applied)
         });
         let pending = Pending {
             readings: Download::begin(&readings)?,
@@ -526,6 +544,13 @@ impl Tally {
         };
         Ok((pending, applied))
     }
+}
+
+/// Standard deviation over the batch of all ranks, averaged over the coordinates: `[levels]` of means and mean
+/// squares `[levels, 2, d]`.
+fn spread(moments: &Tensor) -> Tensor {
+    let (mean, square) = (moments.select(1, 0), moments.select(1, 1));
+    (square - mean.square()).clamp_min(0.0).sqrt().mean_dim(1, false, None)
 }
 
 /// What a step saw, on its way to the host.
@@ -546,7 +571,7 @@ impl Pending {
     /// When the device failed.
     pub fn wait(self) -> Result<StepReport, StepError> {
         let (pairs, levels) = (self.pairs, &self.levels);
-        let host = Vec::<f64>::try_from(self.readings.wait()?.to_kind(Kind::Double))
+        let host = Vec::<f64>::try_from(self.readings.wait()?)
             .expect("a vector of doubles on the host converts");
         let (of_terms, rest) = host.split_at(levels.len() * pairs.len() * READINGS);
         let names = levels.iter().flat_map(|level| pairs.iter().map(move |pair| (*level, *pair)));

@@ -1,8 +1,8 @@
 //! The training loop, one screen; the only place that knows everything.
 //!
 //! A run is a folder. [`train`] opens it (new, or where its last checkpoint left off), then repeats:
-//! take a batch, make an update, write down what it saw, save when due. On a CPU a run that was
-//! killed and resumed has the same losses and weights, bit for bit, as one that was not.
+//! take a batch, make an update, write down what it saw, save when due. On CPUs a run that was killed
+//! or stopped and resumed on as many ranks has the same losses and weights, bit for bit, as one that was not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -698,6 +698,7 @@ impl Run {
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.as_ref().map_or(Cursor::default(), |state| state.cursor);
         let resumed = state.is_some();
+        let collapsing = state.map_or_else(Vec::new, |state| state.collapsing);
         let (saved, damaged, lock) = match saved {
             None => (None, Vec::new(), None),
             Some(Resumed { saved, damaged, lock }) => (Some(saved), damaged, Some((step, lock))),
@@ -754,7 +755,7 @@ impl Run {
             under_way: None,
             replaced: 0,
             stop: false,
-            collapsing: Vec::new(),
+            collapsing,
             window,
         };
         if run.lead.is_some() {
@@ -983,17 +984,6 @@ impl Run {
         Ok(dist::check::compare(&*self.world, self.step, &groups)?)
     }
 
-    /// Makes the running statistics of batch normalisation the means over the ranks: they are
-    /// linear in what was seen, so this is what one rank would have that saw it all. Training does
-    /// not read them, so ranks keep their own until somebody does.
-    fn average_statistics(&self) -> Result<(), TrainError> {
-        let running = |(name, _): &(String, Tensor)| {
-            name.ends_with("running_mean") || name.ends_with("running_var")
-        };
-        let all = self.model.tensors().into_iter().filter(running).map(|(_, tensor)| tensor);
-        Ok(self.world.average(&mut all.collect::<Vec<_>>())?)
-    }
-
     /// Of the next update.
     fn learning_rate(&self) -> f64 {
         let Cursor { epoch, step } = self.cursor;
@@ -1018,7 +1008,6 @@ impl Run {
     fn save(&mut self) -> Result<(), TrainError> {
         self.look()?;
         self.world.at(self.step, Move::Save);
-        self.average_statistics()?;
         if let Some(lead) = &mut self.lead {
             // Metrics first: a checkpoint promises that its steps are written down.
             lead.metrics.sync()?;
@@ -1035,6 +1024,7 @@ impl Run {
             step: self.step,
             fingerprint: self.set.fingerprint(),
             samples: self.set.len(),
+            collapsing: self.collapsing.clone(),
         };
         checkpoint::save(&self.folder, &state, &self.model.tensors(), &self.sgd.tensors())?;
         Ok(())
@@ -1049,7 +1039,6 @@ impl Run {
             return Ok(());
         }
         self.world.at(self.step, Move::Monitor);
-        self.average_statistics()?;
         self.run_knn(stop)?;
         Ok(self.world.after_first()?)
     }

@@ -358,6 +358,7 @@ fn a_run_is_exported_from_the_command_line() {
         fingerprint: 1,
         ranks: 1,
         samples: 1,
+        collapsing: Vec::new(),
     };
     checkpoint::save(&run, &state, &model.tensors(), &[]).unwrap();
     let expected = export::backbone(&model.tensors(), Encoder::Query).unwrap();

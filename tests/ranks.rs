@@ -9,7 +9,7 @@ mod support;
 #[path = "support/world.rs"]
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ use std::process::Command;
 use detco::checkpoint;
 use remote_server::{Answer, Server};
 use support::{DETCO, detco_fails, detco_ok, path, shards};
-use world::{Ranks, batches, losses, new_run, send, wait_for_step};
+use world::{Ranks, batches, losses, new_run, send, try_send, wait_for_step};
 
 #[test]
 fn one_to_four_ranks_train_on_the_same_batches() {
@@ -27,12 +27,21 @@ fn one_to_four_ranks_train_on_the_same_batches() {
         let run = folder.path().join(ranks);
         detco_ok(&new_run(&data, &run, &["--ranks", ranks, "--set", "train.epochs=2"]));
         assert_eq!(checkpoint::list(&run).unwrap().len(), 2);
-        runs.push((batches(&run), losses(&run)));
+        runs.push((batches(&run), losses(&run), spreads(&run)));
     }
     assert_eq!(runs[0].0.len(), 4);
     assert!(runs[0].0.values().all(|batch| batch.len() == 24));
-    for (order, losses) in &runs[1..] {
+    for (order, losses, spreads) in &runs[1..] {
         assert_eq!(*order, runs[0].0);
+        assert_eq!(spreads.len(), 4 * 8, "four steps, four levels, crops and patches");
+        for (name, spread) in spreads {
+            let off = (spread / runs[0].2[name] - 1.0).abs();
+            assert!(
+                off < 1e-4,
+                "{name:?}: {spread} of all ranks' samples, not {}",
+                runs[0].2[name]
+            );
+        }
         for (step, loss) in losses {
             let off = (loss / runs[0].1[step] - 1.0).abs();
             assert!(off < 1e-4, "step {step}: loss {loss}, not {}", runs[0].1[step]);
@@ -232,6 +241,63 @@ fn a_killed_first_rank_takes_its_store_along_and_is_named() {
     assert_eq!(ranks.codes(), [None, Some(69)]);
     let said = ranks.said(1);
     assert!(said.contains("served by rank 0, does not answer"), "{said}");
+}
+
+#[test]
+fn ranks_1_trains_alone_in_any_environment() {
+    let (folder, data) = shards(8);
+    let worlds: [&[(&str, &str)]; 3] = [
+        &[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")],
+        &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_ID", "0")],
+        &[("PMI_RANK", "3")],
+    ];
+    for (i, variables) in worlds.iter().enumerate() {
+        let run = folder.path().join(i.to_string());
+        let mut command = Command::new(DETCO);
+        command.args(new_run(&data, &run, &["--ranks", "1", "--set", "train.epochs=1"]));
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{variables:?}: {said}");
+        assert!(!said.contains(" ranks"), "{said}");
+        assert_eq!(said.contains("warning: alone in a world of 2 that"), i == 0, "{said}");
+    }
+}
+
+/// As two pods with two GPUs each, on one machine.
+#[test]
+fn a_launcher_on_each_of_two_machines_makes_one_world() {
+    let (folder, data) = shards(14);
+    let run = folder.path().join("run");
+    let port = world::free_port().to_string();
+    let args = new_run(&data, &run, &["--ranks", "2", "--set", "train.epochs=2"]);
+    let pod = |rank: &str| {
+        let said = File::create(folder.path().join(format!("pod.{rank}"))).unwrap();
+        let mut command = Command::new(DETCO);
+        command.args(&args).env("RANK", rank).env("WORLD_SIZE", "2").env("OMP_NUM_THREADS", "1");
+        command.env("MASTER_ADDR", "localhost").env("MASTER_PORT", &port);
+        command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
+    };
+    let said = |rank| std::fs::read_to_string(folder.path().join(format!("pod.{rank}"))).unwrap();
+    for (rank, mut pod) in ["0", "1"].map(|rank| (rank, pod(rank))) {
+        let status = pod.wait().unwrap();
+        assert!(status.success(), "pod {rank}: {status}: {}", said(rank));
+    }
+    assert!(said("0").contains(", 4 ranks,"), "{}", said("0"));
+    assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 4);
+    assert!(batches(&run).values().all(|batch| batch.len() == 24));
+}
+
+#[test]
+fn ranks_meet_at_an_address_of_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no ::1");
+        return;
+    }
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let args = new_run(&data, &run, &["--set", "train.epochs=1"]);
+    let mut ranks = Ranks::start_at_address("[::1]", folder.path(), &[args.clone(), args]);
+    assert_eq!(ranks.codes(), [Some(0); 2], "{}{}", ranks.said(0), ranks.said(1));
 }
 
 #[test]

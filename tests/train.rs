@@ -241,6 +241,23 @@ fn a_collapse_is_named() {
     assert!(error.contains("collapse: since step 1 ") && error.contains("Res"), "{error}");
 }
 
+/// Steps before a restart count.
+#[test]
+fn a_collapse_goes_on_over_a_restart() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let sets = ["train.epochs=50", "monitor.collapse_share=0.99", "monitor.collapse_steps=5"];
+    let resume = |steps| support::detco(&["train", "--resume", path(&run), "--set", steps]);
+    detco_ok(&new_run(&data, &run, &[&sets[..], &["train.steps_max=2"]].concat()));
+    let saved = checkpoint::open(&run, None).unwrap().state.collapsing;
+    assert!(saved.contains(&Some(1)), "{saved:?}");
+    assert!(resume("train.steps_max=4").status.success());
+    let output = resume("train.steps_max=50");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{error}");
+    assert!(error.contains("collapse: since step 1 ") && error.contains(" at step 5)"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_resumed_says_why() {
     let (folder, data) = shards(8);

@@ -15,7 +15,7 @@ use super::watch::{Limits, Watch};
 use super::{Collective, DistError, Move, Operation};
 use crate::config::{self, Compress};
 use crate::shim::ShimError;
-use crate::shim::c10d::{Group, Member, Reducer, Role, Store, Wire};
+use crate::shim::c10d::{Group, Member, Reducer, Role, Store, Wire, taking_part};
 
 /// Between two looks at whether rank 0 is done with what it does alone.
 const LOOK: Duration = Duration::from_millis(5);
@@ -161,24 +161,17 @@ impl C10d {
         2 * bytes * (self.member.size as u64 - 1) / self.member.size as u64
     }
 
-    /// The first backward pass shows which parameters take part; from then on the reducer averages
-    /// their gradients while backward runs.
-    fn first_backward(&self, loss: &Tensor, parameters: &[Tensor]) -> Result<Reducer, DistError> {
-        loss.f_backward().map_err(|source| DistError::Backward { source })?;
-        let with_gradient = parameters
-            .iter()
-            .map(|parameter| (parameter, parameter.grad()))
-            .filter(|(_, g)| g.defined());
-        let (taking_part, mut gradients): (Vec<Tensor>, Vec<Tensor>) =
-            with_gradient.map(|(parameter, grad)| (parameter.shallow_clone(), grad)).unzip();
-        self.average(&mut gradients)?;
+    /// The reducer of this run, which averages gradients while backward runs. Which parameters take part
+    /// shows the graph of the first loss; the first step is averaged as all others are, so that a run that is
+    /// started again has the same bits.
+    fn reducer_for(&self, loss: &Tensor, parameters: &[Tensor]) -> Result<Reducer, DistError> {
         let wire = match self.options.compress {
             Compress::None => Wire::Whole,
             Compress::Bf16 => Wire::Bf16,
         };
         let bucket_bytes = self.options.bucket_mb << 20;
         self.run(Operation::Gradients, 0, |group| {
-            Reducer::new(group, &taking_part, bucket_bytes, wire)
+            Reducer::new(group, &taking_part(loss, parameters)?, bucket_bytes, wire)
         })
     }
 }
@@ -242,9 +235,9 @@ impl Collective for C10d {
 
     fn backward(&self, loss: &Tensor, parameters: &[Tensor]) -> Result<(), DistError> {
         let mut reducer = self.reducer.borrow_mut();
-        let Some(reducer) = reducer.as_ref() else {
-            *reducer = Some(self.first_backward(loss, parameters)?);
-            return Ok(());
+        let reducer = match reducer.as_ref() {
+            Some(reducer) => reducer,
+            None => reducer.insert(self.reducer_for(loss, parameters)?),
         };
         self.run(Operation::Gradients, 0, |_| reducer.backward(loss))?;
         let whole: u64 = parameters.iter().filter(|p| p.grad().defined()).map(bytes_of).sum();

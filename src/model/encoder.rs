@@ -219,27 +219,40 @@ impl Encoder {
         }
     }
 
+    /// What one pass saw, averaged over the groups: mean and unbiased variance of every normalisation, side by
+    /// side `[2 c of each]`. None if the pass had none.
+    pub fn seen(&self, moments: &Moments) -> Option<Tensor> {
+        tch::no_grad(|| norm::mean_of(&self.backbone.settling(moments)))
+    }
+
     /// Moves the running statistics towards what one pass saw.
     pub fn settle(&mut self, moments: &Moments) {
-        self.move_statistics(moments, None)
+        let Some(seen) = self.seen(moments) else { return };
+        self.move_statistics(moments, &seen, None)
             .expect("moments have the statistics' type and lie on their device");
     }
 
-    /// As [`Encoder::settle`], but where `applied`, a truth value on the device, is false, nothing
-    /// changes.
+    /// As [`Encoder::settle`], towards `seen` in place of this pass's own [`Encoder::seen`]: its mean over the
+    /// ranks. Where `applied`, a truth value on the device, is false, nothing changes.
     ///
     /// # Errors
     /// When libtorch fails.
-    pub fn settle_if(&mut self, moments: &Moments, applied: &Tensor) -> Result<(), ShimError> {
-        self.move_statistics(moments, Some(applied))
+    pub fn settle_if(
+        &mut self,
+        moments: &Moments,
+        seen: &Tensor,
+        applied: &Tensor,
+    ) -> Result<(), ShimError> {
+        self.move_statistics(moments, seen, Some(applied))
     }
 
     fn move_statistics(
         &mut self,
         moments: &Moments,
+        seen: &Tensor,
         applied: Option<&Tensor>,
     ) -> Result<(), ShimError> {
-        tch::no_grad(|| norm::settle_all(&self.backbone.settling(moments), applied))
+        tch::no_grad(|| norm::settle_all(&self.backbone.settling(moments), seen, applied))
     }
 }
 

@@ -30,21 +30,31 @@ pub(super) struct Settling {
     tracked: Tensor,
 }
 
-/// Moves running statistics towards what a pass saw, in a few launches for all of them. Where
-/// `applied`, a truth value on the device, is false, nothing changes.
-pub(super) fn settle_all(all: &[Settling], applied: Option<&Tensor>) -> Result<(), ShimError> {
-    let Some(first) = all.first() else { return Ok(()) };
-    let running: Vec<Tensor> =
-        all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
-    let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
+/// Means over the groups of what a pass saw, all layers side by side: `[2 c of each layer]`. None if no layer
+/// took part.
+pub(super) fn mean_of(all: &[Settling]) -> Option<Tensor> {
+    let first = all.first()?;
     // Each chunk went through all layers: side by side, their groups are rows.
     let chunks = (0..first.seen.len()).map(|chunk| {
         let layers = all.iter().filter_map(|one| one.seen.get(chunk)).flatten();
         Tensor::cat(&layers.collect::<Vec<_>>(), 1)
     });
-    let seen = Tensor::cat(&chunks.collect::<Vec<_>>(), 0).mean_dim(0, false, None);
+    Some(Tensor::cat(&chunks.collect::<Vec<_>>(), 0).mean_dim(0, false, None))
+}
+
+/// Moves running statistics towards `seen`, as [`mean_of`] gives it, in a few launches for all of them. Where
+/// `applied`, a truth value on the device, is false, nothing changes.
+pub(super) fn settle_all(
+    all: &[Settling],
+    seen: &Tensor,
+    applied: Option<&Tensor>,
+) -> Result<(), ShimError> {
+    let Some(first) = all.first() else { return Ok(()) };
+    let running: Vec<Tensor> =
+        all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
+    let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
     let before = Tensor::cat(&running, 0);
-    let mut after = before.lerp(&seen, MOMENTUM);
+    let mut after = before.lerp(seen, MOMENTUM);
     let mut one = first.tracked.ones_like();
     if let Some(applied) = applied {
         // Not a product: what is not finite times 0 is not finite.
@@ -259,7 +269,7 @@ impl BatchNorm {
         )
     }
 
-    /// What [`settle_all`] needs; nothing if this layer took no part.
+    /// What [`mean_of`] and [`settle_all`] need; nothing if this layer took no part.
     pub(super) fn settling(&self, moments: &Moments) -> Option<Settling> {
         let seen = moments.0.get(self.slot).filter(|seen| !seen.is_empty())?;
         Some(Settling {

@@ -7,6 +7,8 @@
 
 #include <c10/util/env.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -21,6 +23,8 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace detco {
@@ -54,8 +58,16 @@ struct Work : Counted<Work> {
   c10::intrusive_ptr<c10d::Work> work;
 };
 
+// Keeps the buckets that it begins with. DistributedDataParallel makes them anew after its first backward
+// pass, in the order in which gradients came: a run that is started again would then sum one step in other
+// buckets than a run that was never stopped, and differ from it in the last bits.
+struct FixedBuckets : c10d::Reducer {
+  using c10d::Reducer::Reducer;
+  void keep() { has_rebuilt_bucket_ = true; }
+};
+
 struct Reducer : Counted<Reducer> {
-  std::unique_ptr<c10d::Reducer> reducer;
+  std::unique_ptr<FixedBuckets> reducer;
 };
 
 // Sends the mean of a bucket as bfloat16: half the bytes, eight bits of mantissa.
@@ -152,7 +164,7 @@ int32_t detco_store_open(const char* host, int64_t host_len, uint16_t port, int3
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serve != 0;
-    options.waitWorkers = false;  // who is here is agreed upon by name, see dist/agree.rs
+    options.waitWorkers = false;  // who is here is agreed upon by name, see dist/meeting.rs
     options.timeout = Millis(timeout_ms);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(text(host, host_len), options);
     *found_port = tcp->getPort();
@@ -318,28 +330,60 @@ void detco_work_close(Work* work) noexcept {
   guarded(message, 1, [&] { delete work; });
 }
 
+// Which of `parameters` get a gradient in a backward pass from `loss`: 1 in `reached`, else 0.
+int32_t detco_graph_reaches(at::Tensor* loss, at::Tensor* const* parameters, int64_t count,
+                            uint8_t* reached, char* message, int64_t message_len) noexcept {
+  return guarded(message, message_len, [&] {
+    using torch::autograd::Node;
+    std::unordered_map<const Node*, int64_t> leaves;
+    std::vector<std::shared_ptr<Node>> alive;
+    for (int64_t i = 0; i < count; ++i) {
+      reached[i] = 0;
+      if (!parameters[i]->requires_grad()) continue;
+      alive.push_back(torch::autograd::impl::grad_accumulator(*parameters[i]));
+      leaves[alive.back().get()] = i;
+    }
+    std::unordered_set<const Node*> seen;
+    std::vector<const Node*> left = {loss->grad_fn().get()};
+    while (!left.empty()) {
+      const Node* node = left.back();
+      left.pop_back();
+      if (node == nullptr || !seen.insert(node).second) continue;
+      const auto leaf = leaves.find(node);
+      if (leaf != leaves.end()) reached[leaf->second] = 1;
+      for (const auto& edge : node->next_edges()) left.push_back(edge.function.get());
+    }
+  });
+}
+
 // Averages the gradients of `parameters` over the group from now on, at the end of each
-// `detco_reducer_backward`. Buckets are filled from the last parameter to the first until the first
-// backward pass has shown in which order gradients come.
+// `detco_reducer_backward`. Buckets are filled from the last parameter to the first, since gradients come
+// about in that order: a small one, so that sending begins early, then those of `bucket_bytes`.
 int32_t detco_reducer_open(Group* group, at::Tensor* const* parameters, int64_t count,
                            int64_t bucket_bytes, int32_t bf16, Reducer** handle, char* message,
                            int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
-    std::vector<at::Tensor> all;
+    std::vector<at::Tensor> all, backwards;
+    std::vector<int64_t> places;
     for (int64_t i = 0; i < count; ++i) all.push_back(*parameters[i]);
+    for (int64_t i = count; i-- > 0;) {
+      backwards.push_back(all[i]);
+      places.push_back(i);
+    }
     const std::vector<bool> sparse(all.size(), false);
     const int64_t first = std::min<int64_t>(c10d::kDefaultFirstBucketBytes, bucket_bytes);
     const std::vector<size_t> caps = {static_cast<size_t>(first),
                                       static_cast<size_t>(bucket_bytes)};
-    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(all, caps, sparse));
-    std::reverse(buckets.begin(), buckets.end());
+    auto buckets =
+        std::get<0>(c10d::compute_bucket_assignment_by_size(backwards, caps, sparse, places));
     c10d::verify_params_across_processes(group->group, all, std::nullopt);
     auto made = std::make_unique<Reducer>();
-    made->reducer = std::make_unique<c10d::Reducer>(
+    made->reducer = std::make_unique<FixedBuckets>(
         all, buckets, group->group, sparse, bucket_bytes, /*find_unused_parameters=*/false,
         /*gradient_as_bucket_view=*/false, std::unordered_map<size_t, std::string>(), first,
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
         std::vector<int64_t>());
+    made->reducer->keep();
     if (bf16 != 0) {
       made->reducer->register_comm_hook(std::make_unique<Bf16Hook>(group->group));
     }
@@ -351,9 +395,7 @@ int32_t detco_reducer_open(Group* group, at::Tensor* const* parameters, int64_t 
 int32_t detco_reducer_backward(Reducer* reducer, at::Tensor* loss, char* message,
                                int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
-    auto& c10d = *reducer->reducer;
-    if (c10d.should_rebuild_buckets()) c10d.rebuild_buckets();
-    c10d.prepare_for_backward({*loss});
+    reducer->reducer->prepare_for_backward({*loss});
     loss->backward();
   });
 }

@@ -160,6 +160,14 @@ mod ffi {
             message_len: i64,
         ) -> i32;
         pub(super) fn detco_work_close(work: *mut Opaque);
+        pub(super) fn detco_graph_reaches(
+            loss: TensorPtr,
+            parameters: *const TensorPtr,
+            count: i64,
+            reached: *mut u8,
+            message: *mut c_char,
+            message_len: i64,
+        ) -> i32;
         pub(super) fn detco_reducer_open(
             group: *mut Opaque,
             parameters: *const TensorPtr,
@@ -657,6 +665,31 @@ impl Drop for Group {
     }
 }
 
+/// Those of `parameters` that get a gradient in a backward pass from the scalar `loss`, in their order.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn taking_part(loss: &Tensor, parameters: &[Tensor]) -> Result<Vec<Tensor>, ShimError> {
+    let pointers: Vec<ffi::TensorPtr> = parameters.iter().map(ffi::tensor).collect();
+    let mut reached = vec![0_u8; pointers.len()];
+    call(|message, message_len| {
+        // SAFETY: all tensors live through the call; there are as many pointers as said, and room for as
+        // many results.
+        unsafe {
+            ffi::detco_graph_reaches(
+                ffi::tensor(loss),
+                pointers.as_ptr(),
+                pointers.len() as i64,
+                reached.as_mut_ptr(),
+                message,
+                message_len,
+            )
+        }
+    })?;
+    let reached = parameters.iter().zip(reached).filter(|(_, reached)| *reached == 1);
+    Ok(reached.map(|(parameter, _)| parameter.shallow_clone()).collect())
+}
+
 /// How gradients travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
@@ -667,7 +700,8 @@ pub enum Wire {
 }
 
 /// Averages gradients over a group while backward runs, bucket by bucket: the core of PyTorch's
-/// DistributedDataParallel.
+/// DistributedDataParallel. The buckets depend on the parameters alone, so that every backward pass sums in
+/// the same order, the first after a restart too.
 #[derive(Debug)]
 pub struct Reducer {
     handle: NonNull<ffi::Opaque>,
@@ -735,6 +769,7 @@ impl Drop for Reducer {
 mod tests {
     use super::*;
 
+    const FLOAT: (tch::Kind, tch::Device) = (tch::Kind::Float, tch::Device::Cpu);
     const SOON: Duration = Duration::from_secs(20);
 
     fn serve() -> Store {
@@ -771,6 +806,7 @@ mod tests {
         store_keeps_what_it_is_given();
         collectives();
         gradients_are_averaged();
+        every_backward_pass_sums_in_the_same_order();
         a_barrier_names_who_is_missing();
         errors_are_words();
         assert_eq!(live_handles(), [0; 4], "stores, groups, works, reducers");
@@ -841,6 +877,37 @@ mod tests {
                     }
                     parameters.iter().for_each(|p| p.shallow_clone().zero_grad());
                 }
+            });
+        }
+    }
+
+    /// Of a new reducer the first pass has the bits of an old one's third. The gradients come in another order
+    /// than the parameters stand in, and fill several buckets.
+    fn every_backward_pass_sums_in_the_same_order() {
+        for wire in [Wire::Whole, Wire::Bf16] {
+            ranks(3, |group| {
+                let leaf = |i: i64| (Tensor::arange(300, FLOAT) / (i + 7)).set_requires_grad(true);
+                let parameters: Vec<Tensor> = (0..6).map(leaf).collect();
+                let unused = leaf(9);
+                let loss = || {
+                    let x = (group.member.rank as f64 + 1.0) / 7.0;
+                    let each = [3, 0, 5, 1, 4, 2].map(|i| (&parameters[i] * x).sin().sum(None));
+                    each.iter().fold(Tensor::from(0.0_f32), |sum, one| (sum + one) * 1.1)
+                };
+                let all: Vec<Tensor> =
+                    parameters.iter().chain([&unused]).map(Tensor::shallow_clone).collect();
+                let found = taking_part(&loss(), &all).unwrap();
+                assert_eq!(found, parameters, "in their order, without the one that is not used");
+                let passes = |count: usize| -> Vec<Tensor> {
+                    let reducer = Reducer::new(group, &found, 2400, wire).unwrap();
+                    for _ in 0..count {
+                        parameters.iter().for_each(|p| p.shallow_clone().zero_grad());
+                        reducer.backward(&loss()).unwrap();
+                    }
+                    parameters.iter().map(|p| p.grad().copy()).collect()
+                };
+                let third = passes(3);
+                assert_eq!(passes(1), third, "{wire:?}");
             });
         }
     }
