@@ -159,8 +159,7 @@ pub struct LoaderOptions {
     /// Batches that may be finished or in work ahead of the consumer, at least 1.
     pub batches_ahead: usize,
     /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size
-    /// ([`needed`] says when), where the decoder can: most of a photo's time, for a mean error
-    /// below a level. The plan decides, so that every worker makes the same pixels.
+    /// ([`needed`] says when), for a mean error below a level. The plan decides, so that every worker makes the same pixels.
     pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,
@@ -265,11 +264,26 @@ pub struct BadSample {
 
 impl BadSample {
     /// What to do about it: a shard that did not come is not this sample's fault.
-    fn hint(&self) -> &'static str {
+    fn hint(&self) -> String {
         match &self.error {
-            SampleError::Shard(ShardError::Remote { .. }) => "",
-            _ => "\nhint: data.on_bad_sample = \"skip\" goes on without it",
+            SampleError::Shard(ShardError::Remote { .. }) => String::new(),
+            SampleError::Shard(_) => {
+                "\nhint: data.on_bad_sample = \"skip\" goes on without it".to_owned()
+            }
+            _ => format!(
+                "\nhint: data.on_bad_sample = \"skip\" goes on without it; {}",
+                self.finders()
+            ),
         }
+    }
+
+    /// The commands that find all images like this one.
+    fn finders(&self) -> String {
+        let folder = self.shard.parent().unwrap_or(Path::new(".")).display();
+        format!(
+            "`detco verify --decode {folder}` names all images that cannot be decoded, and \
+             `detco pack --check` refuses them while packing"
+        )
     }
 }
 
@@ -898,8 +912,16 @@ impl Drop for Loader {
     }
 }
 
+/// A bad sample that ended a run, and how to find those like it.
 fn describe(bad: &BadSample) -> String {
-    format!("{}: sample {:?} at byte {}: {}", bad.shard.display(), bad.key, bad.offset, bad.error)
+    let hint = match &bad.error {
+        SampleError::Shard(_) => String::new(),
+        SampleError::Decode(_) | SampleError::Panicked { .. } => {
+            format!("\nhint: {}", bad.finders())
+        }
+    };
+    let shard = bad.shard.display();
+    format!("{shard}: sample {:?} at byte {}: {}{hint}", bad.key, bad.offset, bad.error)
 }
 
 impl Iterator for Loader {

@@ -24,14 +24,16 @@ use crate::console::plural;
 /// Classes: in a folder, the first folder below SOURCE; in a tar, the folder an image lies in, or
 /// its .cls neighbour; in a tar of tars, the inner tar's name.
 ///
-/// Images keep their bytes unless --resize-short says otherwise; other formats than JPEG become
-/// JPEGs of quality 95. The same input and options give the same bytes, on any machine and with
+/// Images keep their bytes unless --resize-short or --upright say otherwise; other formats than JPEG
+/// become JPEGs of quality 95. A JPEG is refused here if its header already shows that training would
+/// refuse it; --check also decodes it, which finds damaged pixels. The same input and options give the same bytes, on any machine and with
 /// any number of workers.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   detco pack ILSVRC/train shards/train
   detco pack ILSVRC2012_img_train.tar shards/train --on-error skip
+  detco pack photos shards --check --on-error skip         # damaged images are left out
   detco pack photos shards --resize-short 256 --quality 90 --shard-size 256MiB
   detco pack ILSVRC/train shards/train --resume           # after a kill or a full disk
   detco pack ILSVRC/train /net/shards --part 2/4          # on the second of four machines
@@ -64,6 +66,16 @@ pub struct Args {
     /// JPEG quality of re-encoded images
     #[arg(long, value_name = "Q", default_value_t = 95, requires = "resize_short")]
     quality: u8,
+
+    /// Decode every image once, so that what training would refuse is found now
+    #[arg(long)]
+    check: bool,
+
+    /// Turn images upright by their EXIF orientation: they become new JPEGs, of quality 95 if they
+    /// are not resized. Without it the orientation is ignored, here and in training, as
+    /// torchvision's ImageFolder does
+    #[arg(long)]
+    upright: bool,
 
     /// Pack the K-th of N parts; the parts of N machines in one folder are one data set
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = part)]
@@ -108,6 +120,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 Policy::Fail => OnError::Fail,
                 Policy::Skip => OnError::Skip,
             },
+            check: args.check,
+            upright: args.upright,
         },
         part: args.part,
         workers: args.workers.unwrap_or(cores).max(1),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use detco_shards::format::verify::{self, Report};
+use detco_shards::format::verify::{self, Images, Report};
 use detco_shards::stream::remote;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
@@ -17,15 +17,23 @@ use crate::console::plural;
 /// shard, each index against its shard, and all counts against manifest.json. Shards of other
 /// programs, without a manifest, are checked for structure and index.
 ///
+/// With --decode every image is decoded as well, which finds those that would end training: it names
+/// shard, sample and reason. `detco pack --check` does the same before the shards are written.
+///
 /// Ends with code 1 when anything is wrong.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   detco verify shards/train
+  detco verify shards/train --decode                      # every image decoded once
   detco verify shards/train --json | jq '.faults[]'")]
 pub struct Args {
     /// Folder of shards, or its URL: then the shards are fetched into the cache
     folder: PathBuf,
+
+    /// Decode every image too
+    #[arg(long)]
+    decode: bool,
 
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -94,9 +102,12 @@ fn shown(args: &Args) -> String {
 
 fn look(args: &Args, workers: usize, read: &AtomicU64) -> anyhow::Result<Report> {
     let url = args.folder.to_str().filter(|folder| remote::is_url(folder));
+    let images = if args.decode { Images::Decode } else { Images::Read };
     Ok(match url {
-        Some(url) => remote::verify(&[url.to_owned()], &args.cache.remote(), workers, read)?,
-        None => verify::folder(&args.folder, workers, read)?,
+        Some(url) => {
+            remote::verify_with(&[url.to_owned()], &args.cache.remote(), images, workers, read)?
+        }
+        None => verify::folder_with(&args.folder, images, workers, read)?,
     })
 }
 

@@ -1,8 +1,9 @@
 //! Reads every byte of a folder of shards and names every fault.
 //!
 //! Checked: the tar's structure, every member's CRC-32C, every shard's SHA-256, the index against
-//! what walking the shard gives, counts against the manifest, samples that cannot be used. A fault
-//! in one place does not hide those behind it: where the manifest has the index's checksum, the index
+//! what walking the shard gives, counts against the manifest, samples that cannot be used; and, where
+//! that is asked for, whether every image can be decoded. A fault in one place does not hide those
+//! behind it: where the manifest has the index's checksum, the index
 //! says where to read on behind a broken header.
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use super::map::Map;
 use super::tar::{Kind, Walker};
 use super::{Blame, ShardError, SpecFault, StaleFault, writer};
+use crate::decode::{Decoder, Image};
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -59,12 +61,37 @@ impl Report {
     }
 }
 
-/// Verifies all shards of a folder on `workers` threads; `read` counts bytes as they are read.
+/// What is done with each image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Images {
+    /// Its bytes are read.
+    #[default]
+    Read,
+    /// It is decoded, all of it, as training would.
+    Decode,
+}
+
+/// Verifies all shards of a folder on `workers` threads, without decoding their images; `read` counts
+/// bytes as they are read.
 ///
 /// # Errors
 ///
 /// The folder cannot be listed, or is a file. Whatever is wrong with the files is a [`Fault`].
 pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report, ShardError> {
+    folder_with(folder, Images::Read, workers, read)
+}
+
+/// As [`folder`], with a word on what is done with images.
+///
+/// # Errors
+///
+/// As [`folder`].
+pub fn folder_with(
+    folder: &Path,
+    images: Images,
+    workers: usize,
+    read: &AtomicU64,
+) -> Result<Report, ShardError> {
     let mut report = Report::default();
     if folder.is_file() {
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -99,7 +126,7 @@ pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report,
         for _ in 0..workers.clamp(1, records.len().max(1)) {
             scope.spawn(|| {
                 while let Some((path, record)) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let one = shard(path, record.as_ref(), read);
+                    let one = shard(path, record.as_ref(), images, read);
                     // A poisoned lock means that a sibling panicked; its report still counts.
                     let mut total = total.lock().unwrap_or_else(|poison| poison.into_inner());
                     total.add(one);
@@ -151,7 +178,12 @@ fn join(
     }
 }
 
-pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64) -> Report {
+pub(crate) fn shard(
+    path: &Path,
+    record: Option<&ShardRecord>,
+    images: Images,
+    read: &AtomicU64,
+) -> Report {
     let mut report = Report { shards: 1, ..Report::default() };
     let map = match Map::open(path) {
         Ok(map) => map,
@@ -201,10 +233,11 @@ pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64)
         members += 1;
     }
     report.samples = text.samples();
-    if let Err(error) = Table::walk(&map)
-        && !matches!(error, ShardError::Tar { .. })
-    {
-        report.faults.push(fault_of(path, &error));
+    match Table::walk(&map) {
+        Ok(table) if images == Images::Decode => decode(&map, &table, &mut report),
+        // That the tar is broken is said already.
+        Ok(_) | Err(ShardError::Tar { .. }) => {}
+        Err(error) => report.faults.push(fault_of(path, &error)),
     }
     index.check(&map, &text.finish(), whole, &mut report);
     if let Some(record) = record {
@@ -215,6 +248,24 @@ pub(crate) fn shard(path: &Path, record: Option<&ShardRecord>, read: &AtomicU64)
     }
     read.fetch_add(report.bytes, Ordering::Relaxed);
     report
+}
+
+/// Decodes the image of every sample.
+fn decode(map: &Map, table: &Table, report: &mut Report) {
+    let (mut decoder, mut image) = (Decoder::new(), Image::new());
+    for entry in (0..table.len()).filter_map(|position| table.get(position)) {
+        let span = entry.image;
+        // The table was made of this very map.
+        let bytes = &map.bytes()[span.offset as usize..][..span.size as usize];
+        if let Err(error) = decoder.decode(bytes, &mut image) {
+            report.faults.push(Fault {
+                file: map.path().to_path_buf(),
+                member: Some(entry.key.to_owned()),
+                offset: Some(span.offset),
+                fault: format!("cannot be decoded: {error}"),
+            });
+        }
+    }
 }
 
 /// The index beside a shard, if there is one.

@@ -2,17 +2,19 @@
 //!
 //! A JPEG stays byte for byte what it is, whatever its colours, its coding or its EXIF orientation
 //! (which is not applied, as in torchvision's `ImageFolder`). Other formats become a JPEG of quality
-//! 95 without chroma subsampling. `--resize-short` re-encodes what is larger.
+//! 95 without chroma subsampling. `--resize-short` re-encodes what is larger, `--upright` what has an
+//! EXIF orientation; a re-encoded image has no EXIF.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use detco_resize::Filter;
 use image::codecs::jpeg::JpegEncoder;
-use image::{ExtendedColorType, ImageFormat};
+use image::metadata::Orientation;
+use image::{DynamicImage, ExtendedColorType, ImageFormat, RgbImage};
 use serde::{Deserialize, Serialize};
 
-use super::SkipReason;
+use super::{Options, SkipReason};
 use crate::decode::{Components, DecodeError, Decoder, Format, Image, Probe, probe};
 
 /// Quality of a JPEG made from another format.
@@ -54,7 +56,7 @@ impl Converter {
         &mut self,
         bytes: &'a [u8],
         extension: &[u8],
-        resize: Option<Resize>,
+        options: &Options,
         oddities: &mut Oddities,
     ) -> Result<Cow<'a, [u8]>, SkipReason> {
         if bytes.is_empty() {
@@ -65,25 +67,8 @@ impl Converter {
         let named_jpeg = is_one_of(extension, &["jpg", "jpeg", "jpe", "jfif"]);
         let stored = match kind {
             Kind::Known(found) if found.format == Format::Jpeg => {
-                met.extend(oddities_of(&found));
-                // Zeros after the end are padding. Anything else may be the middle of a picture that
-                // was cut, which training would refuse: now is the time to say so.
-                let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-                if !bytes[..end].ends_with(&[0xff, 0xd9]) {
-                    self.decoder.decode(bytes, &mut self.image)?;
-                    met.push("trailing_bytes");
-                }
                 met.extend((!named_jpeg).then_some("jpeg_under_another_name"));
-                let short = found.width.min(found.height);
-                match resize.filter(|resize| short > resize.short) {
-                    Some(resize) => {
-                        met.push("resized");
-                        self.decoder.decode(bytes, &mut self.image)?;
-                        self.shrink(resize);
-                        Cow::Owned(self.encode(found.components, resize.quality)?)
-                    }
-                    None => Cow::Borrowed(bytes),
-                }
+                self.jpeg(bytes, &found, options, &mut met)?
             }
             kind => {
                 let (name, components) = self.decode_other(bytes, &kind)?;
@@ -91,7 +76,7 @@ impl Converter {
                 met.extend(named_jpeg.then_some("other_format_under_a_jpeg_name"));
                 let short = self.image.width.min(self.image.height);
                 let mut quality = TRANSCODE_QUALITY;
-                if let Some(resize) = resize.filter(|resize| short > resize.short) {
+                if let Some(resize) = options.resize.filter(|resize| short > resize.short) {
                     met.push("resized");
                     self.shrink(resize);
                     quality = resize.quality;
@@ -103,6 +88,57 @@ impl Converter {
             *oddities.entry(name.to_owned()).or_default() += 1;
         }
         Ok(stored)
+    }
+
+    /// A JPEG: its own bytes, or another's where it is made smaller or turned.
+    fn jpeg<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        found: &Probe,
+        options: &Options,
+        met: &mut Vec<&'static str>,
+    ) -> Result<Cow<'a, [u8]>, SkipReason> {
+        met.extend(oddities_of(found));
+        // Zeros after the end are padding. Anything else may be the middle of a picture that was cut,
+        // which training would refuse: now is the time to say so.
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let trailing = !bytes[..end].ends_with(&[0xff, 0xd9]);
+        let short = found.width.min(found.height);
+        let resize = options.resize.filter(|resize| short > resize.short);
+        let turn = options.upright && found.orientation != 1;
+        if trailing || options.check || resize.is_some() || turn {
+            self.decoder.decode(bytes, &mut self.image)?;
+        }
+        met.extend(trailing.then_some("trailing_bytes"));
+        if turn {
+            met.push("turned_upright");
+            self.turn(found.orientation);
+        }
+        let mut quality = TRANSCODE_QUALITY;
+        if let Some(resize) = resize {
+            met.push("resized");
+            self.shrink(resize);
+            quality = resize.quality;
+        }
+        if resize.is_none() && !turn {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        Ok(Cow::Owned(self.encode(found.components, quality)?))
+    }
+
+    /// Turns and mirrors `self.image` as an EXIF orientation from 2 to 8 says.
+    fn turn(&mut self, orientation: u8) {
+        let Image { width, height, pixels } = std::mem::take(&mut self.image);
+        let turned = RgbImage::from_raw(width, height, pixels).map(|image| {
+            let mut image = DynamicImage::ImageRgb8(image);
+            let known = Orientation::from_exif(orientation);
+            image.apply_orientation(known.unwrap_or(Orientation::NoTransforms));
+            image.into_rgb8()
+        });
+        // The decoder's pixels are as many as its size says.
+        let turned = turned.unwrap_or_default();
+        let (width, height) = turned.dimensions();
+        self.image = Image { width, height, pixels: turned.into_raw() };
     }
 
     /// Decodes what is no JPEG into `self.image`; its name and whether it is gray.

@@ -66,16 +66,32 @@ pub struct Options {
     pub resize: Option<Resize>,
     /// What to do with a file that cannot be packed.
     pub on_error: OnError,
+    /// Decodes every image, so that what training would refuse is refused here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub check: bool,
+    /// Turns images upright by their EXIF orientation, which makes new JPEGs of them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub upright: bool,
+}
+
+/// An option that is off is not written: shards packed without it have the manifest that they had
+/// before there was such an option.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(option: &bool) -> bool {
+    !option
 }
 
 impl Default for Options {
-    /// 1000 samples a shard, shuffled with seed 0, bytes untouched, stop at the first fault.
+    /// 1000 samples a shard, shuffled with seed 0, bytes untouched and not decoded, stop at the first
+    /// fault.
     fn default() -> Self {
         Options {
             shard_size: ShardSize::Samples(1000),
             shuffle: Some(0),
             resize: None,
             on_error: OnError::Fail,
+            check: false,
+            upright: false,
         }
     }
 }
@@ -565,7 +581,7 @@ impl Work<'_> {
             }
             let stored = self.source.read(entry, buffer).and_then(|bytes| {
                 let extension = key::extension(&entry.name);
-                converter.convert(bytes, extension, self.job.options.resize, &mut oddities)
+                converter.convert(bytes, extension, &self.job.options, &mut oddities)
             });
             match stored {
                 Ok(stored) => {

@@ -192,6 +192,21 @@ pub fn verify(
     workers: usize,
     read: &AtomicU64,
 ) -> Result<Report, ShardError> {
+    verify_with(spec, options, verify::Images::Read, workers, read)
+}
+
+/// As [`verify()`], with a word on what is done with images.
+///
+/// # Errors
+///
+/// As [`verify()`].
+pub fn verify_with(
+    spec: &[String],
+    options: &RemoteOptions,
+    images: verify::Images,
+    workers: usize,
+    read: &AtomicU64,
+) -> Result<Report, ShardError> {
     let (opened, records) = open_with_records(spec, options)?;
     let Opened { shards, remote, .. } = opened;
     let Some(remote) = remote else { return Ok(Report::default()) };
@@ -206,7 +221,7 @@ pub fn verify(
             remote.shelf.want((at as u32..shards.len() as u32).collect(), 1);
             let one = match remote.shelf.hold(at as u32, &|| false) {
                 Ok(held) => {
-                    let mut one = verify::shard(held.path(), records[at].as_ref(), read);
+                    let mut one = verify::shard(held.path(), records[at].as_ref(), images, read);
                     for fault in &mut one.faults {
                         // Told by its URL, which is what the user knows.
                         let index = fault.file.extension().is_some_and(|ending| ending == "idx");
