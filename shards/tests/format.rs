@@ -302,6 +302,38 @@ proptest! {
         let map = Map::open(&folder.path().join("000000.tar")).expect("opens");
         prop_assert!(Table::read(text.as_bytes(), Path::new("x.idx"), &map).is_err());
     }
+
+    /// A sound index with a few bytes changed, gone or doubled: whatever is read of it lies in the
+    /// shard, and is what stands there.
+    #[test]
+    fn no_mutation_of_an_index_gives_bytes_outside_the_shard(
+        edits in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop::sample::select(b"0123456789 \n.vjpgcls/a".to_vec()), 0..3u8),
+            1..4,
+        ),
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        shard(folder.path(), &keys()[..3]);
+        let map = Map::open(&folder.path().join("000000.tar")).expect("opens");
+        let mut text = std::fs::read(folder.path().join("000000.idx")).expect("an index");
+        for (at, value, how) in edits {
+            let at = at.index(text.len());
+            match how {
+                0 => text[at] = value,
+                1 => text.insert(at, value),
+                _ => drop(text.remove(at)),
+            }
+        }
+        let Ok(table) = Table::read(&text, Path::new("x.idx"), &map) else { return Ok(()) };
+        let bytes = map.bytes().len() as u64;
+        for position in 0..table.len() {
+            let entry = table.get(position).expect("a sample");
+            prop_assert!(!entry.key.is_empty());
+            prop_assert!(entry.image.offset >= 512 && entry.image.offset + entry.image.size <= bytes);
+            prop_assert!(entry.class.is_none_or(|class| class.offset + class.size <= bytes));
+        }
+        prop_assert!(table.get(table.len()).is_none());
+    }
 }
 
 /// wds2idx as its documentation describes it, by means of tarfile alone.

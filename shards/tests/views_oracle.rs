@@ -164,8 +164,15 @@ fn resized_crops_are_pillows() {
     }
     for (name, mean, worst, share) in cases.compare() {
         println!("{name}: mean {mean}, worst {worst}, share {share}");
+        assert_eq!(worst, 0, "{name}: mean {mean}, worst {worst}, share {share}");
     }
 }
+
+/// Levels of 255 that a drawn view may be off, on average and at most. Crops, and each operation by
+/// itself, are Pillow's to the byte, as the tests above say; where several follow each other 0.34 and 6
+/// were seen.
+const MEAN_MAX: f64 = 0.5;
+const WORST_MAX: u64 = 12;
 
 /// Drawn plans of all recipes, end to end, on generated images and on those of DETCO_TEST_IMAGES.
 #[test]
@@ -199,7 +206,9 @@ fn drawn_views_are_torchvisions() {
     let worst = errors.iter().map(|e| e.2).max().unwrap();
     println!("{} views: mean {mean:.4}, worst mean {worst_mean:.4}, worst {worst}", errors.len());
     for (name, mean, worst, share) in errors {
-        assert!(mean <= 1.0, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
+        // A row, column or corner in the wrong place is off by tens of levels.
+        let bounded = mean <= MEAN_MAX && worst <= WORST_MAX;
+        assert!(bounded, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
     }
 }
 
