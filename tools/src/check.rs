@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::{setup, shell, tidy};
+use crate::{setup, shell, ships, tidy};
 
 /// Variables of other programs' that change what tests see: other packages for Python, colours in
 /// words, and a launcher's world where the tests run inside a job.
@@ -43,7 +43,8 @@ pub(crate) fn test(root: &Path, arguments: &[String]) -> Result<()> {
     shell::step(command.args(["test", "--workspace"]).args(arguments))
 }
 
-/// Everything but the tests: format, lints, documentation, benches as tests, our own rules.
+/// Everything but the tests: format, our own rules, dependencies, lints of all features and of none,
+/// documentation, benches as tests, and what lies outside of the workspace.
 pub(crate) fn check(root: &Path) -> Result<()> {
     let started = Instant::now();
     ready(root)?;
@@ -52,15 +53,14 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     let findings = tidy::findings(root)?;
     ensure!(findings.is_empty(), "tidy:\n  {}", findings.join("\n  "));
     no_libtorch_without_train(root)?;
-    run("clippy --workspace --all-targets -- -D warnings")?;
-    run(
-        "clippy --package detco --package detco-shards --all-targets --no-default-features -- -D warnings",
-    )?;
+    ships::dependencies(root)?;
+    ships::features(root)?;
     let mut docs = shell::cargo(root);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     shell::step(docs.args(["doc", "--workspace", "--no-deps", "--document-private-items"]))?;
     // In the tests' profile: what is asked here is whether they run, and that build exists already.
     run("test --workspace --benches")?;
+    ships::others(root)?;
     eprintln!("\ncheck: all passed in {}", shell::duration(started.elapsed()));
     Ok(())
 }

@@ -13,6 +13,7 @@ mod objects;
 mod peers;
 mod setup;
 mod shell;
+mod ships;
 mod tidy;
 
 const HELP: &str = "\
