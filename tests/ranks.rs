@@ -17,7 +17,7 @@ use std::process::Command;
 use detco::checkpoint;
 use remote_server::{Answer, Server};
 use support::{DETCO, detco_fails, detco_ok, path, shards};
-use world::{Ranks, batches, losses, new_run, send, try_send, wait_for_step};
+use world::{Ranks, batches, losses, new_run, send, wait_for_step};
 
 #[test]
 fn one_to_four_ranks_train_on_the_same_batches() {
@@ -47,6 +47,77 @@ fn one_to_four_ranks_train_on_the_same_batches() {
             assert!(off < 1e-4, "step {step}: loss {loss}, not {}", runs[0].1[step]);
         }
     }
+}
+
+/// Standard deviations of embeddings, by step and name.
+fn spreads(run: &Path) -> BTreeMap<(u64, String), f64> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let of = |line: serde_json::Value| {
+        let step = line["step"].as_u64().unwrap();
+        let named = line.as_object().unwrap().clone().into_iter();
+        let named = named.filter(|(name, _)| name.starts_with("embedding_std/"));
+        named.map(move |(name, value)| ((step, name), value.as_f64().unwrap())).collect::<Vec<_>>()
+    };
+    lines.flat_map(of).collect()
+}
+
+/// Losses, weights, statistics, queues and momentum after a SIGKILL of one rank and after a signal that stops
+/// all between two checkpoints are those of a run that nobody has ended.
+fn resumes_to_the_same_bits(ranks: usize, compress: &str) {
+    let (folder, data) = shards(14); // 56 samples: 2 steps an epoch
+    let (run, whole) = (folder.path().join("run"), folder.path().join("whole"));
+    let compress = format!("dist.compress={compress}");
+    // Several buckets of gradients.
+    let sets = ["train.epochs=5000", "checkpoint.every_epochs=0", "checkpoint.every_steps=5"];
+    let more = ["model.width=16", "dist.bucket_mb=1", "monitor.collapse_share=0", &compress];
+    let sets = [&sets[..], &more].concat();
+    let mut more = vec!["--or-resume"];
+    more.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let start = |run: &Path, more: &[&str]| {
+        Ranks::start(folder.path(), &vec![new_run(&data, run, more); ranks])
+    };
+
+    let mut world = start(&run, &more);
+    wait_for_step(&run, 6, &mut world.children[0]);
+    world.signal(ranks - 1, "KILL");
+    assert!(world.codes()[..ranks - 1].iter().all(|code| *code == Some(69)), "{}", world.said(0));
+    let made = losses(&run).len() as u64;
+    let mut world = start(&run, &more);
+    wait_for_step(&run, made + 2, &mut world.children[0]);
+    world.signal(0, "TERM");
+    assert_eq!(world.codes(), vec![Some(75); ranks], "{}", world.said(0));
+
+    let last = checkpoint::open(&run, None).unwrap().state.step + 4;
+    let steps = format!("train.steps_max={last}");
+    more.extend(["--set", &steps]);
+    for run in [&run, &whole] {
+        let mut world = start(run, &more);
+        assert_eq!(world.codes(), vec![Some(0); ranks], "{}", world.said(0));
+    }
+    assert_eq!(losses(&run), losses(&whole), "{ranks} ranks, {compress}");
+    for file in ["model.safetensors", "optim.safetensors"] {
+        let bytes = |run: &Path| std::fs::read(run.join("checkpoints/latest").join(file)).unwrap();
+        assert!(bytes(&run) == bytes(&whole), "{file} of {ranks} ranks, {compress}");
+    }
+}
+
+#[test]
+fn two_resumed_ranks_have_the_bits_of_a_whole_run() {
+    resumes_to_the_same_bits(2, "none");
+    resumes_to_the_same_bits(2, "bf16");
+}
+
+#[test]
+fn three_resumed_ranks_have_the_bits_of_a_whole_run() {
+    resumes_to_the_same_bits(3, "none");
+    resumes_to_the_same_bits(3, "bf16");
+}
+
+#[test]
+fn four_resumed_ranks_have_the_bits_of_a_whole_run() {
+    resumes_to_the_same_bits(4, "none");
+    resumes_to_the_same_bits(4, "bf16");
 }
 
 /// The window is rank 0's, so that the order is one; a rank whose own cache is too small for it says
@@ -227,6 +298,12 @@ fn killed_ranks_are_named_and_no_sample_is_lost_or_made_twice() {
     }
     let (expected, found) = (losses(&whole), losses(&run));
     assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    for (step, loss) in &found {
+        // Sums of other numbers of ranks differ in their last digits, and BN groups of two samples amplify that
+        // with every step: 2e-3 was seen. In float64 they do not differ: tests/distributed.rs.
+        let off = (loss / expected[step] - 1.0).abs();
+        assert!(off < 5e-2, "step {step}: loss {loss}, not {}", expected[step]);
+    }
     assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 1, "where it began");
 }
 
@@ -241,63 +318,6 @@ fn a_killed_first_rank_takes_its_store_along_and_is_named() {
     assert_eq!(ranks.codes(), [None, Some(69)]);
     let said = ranks.said(1);
     assert!(said.contains("served by rank 0, does not answer"), "{said}");
-}
-
-#[test]
-fn ranks_1_trains_alone_in_any_environment() {
-    let (folder, data) = shards(8);
-    let worlds: [&[(&str, &str)]; 3] = [
-        &[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")],
-        &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_ID", "0")],
-        &[("PMI_RANK", "3")],
-    ];
-    for (i, variables) in worlds.iter().enumerate() {
-        let run = folder.path().join(i.to_string());
-        let mut command = Command::new(DETCO);
-        command.args(new_run(&data, &run, &["--ranks", "1", "--set", "train.epochs=1"]));
-        let output = command.envs(variables.iter().copied()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{variables:?}: {said}");
-        assert!(!said.contains(" ranks"), "{said}");
-        assert_eq!(said.contains("warning: alone in a world of 2 that"), i == 0, "{said}");
-    }
-}
-
-/// As two pods with two GPUs each, on one machine.
-#[test]
-fn a_launcher_on_each_of_two_machines_makes_one_world() {
-    let (folder, data) = shards(14);
-    let run = folder.path().join("run");
-    let port = world::free_port().to_string();
-    let args = new_run(&data, &run, &["--ranks", "2", "--set", "train.epochs=2"]);
-    let pod = |rank: &str| {
-        let said = File::create(folder.path().join(format!("pod.{rank}"))).unwrap();
-        let mut command = Command::new(DETCO);
-        command.args(&args).env("RANK", rank).env("WORLD_SIZE", "2").env("OMP_NUM_THREADS", "1");
-        command.env("MASTER_ADDR", "localhost").env("MASTER_PORT", &port);
-        command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
-    };
-    let said = |rank| std::fs::read_to_string(folder.path().join(format!("pod.{rank}"))).unwrap();
-    for (rank, mut pod) in ["0", "1"].map(|rank| (rank, pod(rank))) {
-        let status = pod.wait().unwrap();
-        assert!(status.success(), "pod {rank}: {status}: {}", said(rank));
-    }
-    assert!(said("0").contains(", 4 ranks,"), "{}", said("0"));
-    assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 4);
-    assert!(batches(&run).values().all(|batch| batch.len() == 24));
-}
-
-#[test]
-fn ranks_meet_at_an_address_of_ipv6() {
-    if std::net::TcpListener::bind("[::1]:0").is_err() {
-        println!("skipped: this machine has no ::1");
-        return;
-    }
-    let (folder, data) = shards(8);
-    let run = folder.path().join("run");
-    let args = new_run(&data, &run, &["--set", "train.epochs=1"]);
-    let mut ranks = Ranks::start_at_address("[::1]", folder.path(), &[args.clone(), args]);
-    assert_eq!(ranks.codes(), [Some(0); 2], "{}{}", ranks.said(0), ranks.said(1));
 }
 
 #[test]
