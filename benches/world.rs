@@ -18,7 +18,7 @@ use detco::dist::Collective;
 use detco::dist::c10d::C10d;
 use detco::dist::local::Local;
 use detco::dist::meeting::Meeting;
-use detco::dist::world::{Launcher, Spec};
+use detco::dist::world::{Here, Launcher, Spec};
 use detco::model::{Draws, Model};
 use detco::optim::Sgd;
 use detco::shim::c10d::{Member, Role};
@@ -93,6 +93,7 @@ fn one() -> C10d {
         launcher: Launcher::Torchrun,
         member: Member { rank: 0, size: 1 },
         local_rank: 0,
+        here: Here::Ranks(1),
         local_size: 1,
         master: "127.0.0.1".into(),
         port: 0,

@@ -30,7 +30,7 @@ use crate::device::{self, DeviceError, Found};
 use crate::dist::c10d::C10d;
 use crate::dist::local::Local;
 use crate::dist::meeting::{Card, Meeting, MeetingError};
-use crate::dist::world::WorldError;
+use crate::dist::world::{Launcher, WorldError};
 use crate::dist::{self, Collective, DistError, Move};
 use crate::eval::knn::{self, KnnError, KnnOptions};
 use crate::feed::{self, Fed, Feed, FeedError, Wait};
@@ -230,6 +230,7 @@ impl TrainError {
             TrainError::Meeting(MeetingError::Store { verb: "serve", .. }) => None,
             TrainError::Meeting(
                 MeetingError::Missing { .. }
+                | MeetingError::Name { .. }
                 | MeetingError::Store { .. }
                 | MeetingError::Silent { .. },
             ) => Some(crate::cli::EXIT_LOST),
@@ -258,14 +259,14 @@ pub fn train_from(
     meeting: Option<Meeting>,
     decoder: Decoder<'_>,
 ) -> Result<Outcome, TrainError> {
-    let plan = Plan::make(start, meeting.as_ref());
-    let plan = plan.inspect_err(|error| {
+    let tell = |error: &TrainError| {
         if let Some(meeting) = &meeting {
             meeting.fail(&error.to_string());
         }
-    })?;
+    };
+    let plan = Plan::make(start, meeting.as_ref()).inspect_err(tell)?;
     // Not before: a signal ends a process at once that still waits for a server or for other ranks.
-    let stop = listen()?;
+    let stop = listen().inspect_err(tell)?;
     let mut entrance = Entrance { meeting, world: None };
     // What libtorch throws is an error here, so that the others are told of it like of any.
     let opened = caught(|| Run::open(plan, &mut entrance, &stop, decoder));
@@ -682,11 +683,12 @@ impl Run {
         let spec = entrance.meeting.as_ref().map(|meeting| meeting.spec().clone());
         let member = spec.as_ref().map_or(Member { rank: 0, size: 1 }, |spec| spec.member);
         let (local_rank, local_size) =
-            spec.map_or((0, 1), |spec| (spec.local_rank, spec.local_size));
+            spec.as_ref().map_or((0, 1), |spec| (spec.local_rank, spec.local_size));
+        let by_slurm = spec.is_some_and(|spec| spec.launcher == Launcher::Slurm);
         let begun_ranks = state.as_ref().map_or(member.size, |state| state.ranks);
         let mut config = saved_config.clone();
         config.train.accumulate = micro_batches(&config, begun_ranks, member.size)?;
-        let found = device(config.train.device, member, local_rank)?;
+        let found = device(config.train.device, member, local_rank, by_slurm)?;
         let device = found.device;
         let decoding = decoder(&config, &found)?;
         device::set_numerics(&config.train)?;
@@ -1344,7 +1346,12 @@ fn loader_options(
 }
 
 /// Each rank of a machine takes a GPU of its own.
-fn device(wanted: config::Device, member: Member, local_rank: usize) -> Result<Found, TrainError> {
+fn device(
+    wanted: config::Device,
+    member: Member,
+    local_rank: usize,
+    by_slurm: bool,
+) -> Result<Found, TrainError> {
     let found = device::find(wanted)?;
     if member.size == 1 || !found.device.is_cuda() {
         return Ok(found);
@@ -1352,7 +1359,7 @@ fn device(wanted: config::Device, member: Member, local_rank: usize) -> Result<F
     let gpus = tch::Cuda::device_count();
     let index = match gpus {
         // Slurm with `--gpus-per-task` shows each rank its own and no other.
-        1 if config::variable("SLURM_LOCALID").is_some() => 0,
+        1 if by_slurm => 0,
         _ if (local_rank as i64) < gpus => local_rank,
         _ => return Err(TrainError::RankGpu { local_rank, gpus }),
     };

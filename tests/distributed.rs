@@ -204,7 +204,8 @@ fn rank_of_a_test() {
     };
     let folder = PathBuf::from(folder);
     let config = config(&folder, &[]);
-    let spec = world::read(&config::variable).unwrap().expect("a world of several");
+    let place = world::decide(&config::variable, None, false).unwrap();
+    let world::World::Rank(spec) = place else { panic!("a world of several: {place:?}") };
     let meeting = Meeting::join(spec, PATIENCE, 69).unwrap();
     let stop = Arc::default();
     let world = C10d::new(meeting, Device::Cpu, &config.dist, stop).unwrap();

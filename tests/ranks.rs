@@ -12,12 +12,12 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use detco::checkpoint;
 use remote_server::{Answer, Server};
 use support::{DETCO, detco_fails, detco_ok, path, shards};
-use world::{Ranks, batches, losses, new_run, send, wait_for_step};
+use world::{Ranks, batches, losses, new_run, send, try_send, wait_for_step};
 
 #[test]
 fn one_to_four_ranks_train_on_the_same_batches() {
@@ -195,6 +195,7 @@ fn an_environment_that_is_no_world_is_explained() {
     let fails = |variables: &[(&str, &str)], more: &[&str], code: i32| {
         let mut command = Command::new(DETCO);
         command.args(&args).args(more).envs(variables.iter().copied());
+        command.stdin(Stdio::null()); // as tasks of a cluster have it
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(code));
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -206,8 +207,29 @@ fn an_environment_that_is_no_world_is_explained() {
     let alone = [&rank_0[..], &[("MASTER_PORT", &port)]].concat();
     let error = fails(&alone, &[], 69);
     assert!(error.contains("after 1 s, rank 1 of 2 is not here"), "{error}");
-    let error = fails(&alone, &["--ranks", "3"], 1);
+    assert!(error.contains("--ranks 1"), "how to be alone: {error}");
+    let local = [&alone[..], &[("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")]].concat();
+    let error = fails(&local, &["--ranks", "3"], 1);
     assert!(error.contains("--ranks 3 inside a world of 2 that torchrun"), "{error}");
+    // The first of two pods of three ranks, and the other does not come.
+    let error = fails(&alone, &["--ranks", "3"], 69);
+    assert!(error.contains("rank 3, 4, 5 of 6 is not here"), "{error}");
+    let nowhere = [&alone[..], &[("MASTER_ADDR", "no-such-host.invalid")]].concat();
+    let error = fails(&nowhere, &[], 69);
+    let said = "this machine knows no address of no-such-host.invalid";
+    assert!(error.contains(said) && error.contains("--ranks 1"), "{error}");
+    let shell = [
+        ("SLURM_PROCID", "0"),
+        ("SLURM_NTASKS", "4"),
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_JOB_NODELIST", "127.0.0.1"),
+        ("MASTER_PORT", &port),
+    ];
+    let error = fails(&shell, &[], 69);
+    assert!(error.contains("rank 1, 2, 3 of 4 is not here"), "{error}");
+    assert!(error.contains("--ranks 1"), "{error}");
+    let error = fails(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")], &[], 1);
+    assert!(error.contains("PMI_RANK is set, and MASTER_ADDR is not"), "{error}");
     let error = fails(&[&alone[..], &[("RANK", "1")]].concat(), &[], 69);
     let store = format!("rank 1: cannot reach the store at 127.0.0.1:{port}");
     assert!(error.contains(&store), "{error}");
@@ -228,6 +250,63 @@ fn an_environment_that_is_no_world_is_explained() {
         let error = detco_fails(&new_run(&data, &run, &["--gpus", "2"]), 1);
         assert!(error.contains("train.device = \"cuda\": "), "{error}");
     }
+}
+
+#[test]
+fn ranks_1_trains_alone_in_any_environment() {
+    let (folder, data) = shards(8);
+    let worlds: [&[(&str, &str)]; 3] = [
+        &[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")],
+        &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_ID", "0")],
+        &[("PMI_RANK", "3")],
+    ];
+    for (i, variables) in worlds.iter().enumerate() {
+        let run = folder.path().join(i.to_string());
+        let mut command = Command::new(DETCO);
+        command.args(new_run(&data, &run, &["--ranks", "1", "--set", "train.epochs=1"]));
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{variables:?}: {said}");
+        assert!(!said.contains(" ranks"), "{said}");
+        assert_eq!(said.contains("warning: alone in a world of 2 that"), i == 0, "{said}");
+    }
+}
+
+/// As two pods with two GPUs each, on one machine.
+#[test]
+fn a_launcher_on_each_of_two_machines_makes_one_world() {
+    let (folder, data) = shards(14);
+    let run = folder.path().join("run");
+    let port = world::free_port().to_string();
+    let args = new_run(&data, &run, &["--ranks", "2", "--set", "train.epochs=2"]);
+    let pod = |rank: &str| {
+        let said = File::create(folder.path().join(format!("pod.{rank}"))).unwrap();
+        let mut command = Command::new(DETCO);
+        command.args(&args).env("RANK", rank).env("WORLD_SIZE", "2").env("OMP_NUM_THREADS", "1");
+        command.env("MASTER_ADDR", "localhost").env("MASTER_PORT", &port);
+        command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
+    };
+    let said = |rank| std::fs::read_to_string(folder.path().join(format!("pod.{rank}"))).unwrap();
+    for (rank, mut pod) in ["0", "1"].map(|rank| (rank, pod(rank))) {
+        let status = pod.wait().unwrap();
+        assert!(status.success(), "pod {rank}: {status}: {}", said(rank));
+    }
+    assert!(said("0").contains(", 4 ranks,"), "{}", said("0"));
+    assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 4);
+    assert!(batches(&run).values().all(|batch| batch.len() == 24));
+}
+
+#[test]
+fn ranks_meet_at_an_address_of_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: this machine has no ::1");
+        return;
+    }
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let args = new_run(&data, &run, &["--set", "train.epochs=1"]);
+    let mut ranks = Ranks::start_at_address("[::1]", folder.path(), &[args.clone(), args]);
+    assert_eq!(ranks.codes(), [Some(0); 2], "{}{}", ranks.said(0), ranks.said(1));
 }
 
 #[test]
@@ -305,6 +384,129 @@ fn killed_ranks_are_named_and_no_sample_is_lost_or_made_twice() {
         assert!(off < 5e-2, "step {step}: loss {loss}, not {}", expected[step]);
     }
     assert_eq!(checkpoint::open(&run, None).unwrap().state.ranks, 1, "where it began");
+}
+
+/// Processes that the launcher has started, in the order of their ranks.
+fn children_of(launcher: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
+    children.unwrap().split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+fn send_until_gone(process: u32, signal: &str) {
+    while is_alive(process) {
+        try_send(process, signal);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Whether a process runs: one that waits for its parent to ask for its code does not.
+fn is_alive(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with('Z'))
+}
+
+/// What the launcher ends with and says where ranks crash, are killed for their memory, or all end at once; and
+/// the same command goes on.
+#[test]
+fn a_rank_that_crashes_gives_the_launcher_its_code_and_the_run_goes_on() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let sets = [
+        "train.epochs=5000",
+        "checkpoint.every_epochs=0",
+        "checkpoint.every_steps=2",
+        "monitor.collapse_share=0",
+    ];
+    let mut more = vec!["--ranks", "2", "--or-resume"];
+    more.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let mut made = 0;
+    for (signal, ranks, code, word) in [
+        ("SEGV", &[1][..], 139, "rank 1 was ended by signal 11 (SIGSEGV, a crash)"),
+        ("ABRT", &[0], 134, "rank 0 was ended by signal 6 (SIGABRT, a crash)"),
+        ("KILL", &[1], 137, "where memory ends"),
+        ("KILL", &[0, 1], 137, "where memory ends"),
+    ] {
+        let said = folder.path().join("said");
+        let file = File::create(&said).unwrap();
+        let mut command = Command::new(DETCO);
+        command.args(new_run(&data, &run, &more)).stderr(file);
+        let mut launcher = command.spawn().unwrap();
+        wait_for_step(&run, made + 4, &mut launcher);
+        let children = children_of(launcher.id());
+        ranks.iter().for_each(|rank| send(children[*rank], signal));
+        if signal == "SEGV" {
+            // Rust's own handler takes the first for a fault that will come again.
+            ranks.iter().for_each(|rank| send_until_gone(children[*rank], signal));
+        }
+        let status = launcher.wait().unwrap();
+        let said = std::fs::read_to_string(said).unwrap();
+        assert_eq!(status.code(), Some(code), "{said}");
+        assert!(said.contains(word), "{said}");
+        let saved = checkpoint::open(&run, None).unwrap().state.step;
+        assert!(saved + 2 >= made + 4, "step {saved} is saved of {made} and more");
+        made = losses(&run).len() as u64;
+    }
+    let saved = checkpoint::open(&run, None).unwrap().state.step;
+    let steps = format!("train.steps_max={}", saved + 3);
+    let more = [&more[..], &["--set", &steps]].concat();
+    detco_ok(&new_run(&data, &run, &more));
+    assert_eq!(losses(&run).len() as u64, saved + 3);
+}
+
+/// Rank 0 stops while it writes a checkpoint: the other gives it up, and the run goes on from the checkpoint
+/// before.
+#[test]
+fn a_rank_that_stops_while_it_saves_is_given_up() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let sets = [
+        "train.epochs=5000",
+        "checkpoint.every_epochs=0",
+        "checkpoint.every_steps=1",
+        "model.width=16",
+        "loss.queue=24000", // files that take a moment
+        "dist.timeout_seconds=5",
+        "dist.slow_seconds=4",
+    ];
+    let mut more = vec!["--or-resume"];
+    more.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let args = new_run(&data, &run, &more);
+    let mut ranks = Ranks::start(folder.path(), &[args.clone(), args.clone()]);
+    wait_for_step(&run, 2, &mut ranks.children[0]);
+    let is_part =
+        |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "part");
+    let saves =
+        || std::fs::read_dir(run.join("checkpoints")).unwrap().any(|e| e.is_ok_and(is_part));
+    loop {
+        while !saves() {
+            assert!(ranks.children[0].try_wait().unwrap().is_none(), "{}", ranks.said(0));
+        }
+        ranks.signal(0, "STOP");
+        // A signal takes effect at its own time.
+        while !is_stopped(ranks.children[0].id()) {}
+        if saves() {
+            break;
+        }
+        ranks.signal(0, "CONT");
+    }
+    let code = ranks.children[1].wait().unwrap().code();
+    let said = ranks.said(1);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("rank 0 is lost: silent for"), "{said}");
+    ranks.signal(0, "KILL");
+    assert_eq!(ranks.codes(), [None, Some(69)]);
+    let saved = checkpoint::open(&run, None).unwrap().state.step;
+    let steps = format!("train.steps_max={}", saved + 2);
+    let args = [&args[..], &["--set", &steps]].concat();
+    let mut ranks = Ranks::start(folder.path(), &[args.clone(), args]);
+    assert_eq!(ranks.codes(), [Some(0); 2], "{}", ranks.said(0));
+    assert_eq!(losses(&run).len() as u64, saved + 2);
+    assert!(!saves(), "what was left half-written is gone");
+}
+
+fn is_stopped(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
 }
 
 #[test]

@@ -14,7 +14,8 @@ use crate::config::{Config, RECIPES};
 /// `--resume` goes on from the newest whole checkpoint, on a CPU to the same bits.
 ///
 /// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun,
-/// mpirun or a PyTorchJob, every process finds its place in the environment.
+/// mpirun or a PyTorchJob, every process finds its place in the environment; where they start one process a
+/// machine or pod, --gpus N makes it N ranks there. --gpus 1 and --ranks 1 train alone in any environment.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = after_help())]
 pub struct Args {
@@ -41,11 +42,11 @@ pub struct Args {
     #[arg(long, requires = "out")]
     pub or_resume: bool,
 
-    /// Train on this many GPUs of this machine, one process each.
+    /// Train on this many GPUs of this machine, one process each; 1: alone, whatever the environment says.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub gpus: Option<u16>,
 
-    /// Train in this many processes on this machine's CPUs.
+    /// Train in this many processes on this machine's CPUs; 1: alone, whatever the environment says.
     #[arg(
         long, value_name = "N", conflicts_with = "gpus",
         value_parser = clap::value_parser!(u16).range(1..=64)
@@ -151,18 +152,21 @@ pub fn run(args: &Args) -> std::process::ExitCode {
         };
     }
 
-    use crate::dist::{launch, world};
+    use crate::dist::launch;
+    use crate::dist::world::World;
     use crate::shim::c10d;
 
-    let spec = match alone_or_asked(args, world::read(&crate::config::variable)) {
-        Ok(World::Launch(ranks)) => {
-            return match launch::run(ranks) {
+    let spec = match place(args) {
+        Ok(World::Launch(wanted)) => {
+            let patience = std::time::Duration::from_secs(args.start_timeout);
+            return match launch::run(&wanted, patience) {
                 Ok(code) => ExitCode::from(code),
                 Err(error) => super::report(&error.into()),
             };
         }
-        Ok(World::Take(spec)) => spec,
-        Err(error) => return super::report(&error),
+        Ok(World::Rank(spec)) => Some(spec),
+        Ok(World::Alone) => None,
+        Err(error) => return super::report(&error.into()),
     };
     let several = spec.is_some();
     let rank = spec.as_ref().map(|spec| spec.member.rank);
@@ -190,43 +194,25 @@ pub fn run(args: &Args) -> std::process::ExitCode {
 const MEMORY_HINT: &str = "--dry-run says what a step needs, and which train.accumulate=K makes it fit: the batch \
     and its BN groups stay the same";
 
-/// What this process is.
-#[cfg(feature = "train")]
-enum World {
-    /// The launcher of so many ranks.
-    Launch(usize),
-    /// A rank, or alone.
-    Take(Option<crate::dist::world::Spec>),
-}
-
 /// Puts --gpus and --ranks beside what the environment says.
 #[cfg(feature = "train")]
-fn alone_or_asked(
-    args: &Args,
-    found: Result<Option<crate::dist::world::Spec>, crate::dist::world::WorldError>,
-) -> anyhow::Result<World> {
-    use crate::dist::world::WorldError;
+fn place(args: &Args) -> Result<crate::dist::world::World, crate::dist::world::WorldError> {
+    use std::io::IsTerminal;
 
-    let asked = match (args.gpus, args.ranks) {
-        (Some(gpus), _) => Some(("--gpus", usize::from(gpus))),
-        (None, ranks) => ranks.map(|ranks| ("--ranks", usize::from(ranks))),
+    use crate::dist::world::{Asked, decide, passed_over};
+
+    let asked = |flag, number: Option<u16>| {
+        number.map(|number| Asked { flag, number: usize::from(number) })
     };
-    let spec = match (found, asked) {
-        // A job of several tasks in which one process is to use all of a node.
-        (Err(WorldError::NotSrun { .. }), Some(_)) => None,
-        (found, _) => found?,
-    };
-    match (asked, spec) {
-        (None, spec) => Ok(World::Take(spec)),
-        (Some((_, 1)), None) => Ok(World::Take(None)),
-        (Some((_, ranks)), None) => Ok(World::Launch(ranks)),
-        // The launcher's own children see its arguments.
-        (Some((_, ranks)), Some(spec)) if spec.member.size == ranks => Ok(World::Take(Some(spec))),
-        (Some((flag, asked)), Some(spec)) => {
-            let (size, launcher) = (spec.member.size, spec.launcher);
-            Err(WorldError::Asked { flag, asked, size, launcher }.into())
-        }
+    let asked = asked("--gpus", args.gpus).or_else(|| asked("--ranks", args.ranks));
+    let variable = &crate::config::variable;
+    if let Some(size) = passed_over(variable, asked) {
+        // Every other process of the launcher does the same.
+        note!(
+            "warning: alone in a world of {size} that the environment describes, as the command line says"
+        );
     }
+    decide(variable, asked, std::io::stdin().is_terminal())
 }
 
 /// Trains as a rank, or alone; returns the exit code.

@@ -2,7 +2,7 @@
 //! reducer of DistributedDataParallel for gradients.
 
 use std::cell::{Cell, RefCell};
-use std::net::{ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -26,11 +26,11 @@ const LOOK_ROUND: Duration = Duration::from_secs(1);
 /// A rank that has not looked for so long was stopped itself: nobody's silence counts.
 const STOPPED: Duration = Duration::from_secs(5);
 /// How long the rank that serves the store waits for the others to leave.
-const FAREWELL: Duration = Duration::from_secs(30);
+pub(super) const FAREWELL: Duration = Duration::from_secs(30);
 /// Counts what rank 0 has done alone.
 const FIRST: &str = "first";
 /// Counts who has left.
-const LEFT: &str = "left";
+pub(super) const LEFT: &str = "left";
 
 /// A rank of several.
 #[derive(Debug)]
@@ -317,6 +317,10 @@ fn address_towards(master: &str, port: u16) -> Result<String, ShimError> {
             socket.local_addr()
         });
         match route {
+            // An address that holds on one link alone is none without that link.
+            Ok(SocketAddr::V6(here)) if here.scope_id() != 0 => {
+                return Ok(format!("{}%{}", here.ip(), here.scope_id()));
+            }
             Ok(here) => return Ok(here.ip().to_string()),
             Err(error) => last = error,
         }

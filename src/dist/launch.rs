@@ -1,7 +1,8 @@
-//! Ranks of one machine, started by this process: `detco train --gpus N`, `--ranks N`.
+//! Ranks of one machine, started by this process: `detco train --gpus N`, `--ranks N`. The machine may be one
+//! of several that each have such a process, as pods are.
 //!
-//! The launcher serves the store, so that the loss of any rank, the first included, is seen by the
-//! others; its children find their places in the variables that torchrun would set. Signals are
+//! The launcher (of the first machine) serves the store, so that the loss of any rank, the first included, is
+//! seen by the others; its children find their places in the variables that torchrun would set. Signals are
 //! handed on, and one exit code stands for all.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -14,16 +15,23 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
+use super::c10d::{FAREWELL, LEFT};
+use super::watch;
+use super::world::{Launch, Spec};
 use crate::shim::ShimError;
-use crate::shim::c10d::{Role, Store};
+use crate::shim::c10d::{Member, Role, Store};
 
 /// Where the ranks of one machine meet.
 const HERE: &str = "127.0.0.1";
 /// Between two looks at the children.
 const LOOK: Duration = Duration::from_millis(20);
 /// After the first rank has failed, the others have this long to say what they saw; then they are
-/// killed.
+/// killed. A checkpoint that is being written is waited for.
 const GRACE: Duration = Duration::from_secs(45);
+/// Without a beat for so long rank 0 does not save any more.
+const SILENT: Duration = Duration::from_secs(15);
+/// How long ranks of other machines may take to hear of a failure: they look twice a second.
+const HEARD: Duration = Duration::from_secs(3);
 /// What is handed on to all ranks: the first also comes from a terminal.
 const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::USR1];
 
@@ -31,8 +39,13 @@ const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::US
 #[derive(Debug, Error)]
 pub enum LaunchError {
     /// No store.
-    #[error("cannot serve a store for the ranks: {0}")]
-    Store(#[from] ShimError),
+    #[error("cannot serve a store for the ranks at port {port}: {source}")]
+    Store {
+        /// 0: any free one.
+        port: u16,
+        /// What libtorch said.
+        source: ShimError,
+    },
     /// The system refused.
     #[error("cannot {what}: {source}")]
     System {
@@ -43,12 +56,13 @@ pub enum LaunchError {
     },
 }
 
-/// Runs this program's own command line as `ranks` ranks and waits for them. Returns the exit code:
-/// 0 if all succeeded, else that of the rank that failed first, 128 + n if signal n ended it.
+/// Runs this program's own command line as so many ranks and waits for them; `patience` is how long they wait
+/// for each other. Returns the exit code: 0 if all succeeded, else that of the rank that failed first, 128 + n
+/// if signal n ended it.
 ///
 /// # Errors
 /// When the ranks cannot be started.
-pub fn run(ranks: usize) -> Result<u8, LaunchError> {
+pub fn run(wanted: &Launch, patience: Duration) -> Result<u8, LaunchError> {
     let system = |what| move |source| LaunchError::System { what, source };
     let mut raised = Vec::new();
     for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(signal.as_raw())) {
@@ -57,17 +71,52 @@ pub fn run(ranks: usize) -> Result<u8, LaunchError> {
             .map_err(system("listen for signals"))?;
         raised.push((signal, flag));
     }
-    let store = Store::open(HERE, 0, Role::Serve, "", Duration::from_secs(60))?;
+    let store = serve(wanted.node.as_ref(), patience)?;
+    let port = store.as_ref().map_or(0, Store::port);
     let program = std::env::current_exe().map_err(system("find this program"))?;
     let mut children = Children::default();
-    for rank in 0..ranks {
+    for rank in 0..wanted.ranks {
         let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).envs(place(rank, ranks, store.port()));
+        command.args(std::env::args_os().skip(1)).envs(place(rank, wanted, port));
         // A terminal's interrupt then reaches the launcher alone, which hands it on once.
         command.process_group(0);
         children.0.push(Some(command.spawn().map_err(system("start a rank"))?));
     }
-    Ok(wait(&mut children, &raised))
+    let first = wanted.node.as_ref().map_or(0, |node| node.member.rank * wanted.ranks);
+    let code = wait(&mut children, first, store.as_ref(), &raised);
+    if let Some((store, node)) = store.as_ref().zip(wanted.node.as_ref()) {
+        part(store, wanted.ranks * node.member.size, code);
+    }
+    Ok(code)
+}
+
+/// The store that the ranks meet at, unless another process serves it: the first machine's launcher, or
+/// torchrun's agent.
+fn serve(node: Option<&Spec>, patience: Duration) -> Result<Option<Store>, LaunchError> {
+    let port = match node {
+        None => 0,
+        Some(Spec { role: Role::Join, .. }) => return Ok(None),
+        Some(node) => node.port,
+    };
+    // What the ranks put before their keys, by the variables that `place` sets.
+    let prefix = format!("detco/{}/0", run_of(node));
+    let store = Store::open(HERE, port, Role::Serve, &prefix, patience);
+    store.map(Some).map_err(|source| LaunchError::Store { port, source })
+}
+
+/// A name of this start that all machines know: a restart does not meet the keys of the start before.
+fn run_of(node: Option<&Spec>) -> &str {
+    node.map_or("", |node| &node.prefix)
+}
+
+/// Serves the store until the ranks of other machines have left as well, or have heard why this one's ended.
+fn part(store: &Store, ranks: usize, code: u8) {
+    let start = Instant::now();
+    let limit = if code == 0 { FAREWELL } else { HEARD };
+    let left = || store.add(LEFT, 0).is_ok_and(|left| (left as usize) < ranks);
+    while left() && start.elapsed() < limit {
+        thread::sleep(LOOK);
+    }
 }
 
 /// Whether this process was started to ignore a signal, as `nohup` has it with SIGHUP.
@@ -78,16 +127,23 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// The variables of a rank, as torchrun sets them.
-fn place(rank: usize, ranks: usize, port: u16) -> Vec<(&'static str, String)> {
+/// The variables of a rank, as torchrun sets them. `port` is that of the store served here.
+fn place(rank: usize, wanted: &Launch, port: u16) -> Vec<(&'static str, String)> {
+    let ranks = wanted.ranks;
+    let (machine, master, port) = match &wanted.node {
+        None => (Member { rank: 0, size: 1 }, HERE.to_string(), port),
+        Some(node) => (node.member, node.master.clone(), node.port),
+    };
     let mut variables = vec![
-        ("RANK", rank.to_string()),
+        ("RANK", (machine.rank * ranks + rank).to_string()),
         ("LOCAL_RANK", rank.to_string()),
-        ("WORLD_SIZE", ranks.to_string()),
+        ("WORLD_SIZE", (machine.size * ranks).to_string()),
         ("LOCAL_WORLD_SIZE", ranks.to_string()),
-        ("MASTER_ADDR", HERE.to_string()),
+        ("MASTER_ADDR", master),
         ("MASTER_PORT", port.to_string()),
         ("TORCHELASTIC_USE_AGENT_STORE", "True".to_string()),
+        ("TORCHELASTIC_RUN_ID", run_of(wanted.node.as_ref()).to_string()),
+        ("TORCHELASTIC_RESTART_COUNT", "0".to_string()),
     ];
     // As torchrun does, but with a share of the cores for each: libtorch would take all of them.
     if crate::config::variable("OMP_NUM_THREADS").is_none() {
@@ -111,9 +167,14 @@ impl Drop for Children {
     }
 }
 
-/// Waits for all ranks, handing signals on.
-fn wait(children: &mut Children, raised: &[(Signal, Arc<AtomicBool>)]) -> u8 {
-    let mut failed: Option<(u8, Instant)> = None;
+/// Waits for all ranks, of which the first has the number `first`, handing signals on.
+fn wait(
+    children: &mut Children,
+    first: usize,
+    store: Option<&Store>,
+    raised: &[(Signal, Arc<AtomicBool>)],
+) -> u8 {
+    let mut failed: Option<(u8, Grace)> = None;
     loop {
         for (signal, flag) in raised {
             if flag.swap(false, Ordering::Relaxed) {
@@ -126,23 +187,65 @@ fn wait(children: &mut Children, raised: &[(Signal, Arc<AtomicBool>)]) -> u8 {
             *place = None;
             let code = code_of(status);
             if code != 0 && failed.is_none() {
-                failed = Some((code, Instant::now()));
+                failed = Some((code, Grace::begin()));
                 if let Some(signal) = status.signal() {
-                    note!("rank {rank} was ended by signal {signal}");
+                    note!("rank {} was ended by {}", first + rank, name_of(signal));
                 }
             }
         }
         if children.0.iter().all(Option::is_none) {
             return failed.map_or(0, |(code, _)| code);
         }
-        if failed.is_some_and(|(_, since)| since.elapsed() > GRACE) {
-            let left = children.0.iter().enumerate().filter(|(_, child)| child.is_some());
-            let left: Vec<usize> = left.map(|(rank, _)| rank).collect();
-            note!("killing rank {}, which did not end", super::rank_list(&left));
-            return failed.map_or(1, |(code, _)| code); // dropping the children kills them
+        if let Some((code, grace)) = &mut failed {
+            // Rank 0 saves.
+            let saver = store.filter(|_| first == 0 && children.0[0].is_some());
+            if grace.is_over(saver) {
+                let left = children.0.iter().enumerate().filter(|(_, child)| child.is_some());
+                let left: Vec<usize> = left.map(|(rank, _)| first + rank).collect();
+                note!("killing rank {}, which did not end", super::rank_list(&left));
+                return *code; // dropping the children kills them
+            }
         }
         thread::sleep(LOOK);
     }
+}
+
+/// How long ranks may go on after one has failed.
+struct Grace {
+    since: Instant,
+    /// The last beat of rank 0 that was seen, while it saves, and when.
+    saving: Option<(u64, Instant)>,
+}
+
+impl Grace {
+    fn begin() -> Grace {
+        Grace { since: Instant::now(), saving: None }
+    }
+
+    /// `saver` is the store, where rank 0 may be writing a checkpoint: it may go on as long as it beats.
+    fn is_over(&mut self, saver: Option<&Store>) -> bool {
+        if self.since.elapsed() < GRACE {
+            return false;
+        }
+        let Some(beat) = saver.and_then(watch::first_saves) else { return true };
+        if self.saving.is_none_or(|(last, _)| last != beat) {
+            self.saving = Some((beat, Instant::now()));
+        }
+        self.saving.is_some_and(|(_, since)| since.elapsed() > SILENT)
+    }
+}
+
+/// `signal 11 (a crash: SIGSEGV)`.
+fn name_of(signal: i32) -> String {
+    use signal_hook::consts::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGKILL, SIGSEGV};
+
+    let why = match signal {
+        SIGKILL => "killed from outside: the system does so where memory ends",
+        SIGABRT | SIGBUS | SIGFPE | SIGILL | SIGSEGV => "a crash",
+        _ => "sent from outside",
+    };
+    let name = signal_hook::low_level::signal_name(signal).unwrap_or("no name");
+    format!("signal {signal} ({name}, {why})")
 }
 
 fn send(child: &Child, signal: Signal) {

@@ -1,6 +1,7 @@
 //! The ranks come together at a store, and see to it that they are about to do the same.
 
 use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::watch::{self, Absence, Limits, Watch};
-use super::world::Spec;
+use super::world::{ALONE, Spec};
 use super::{DistError, rank_list};
 use crate::config::Config;
 use crate::shim::ShimError;
@@ -30,7 +31,7 @@ const SILENT: Duration = Duration::from_secs(15);
 #[derive(Debug, Error)]
 pub enum MeetingError {
     /// No store.
-    #[error("cannot {verb} the store at {address}, {size} ranks: {source}")]
+    #[error("cannot {verb} the store at {address}, {size} ranks: {source}\nhint: {ALONE}")]
     Store {
         /// Ranks in the world.
         size: usize,
@@ -41,10 +42,23 @@ pub enum MeetingError {
         /// What libtorch said.
         source: ShimError,
     },
+    /// The name of rank 0's machine has no address.
+    #[error(
+        "after {seconds} s this machine knows no address of {master}, where rank 0 is to be found \
+         (MASTER_ADDR, or the launcher's first node): {source}\nhint: {ALONE}"
+    )]
+    Name {
+        /// The name.
+        master: String,
+        /// How long it was asked for.
+        seconds: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Somebody listens who is no store.
     #[error(
         "after {seconds} s nothing that answers at {address} is a store of this program: does another \
-         one listen there? MASTER_ADDR and MASTER_PORT name the place where ranks meet"
+         one listen there? MASTER_ADDR and MASTER_PORT name the place where ranks meet\nhint: {ALONE}"
     )]
     Silent {
         /// `host:port`.
@@ -66,7 +80,10 @@ pub enum MeetingError {
         address: String,
     },
     /// Some did not come.
-    #[error("after {seconds} s, rank {} of {size} is not here", rank_list(missing))]
+    #[error(
+        "after {seconds} s, rank {} of {size} is not here\nhint: --start-timeout SECONDS waits longer; {ALONE}",
+        rank_list(missing)
+    )]
     Missing {
         /// Who.
         missing: Vec<usize>,
@@ -167,6 +184,30 @@ fn program() -> String {
     format!("detco {} (build {build:08x}, libtorch {libtorch})", env!("CARGO_PKG_VERSION"))
 }
 
+/// Waits until the name of rank 0's machine has an address: a cluster may make it known only when rank 0 has
+/// been started.
+fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
+    let start = Instant::now();
+    loop {
+        let asked = (spec.master.clone(), spec.port);
+        let limit = patience.saturating_sub(start.elapsed()).max(LOOK_ROUND);
+        let found = watch::within(limit, "resolve", move || {
+            asked.to_socket_addrs().map(|mut addresses| addresses.next())
+        });
+        let source = match found {
+            Some(Ok(Some(_))) => return Ok(()),
+            Some(Ok(None)) => std::io::Error::other("the name has no address"),
+            Some(Err(source)) => source,
+            None => std::io::Error::other("the name service does not answer"),
+        };
+        if start.elapsed() >= patience {
+            let (master, seconds) = (spec.master.clone(), patience.as_secs());
+            return Err(MeetingError::Name { master, seconds, source });
+        }
+        thread::sleep(LOOK_ROUND.min(patience.saturating_sub(start.elapsed())));
+    }
+}
+
 /// Ranks at a store, before they form a group.
 #[derive(Debug)]
 pub struct Meeting {
@@ -183,7 +224,8 @@ impl Meeting {
     /// When there is no store, or somebody else is this rank.
     pub fn join(spec: Spec, patience: Duration, exit_code: u8) -> Result<Meeting, MeetingError> {
         let Member { rank, size } = spec.member;
-        let address = format!("{}:{}", spec.master, spec.port);
+        let address = spec.address();
+        resolve(&spec, patience)?;
         let verb = if spec.role == Role::Serve { "serve" } else { "reach" };
         let fault = |source| {
             let address = address.clone();
@@ -320,7 +362,7 @@ impl Meeting {
 
     fn lost_store(&self, source: ShimError) -> MeetingError {
         let (size, verb) = (self.spec.member.size, "reach");
-        let address = format!("{}:{}", self.spec.master, self.spec.port);
+        let address = self.spec.address();
         MeetingError::Store { size, verb, address, source }
     }
 }

@@ -28,7 +28,7 @@ const SILENT: Duration = Duration::from_secs(3);
 const GONE: Duration = Duration::from_secs(30);
 /// Where collectives are only queued, others are looked at after so long without progress.
 const LOOKED_AT: Duration = Duration::from_secs(5);
-/// What the main thread has to end by itself, before the watch ends the process.
+/// What the main thread has to end by itself, before the watch ends the process; longer where it saves.
 const GRACE: Duration = Duration::from_secs(10);
 /// Where the first rank that fails says why.
 const FAILED: &str = "failed";
@@ -162,6 +162,15 @@ impl Doing {
         let own = [Move::Start, Move::Data, Move::Save, Move::Monitor].contains(&self.what);
         self.waiting.or((self.queued && !own).then_some(self.since))
     }
+
+    /// How long this rank may go on after another has failed. A checkpoint that is being written is wanted more
+    /// than ever.
+    fn grace(&self) -> Duration {
+        match self.what {
+            Move::Save => self.limits.timeout.max(GRACE),
+            _ => GRACE,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -174,6 +183,9 @@ struct Shared {
     answered: Mutex<Instant>,
     /// What the first rank that failed has said.
     failed: Mutex<Option<String>>,
+    /// The newest beat that this rank has seen of each other, and when it first saw it. Every rank is looked at
+    /// in turn, so that it is known since when a lost one has been silent.
+    heard: Mutex<Vec<Option<(u64, Instant)>>>,
 }
 
 impl Shared {
@@ -187,6 +199,15 @@ impl Shared {
 
     fn failed(&self) -> MutexGuard<'_, Option<String>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when the beat with this number has been the newest of a rank, as far as this rank has seen.
+    fn heard(&self, rank: usize, number: u64) -> Instant {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut heard[rank] {
+            Some((last, since)) if *last == number => *since,
+            place => place.insert((number, Instant::now())).1,
+        }
     }
 }
 
@@ -220,6 +241,7 @@ impl Watch {
             ended: AtomicBool::new(false),
             answered: Mutex::new(since),
             failed: Mutex::new(None),
+            heard: Mutex::new(vec![None; member.size]),
         });
         beat(&own, &shared, 0)?; // before anybody looks for it
         let (for_watch, for_guard) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -409,13 +431,15 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             Ok(None) => broken = None,
             Err(_) => {}
         }
-        if !matches!(alive, Ok(None)) && broken.get_or_insert_with(Instant::now).elapsed() > GRACE {
+        let grace = shared.doing().grace();
+        if !matches!(alive, Ok(None)) && broken.get_or_insert_with(Instant::now).elapsed() > grace {
             let reason = shared.failed().clone().map_or_else(
                 || Absence::Store { address: shared.address.clone() },
                 |message| Absence::Ended { message },
             );
             end(shared, &reason, exit_code);
         }
+        look_at_one(store, shared, number);
         let doing = *shared.doing();
         let Doing { queued, limits, begun, .. } = doing;
         let from = watched_from(limits).min(if queued { LOOKED_AT } else { Duration::MAX });
@@ -443,6 +467,30 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             end(shared, &others.absence(SILENT, begun), exit_code);
         }
     }
+}
+
+/// Reads the beat of one other rank, of another one each time.
+fn look_at_one(store: &Store, shared: &Shared, number: u64) {
+    let Member { rank, size } = shared.member;
+    let other = (number % size as u64) as usize;
+    if other == rank {
+        return;
+    }
+    // Where the store is gone the next beat will tell.
+    if let Ok(Some(beat)) = beat_of(store, other) {
+        shared.heard(other, beat.number);
+    }
+}
+
+/// The last beat of a rank; none before its first, or of another program.
+fn beat_of(store: &Store, rank: usize) -> Result<Option<Beat>, ShimError> {
+    Ok(store.get(&key(rank))?.and_then(|text| serde_json::from_slice(&text).ok()))
+}
+
+/// Whether rank 0 was writing a checkpoint at its last beat, and the beat's number.
+pub(super) fn first_saves(store: &Store) -> Option<u64> {
+    let beat = beat_of(store, 0).ok().flatten()?;
+    (beat.what == Move::Save.to_string()).then_some(beat.number)
 }
 
 /// How long a wait is before the others' beats are read: long enough before a report to know who is
@@ -478,8 +526,18 @@ fn end(shared: &Shared, absence: &Absence, exit_code: u8) -> ! {
 #[derive(Debug)]
 pub(super) struct Others {
     member: Member,
-    /// The last beat of each rank and when it was first seen.
-    seen: Vec<Option<(Beat, Instant)>>,
+    /// The last beat of each rank.
+    seen: Vec<Option<Seen>>,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    beat: Beat,
+    /// Since when it has been the newest that this rank has seen.
+    heard: Instant,
+    /// Since when it has been looked for a newer one without a pause: a process that was stopped itself, with
+    /// all others, knows nothing of them.
+    looked: Instant,
 }
 
 impl Others {
@@ -494,11 +552,11 @@ impl Others {
             return Ok(Some(shared.failed().get_or_insert(message).clone()));
         }
         for rank in (0..self.member.size).filter(|rank| *rank != self.member.rank) {
-            let Some(text) = store.get(&key(rank))? else { continue };
-            let Ok(beat) = serde_json::from_slice::<Beat>(&text) else { continue };
+            let Some(beat) = beat_of(store, rank)? else { continue };
             let seen = &mut self.seen[rank];
-            if seen.as_ref().is_none_or(|(last, _)| last.number != beat.number) {
-                *seen = Some((beat, Instant::now()));
+            if seen.as_ref().is_none_or(|seen| seen.beat.number != beat.number) {
+                let heard = shared.heard(rank, beat.number);
+                *seen = Some(Seen { beat, heard, looked: Instant::now() });
             }
         }
         Ok(None)
@@ -510,9 +568,9 @@ impl Others {
             let heard = self.seen.iter().enumerate();
             heard
                 .filter_map(|(rank, seen)| {
-                    let (beat, since) = seen.as_ref()?;
-                    let silent = since.elapsed();
-                    of(beat, silent).then(|| Sighting {
+                    let Seen { beat, heard, looked } = seen.as_ref()?;
+                    let silent = heard.elapsed();
+                    of(beat, looked.elapsed()).then(|| Sighting {
                         rank,
                         step: beat.step,
                         what: beat.what.clone(),
@@ -555,48 +613,103 @@ mod tests {
         }
     }
 
-    /// As on GPUs: rank 0 hangs in its own work, since what it reads waits for rank 1, which is gone
-    /// without a word.
     #[test]
-    fn a_rank_whose_collectives_are_queued_ends_when_another_is_gone() {
-        const NAME: &str =
-            "dist::watch::tests::a_rank_whose_collectives_are_queued_ends_when_another_is_gone";
-        const PORT: &str = "DETCO_TEST_PORT";
-        let limits = Limits { slow: Duration::from_secs(3), timeout: Duration::from_secs(6) };
-        let patience = Duration::from_secs(60);
-        let watch = |store: &Store, rank| {
-            let member = Member { rank, size: 2 };
-            let watch = Watch::start(store, member, "here".into(), limits, 69).unwrap();
-            watch.collectives_are_queued();
-            watch.at(5, Move::Update);
-            watch
+    fn a_save_may_take_as_long_as_ranks_wait_for_each_other() {
+        let limits = Limits { slow: Duration::from_secs(60), timeout: Duration::from_secs(600) };
+        let grace = |what, limits| {
+            let (since, waiting, queued) = (Instant::now(), None, false);
+            Doing { step: 1, what, since, begun: 0, waiting, queued, limits }.grace()
         };
-        if let Some(port) = crate::config::variable(PORT) {
-            if port == "serve" {
-                let store = Store::open("127.0.0.1", 0, Role::Serve, "test", patience).unwrap();
-                let _watch = watch(&store, 0);
-                println!("port {}", store.port());
-                thread::sleep(patience);
-                return;
-            }
-            let port = port.parse().unwrap();
-            let store = Store::open("127.0.0.1", port, Role::Join, "test", patience).unwrap();
-            let _watch = watch(&store, 1);
-            thread::sleep(Duration::from_secs(2));
-            c10d::exit(9);
+        assert_eq!(grace(Move::Save, limits), limits.timeout);
+        for what in [Move::Backward, Move::Data, Move::Monitor] {
+            assert_eq!(grace(what, limits), GRACE, "{what}");
         }
-        let start = |port: &str| {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", NAME, "--nocapture"]).env(PORT, port);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        let mut first = start("serve");
+        let short = Limits { timeout: Duration::from_secs(3), ..limits };
+        assert_eq!(grace(Move::Save, short), GRACE);
+    }
+
+    /// A rank of a test: this program again, for that test alone, with what it is to be in a variable.
+    const ROLE: &str = "DETCO_TEST_PORT";
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn start(test: &str, role: &str) -> std::process::Child {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(ROLE, role);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Rank 0, and where it serves.
+    fn start_first(test: &str) -> (std::process::Child, String) {
+        let mut first = start(test, "serve");
         let lines = BufReader::new(first.stdout.take().unwrap()).lines();
         let port = lines
             .map_while(Result::ok)
             .find_map(|line| line.split_once("port ").map(|(_, port)| port.trim().to_string()));
-        let mut second = start(&port.expect("rank 0 says where it serves"));
-        assert_eq!(second.wait().unwrap().code(), Some(9));
+        (first, port.expect("rank 0 says where it serves"))
+    }
+
+    /// The store as rank 0, which serves it, or as rank 1 has it, and which of them this is.
+    fn meet(role: &str) -> (Arc<Store>, usize) {
+        let (port, what, rank) = match role.parse() {
+            Ok(port) => (port, Role::Join, 1),
+            Err(_) => (0, Role::Serve, 0),
+        };
+        let store = Store::open("127.0.0.1", port, what, "test", PATIENCE).unwrap();
+        if rank == 0 {
+            println!("port {}", store.port());
+        }
+        (Arc::new(store), rank)
+    }
+
+    fn watch_as(store: &Store, rank: usize, limits: Limits) -> Watch {
+        let member = Member { rank, size: 2 };
+        Watch::start(store, member, "here".into(), limits, 69).unwrap()
+    }
+
+    /// Rank 1 fails while rank 0 writes a checkpoint, which takes longer than the others have to end.
+    #[test]
+    fn a_save_is_finished_when_another_rank_fails() {
+        const NAME: &str = "dist::watch::tests::a_save_is_finished_when_another_rank_fails";
+        let limits = Limits { slow: PATIENCE, timeout: PATIENCE };
+        if let Some(role) = crate::config::variable(ROLE) {
+            let (store, rank) = meet(&role);
+            let watch = watch_as(&store, rank, limits);
+            watch.at(5, Move::Save);
+            if rank == 1 {
+                watch.fail(&store, Role::Join, "of itself");
+                c10d::exit(9);
+            }
+            while watch.failure().is_none() {
+                thread::sleep(BEAT);
+            }
+            thread::sleep(GRACE + 4 * BEAT);
+            c10d::exit(7);
+        }
+        let (first, port) = start_first(NAME);
+        let second = start(NAME, &port).wait_with_output().unwrap();
+        assert_eq!(second.status.code(), Some(9));
+        let output = first.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "the save was ended: {said}");
+    }
+
+    /// As on GPUs: rank 0 hangs in its own work, since what it reads waits for rank 1, which is gone
+    /// without a word. For how long is told, though nobody looked for it before.
+    #[test]
+    fn a_rank_whose_collectives_are_queued_ends_when_another_is_gone() {
+        const NAME: &str =
+            "dist::watch::tests::a_rank_whose_collectives_are_queued_ends_when_another_is_gone";
+        let limits = Limits { slow: Duration::from_secs(3), timeout: Duration::from_secs(6) };
+        if let Some(role) = crate::config::variable(ROLE) {
+            let (store, rank) = meet(&role);
+            let watch = watch_as(&store, rank, limits);
+            watch.collectives_are_queued();
+            watch.at(5, Move::Update);
+            thread::sleep(if rank == 0 { PATIENCE } else { Duration::from_secs(2) });
+            c10d::exit(9);
+        }
+        let (first, port) = start_first(NAME);
+        assert_eq!(start(NAME, &port).wait().unwrap().code(), Some(9));
         let output = first.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(69), "{said}");
@@ -604,5 +717,24 @@ mod tests {
             said.contains("at the update of step 5, ends: rank 1 is lost: silent for"),
             "{said}"
         );
+    }
+
+    /// Whoever begins to look for a lost rank knows how long it has been silent.
+    #[test]
+    fn a_lost_rank_is_told_with_its_whole_silence() {
+        let store = Store::open("127.0.0.1", 0, Role::Serve, "silence", PATIENCE).unwrap();
+        let limits = Limits { slow: PATIENCE, timeout: PATIENCE };
+        let watch = watch_as(&store, 0, limits);
+        let gone = Beat { number: 7, step: 3, what: "backward".into(), busy_ms: 0, begun: 1 };
+        store.set(&key(1), &serde_json::to_vec(&gone).unwrap()).unwrap();
+        let since = watch.shared.heard(1, 7);
+        thread::sleep(4 * BEAT);
+        let mut others = watch.others();
+        others.look(&store, &watch.shared).unwrap();
+        thread::sleep(BEAT);
+        let Absence::Silent(lost) = others.absence(BEAT / 2, 0) else { panic!("{others:?}") };
+        assert_eq!((lost[0].rank, lost[0].step), (1, 3));
+        let all = since.elapsed().as_millis() as u64;
+        assert!(lost[0].silent_ms + 1 >= 5 * BEAT.as_millis() as u64 && lost[0].silent_ms <= all);
     }
 }

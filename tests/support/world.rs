@@ -51,24 +51,35 @@ impl Ranks {
         let store = Store::open("127.0.0.1", 0, Role::Serve, "", Duration::from_secs(60)).unwrap();
         let port = store.port();
         let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True")];
-        let mut ranks = Ranks::start_at(port, &agent, folder, args);
+        let mut ranks = Ranks::start_at(port, &agent, "127.0.0.1", folder, args);
         ranks._store = Some(store);
         ranks
     }
 
     /// Without an agent: rank 0 serves the store.
     pub(crate) fn start_without_agent(folder: &Path, args: &[Vec<&str>]) -> Ranks {
-        Ranks::start_at(free_port(), &[], folder, args)
+        Ranks::start_at_address("127.0.0.1", folder, args)
     }
 
-    fn start_at(port: u16, more: &[(&str, &str)], folder: &Path, args: &[Vec<&str>]) -> Ranks {
+    /// The same, with an address of this machine.
+    pub(crate) fn start_at_address(address: &str, folder: &Path, args: &[Vec<&str>]) -> Ranks {
+        Ranks::start_at(free_port(), &[], address, folder, args)
+    }
+
+    fn start_at(
+        port: u16,
+        more: &[(&str, &str)],
+        address: &str,
+        folder: &Path,
+        args: &[Vec<&str>],
+    ) -> Ranks {
         let size = args.len();
         let start = |(rank, args): (usize, &Vec<&str>)| {
             let said = File::create(folder.join(format!("said.{rank}"))).unwrap();
             let mut command = Command::new(DETCO);
             command.args(args).env("RANK", rank.to_string());
             command.env("WORLD_SIZE", size.to_string());
-            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            command.env("MASTER_ADDR", address).env("MASTER_PORT", port.to_string());
             command.envs(more.iter().copied()).env("OMP_NUM_THREADS", "1");
             command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()
         };
@@ -106,6 +117,11 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) fn send(process: u32, signal: &str) {
+    assert!(try_send(process, signal), "there is no process {process}");
+}
+
+/// As [`send`]; false where the process is gone.
+pub(crate) fn try_send(process: u32, signal: &str) -> bool {
     use rustix::process::{Pid, Signal, kill_process};
     let signal = match signal {
         "KILL" => Signal::KILL,
@@ -114,10 +130,12 @@ pub(crate) fn send(process: u32, signal: &str) {
         "USR1" => Signal::USR1,
         "INT" => Signal::INT,
         "CONT" => Signal::CONT,
+        "SEGV" => Signal::SEGV,
+        "ABRT" => Signal::ABORT,
         other => panic!("no signal {other}"),
     };
     let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
-    kill_process(process, signal).unwrap();
+    kill_process(process, signal).is_ok()
 }
 
 /// Steps whose metrics are written.
