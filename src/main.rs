@@ -43,6 +43,8 @@ fn hand_over() -> anyhow::Result<()> {
             trainer.display()
         );
     }
-    let error = std::process::Command::new(&trainer).args(std::env::args_os().skip(1)).exec();
+    let mut command = std::process::Command::new(&trainer);
+    command.args(std::env::args_os().skip(1)).envs(cli::libtorch_variables());
+    let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", trainer.display()))
 }

@@ -453,6 +453,31 @@ fn a_rank_that_crashes_gives_the_launcher_its_code_and_the_run_goes_on() {
     assert_eq!(losses(&run).len() as u64, saved + 3);
 }
 
+/// Its ranks know at once, since it serves their store; each says so in a line or two.
+#[test]
+fn a_killed_launcher_takes_its_ranks_along_without_many_words() {
+    let (folder, data) = shards(8);
+    let (run, said) = (folder.path().join("run"), folder.path().join("said"));
+    let mut command = Command::new(DETCO);
+    let sets = ["--ranks", "2", "--or-resume", "--set", "train.epochs=5000"];
+    let more = [&sets[..], &["--set", "checkpoint.every_epochs=1"]].concat();
+    command.args(new_run(&data, &run, &more)).stderr(File::create(&said).unwrap());
+    let mut launcher = command.spawn().unwrap();
+    wait_for_step(&run, 3, &mut launcher);
+    let children = children_of(launcher.id());
+    send(launcher.id(), "KILL");
+    launcher.wait().unwrap();
+    while children.iter().any(|child| is_alive(*child)) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(said.contains("served by the launcher, does not answer"), "{said}");
+    assert!(!said.contains("frame #") && said.lines().count() < 20, "{said}");
+    let saved = checkpoint::open(&run, None).unwrap().state.step;
+    let steps = format!("train.steps_max={}", saved + 2);
+    detco_ok(&new_run(&data, &run, &[&more[..], &["--set", &steps]].concat()));
+}
+
 /// Rank 0 stops while it writes a checkpoint: the other gives it up, and the run goes on from the checkpoint
 /// before.
 #[test]

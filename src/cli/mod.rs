@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand};
 use detco_shards::format::ShardError;
 use detco_shards::stream::remote::RemoteOptions;
 
-use crate::config::{Bytes, Data, cache_folder};
+use crate::config::{self, Bytes, Data, cache_folder};
 use crate::data;
 
 /// From a folder of images to a DetCo backbone.
@@ -105,6 +105,35 @@ pub const EXIT_DIVERGED: u8 = 70;
 /// Exit code of `train` after SIGTERM, SIGINT, SIGHUP or SIGUSR1: a checkpoint was written, `--resume` goes on
 /// (EX_TEMPFAIL).
 pub const EXIT_STOPPED: u8 = 75;
+
+/// Variables that libtorch and CUDA's libraries read when they start, and their values for this program; none
+/// where the environment has them. They are set by starting a program anew, since to set a variable while
+/// other threads read the environment is undefined.
+pub fn libtorch_variables() -> Vec<(&'static str, &'static str)> {
+    // torchrun sets it to 1 for what it starts.
+    let always = [("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")];
+    let missing = |(name, _): &(&str, &str)| config::variable(name).is_none();
+    let differs = |(name, value): &(&str, &str)| config::variable(name).as_deref() != Some(value);
+    let ours = always.into_iter().filter(differs);
+    ours.chain(LIBTORCH_VARIABLES.iter().copied().filter(missing)).collect()
+}
+
+/// Unless the user wants it otherwise.
+const LIBTORCH_VARIABLES: &[(&str, &str)] = &[
+    // Without it the sums of cuBLAS depend on what else runs. Of use where the run is deterministic.
+    ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    // Who watches the ranks is `dist::watch`, which names a lost one and ends with a code of its own. The threads
+    // of ProcessGroupNCCL would abort the process instead: on a CUDA error, before anybody has said what failed;
+    // after a timeout; or because of what an earlier start left in torchrun's store.
+    ("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0"),
+    ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0"),
+    ("TORCH_NCCL_ENABLE_MONITORING", "0"),
+    // libtorch records every collective of a process in one table, and looks a group up in it before it takes
+    // the table's lock: two threads that begin with groups of their own crash. Nobody reads the records here.
+    ("TORCH_FR_BUFFER_SIZE", "0"),
+    // Where a store is gone, c10d logs a page of stack frames at each of its ranks; they say it in a line.
+    ("TORCH_CPP_LOG_LEVEL", "FATAL"),
+];
 
 /// Prints an error with its causes and returns the exit code.
 pub fn report(error: &anyhow::Error) -> std::process::ExitCode {

@@ -5,7 +5,7 @@
 #define USE_C10D_GLOO
 #include "c10d.h"
 
-#include <c10/util/env.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
@@ -132,18 +132,6 @@ OpenNccl load(const uint8_t* image, int64_t image_len) {
 
 using namespace detco;
 
-// libtorch records every collective of a process in one table, and looks a group up in it before it takes
-// the table's lock (FlightRecorderDetail.hpp, `recordWithResetEnabled`): two threads that begin with groups
-// of their own, as tests' ranks do, crash. Nobody reads the records here. Before the first group, unless
-// the user wants them.
-static void leave_collectives_unrecorded() {
-  static const bool done = [] {
-    c10::utils::set_env("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/false);
-    return true;
-  }();
-  static_cast<void>(done);
-}
-
 extern "C" {
 
 // Live handles: stores, groups, works, reducers.
@@ -161,6 +149,9 @@ int32_t detco_store_open(const char* host, int64_t host_len, uint16_t port, int3
                          Store** handle, uint16_t* found_port, char* message,
                          int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
+    // libtorch asks for TORCH_CPP_LOG_LEVEL by itself only where Python loads it.
+    static const bool leveled = (c10::initLogging(), true);
+    static_cast<void>(leveled);
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serve != 0;
@@ -222,7 +213,6 @@ int32_t detco_group_gloo(Store* store, const char* host, int64_t host_len, int32
                          int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
     using Gloo = c10d::ProcessGroupGloo;
-    leave_collectives_unrecorded();
     auto options = Gloo::Options::create(Millis(timeout_ms));
     options->devices.push_back(Gloo::createDeviceForHostname(text(host, host_len)));
     auto backend = c10::make_intrusive<Gloo>(store->store, rank, size, options);
@@ -236,7 +226,6 @@ int32_t detco_group_nccl(Store* store, const uint8_t* image, int64_t image_len, 
                          int32_t rank, int32_t size, int64_t timeout_ms, Group** handle, char* message,
                          int64_t message_len) noexcept {
   return guarded(message, message_len, [&] {
-    leave_collectives_unrecorded();
     static const OpenNccl open = load(image, image_len);
     BackendPtr backend;
     if (open(&store->store, rank, size, timeout_ms, &backend, message, message_len) != 0) {

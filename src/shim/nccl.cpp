@@ -7,19 +7,8 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include <cstdint>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
-
-// Who watches the ranks is `src/dist/watch.rs`, which names a lost one and ends with a code of its own.
-// The threads of ProcessGroupNCCL would abort the process instead: on a CUDA error, before anybody has
-// said what failed; after a timeout; or because of what an earlier start left in torchrun's store.
-static void leave_failures_to_the_watch() {
-  setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", /*overwrite=*/1);  // torchrun sets it for its workers
-  setenv("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0", 0);
-  setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", 0);
-  setenv("TORCH_NCCL_ENABLE_MONITORING", "0", 0);
-}
 
 // `Options` holds NCCL's own configuration by value: another version's may have another size.
 static void same_nccl() {
@@ -39,7 +28,6 @@ extern "C" int32_t detco_nccl_open(const detco::StorePtr* store, int32_t rank, i
                                    int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     same_nccl();
-    leave_failures_to_the_watch();
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = detco::Millis(timeout_ms);
     *backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(*store, rank, size, options);

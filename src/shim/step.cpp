@@ -17,7 +17,6 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
@@ -168,8 +167,6 @@ extern "C" int32_t detco_step_numerics(int32_t tf32, int32_t deterministic, char
     context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
     // Filling new memory serves debugging, and costs a pass over every tensor.
     context.setDeterministicFillUninitializedMemory(false);
-    // cuBLAS reads this when it starts; without it its sums depend on what else runs.
-    if (deterministic) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   });
 }
 
