@@ -20,6 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ use tch::{Kind, Tensor};
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError};
+use detco_shards::limits;
 use detco_shards::order::Cursor;
 
 /// Version of `state.json`; a reader refuses any other.
@@ -41,7 +43,7 @@ const STATE: &str = "state.json";
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     /// The system refused.
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}: {source}{limit}", limit = limits::of_file(what, source))]
     Io {
         /// What was tried.
         what: &'static str,
@@ -102,10 +104,27 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether the checkpoint is not as it was written, so that an older one may be.
-    fn is_damage(&self) -> bool {
+    /// Whether there was no room for it: a disk, a quota or `ulimit -f`.
+    pub fn is_no_room(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
-            CheckpointError::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            CheckpointError::Io { source, .. } => {
+                matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the checkpoint is not as it was written, so that an older one may be: files that are missing, or
+    /// that the disk cannot read. A file that is whole and not ours to read is no damage.
+    fn is_damage(&self) -> bool {
+        use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        match self {
+            CheckpointError::Io { source, .. } => {
+                let unreadable = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::NXIO];
+                matches!(source.kind(), NotFound | IsADirectory | NotADirectory)
+                    || Errno::from_io_error(source).is_some_and(|errno| unreadable.contains(&errno))
+            }
             CheckpointError::Damaged { .. } | CheckpointError::Broken { .. } => true,
             _ => false,
         }
@@ -454,16 +473,8 @@ pub fn save(
         if part.exists() {
             fs::remove_dir_all(&part).map_err(io_error("remove", &part))?;
         }
-        fs::create_dir(&part).map_err(io_error("create", &part))?;
-        let files = vec![write_tensors(&part, MODEL, model)?, write_tensors(&part, OPTIM, optim)?];
-        let file = StateFile::new(state, files);
-        let path = part.join(STATE);
-        let text = serde_json::to_vec_pretty(&file).map_err(|error| CheckpointError::State {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        write_file(&path, &text)?;
-        sync_folder(&part)?;
+        // What is half written gives its room back.
+        write_part(&part, state, model, optim).inspect_err(|_| drop(fs::remove_dir_all(&part)))?;
         fs::rename(&part, &folder).map_err(io_error("rename", &part))?;
         sync_folder(&parent)?;
     }
@@ -472,7 +483,26 @@ pub fn save(
     Ok(folder)
 }
 
-/// A link is made beside and renamed over the old one, so that `latest` always resolves.
+fn write_part(
+    part: &Path,
+    state: &State,
+    model: &[(String, Tensor)],
+    optim: &[(String, Tensor)],
+) -> Result<(), CheckpointError> {
+    fs::create_dir(part).map_err(io_error("create", part))?;
+    let files = vec![write_tensors(part, MODEL, model)?, write_tensors(part, OPTIM, optim)?];
+    let file = StateFile::new(state, files);
+    let path = part.join(STATE);
+    let text = serde_json::to_vec_pretty(&file).map_err(|error| CheckpointError::State {
+        path: path.clone(),
+        reason: error.to_string(),
+    })?;
+    write_file(&path, &text)?;
+    sync_folder(part)
+}
+
+/// A link is made beside and renamed over the old one, so that `latest` always resolves. It is for people: this
+/// program reads the names, so a file system without links (exFAT, some network shares) goes without.
 fn point_latest(parent: &Path, name: &str) -> Result<(), CheckpointError> {
     let part = parent.join(".latest.part");
     match fs::remove_file(&part) {
@@ -481,10 +511,19 @@ fn point_latest(parent: &Path, name: &str) -> Result<(), CheckpointError> {
         }
         _ => {}
     }
-    std::os::unix::fs::symlink(name, &part).map_err(io_error("link", &part))?;
+    match std::os::unix::fs::symlink(name, &part) {
+        Err(error) if has_no_links(&error) => return Ok(()),
+        linked => linked.map_err(io_error("link", &part))?,
+    }
     let latest = parent.join("latest");
     fs::rename(&part, &latest).map_err(io_error("rename", &part))?;
     sync_folder(parent)
+}
+
+/// Whether a file system says that it has no links: EPERM, where a folder that may not be written to is EACCES.
+fn has_no_links(error: &io::Error) -> bool {
+    let none = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS];
+    Errno::from_io_error(error).is_some_and(|errno| none.contains(&errno))
 }
 
 /// Removes all but the newest `keep`: renamed first, so that a kill leaves no half checkpoint.

@@ -56,6 +56,13 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Samples of an update: four times the largest batch that anybody trains with.
+const BATCH_MAX: i64 = 1 << 20;
+/// Keys of a queue: thirteen times ImageNet's images.
+const QUEUE_MAX: i64 = 1 << 24;
+/// Bytes of the cache.
+const CACHE_MAX: u64 = 1 << 60;
+
 /// What a file builds upon that names no base; equal to `Config::default()`.
 const DEFAULT: &str = "detco-r50";
 
@@ -758,6 +765,38 @@ impl Config {
         Ok(config)
     }
 
+    /// The configuration of a run: that of its newest checkpoint, which it goes on by; where there is none yet,
+    /// the copy in its folder.
+    ///
+    /// # Errors
+    /// When neither can be read.
+    pub fn of_run(run: &Path) -> Result<Config, ConfigError> {
+        let is_checkpoint = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok())
+        };
+        let entries = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+        let newest = entries.map(|entry| entry.path()).filter(is_checkpoint).max();
+        let path = match &newest {
+            Some(checkpoint) => checkpoint.join("state.json"),
+            None => run.join("config.toml"),
+        };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let origin = path.display().to_string();
+        if newest.is_none() {
+            return Config::from_toml(&text, &origin);
+        }
+        let state: Result<serde_json::Value, _> = serde_json::from_str(&text);
+        let config = state.as_ref().ok().and_then(|state| state["config"].as_str());
+        let config = config.ok_or_else(|| ConfigError::Parse {
+            origin: origin.clone(),
+            message: "holds no configuration".into(),
+            hint: String::new(),
+        })?;
+        Config::from_toml(config, &origin)
+    }
+
     /// This configuration with `--set` overrides on top, validated.
     pub fn with_overrides(&self, overrides: &[String]) -> Result<Config, ConfigError> {
         let mut table = parse(&self.to_toml(), "config")?;
@@ -783,7 +822,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let m = &self.model;
         let batch = self.train.batch;
-        check("train.batch", batch, batch >= 1, "at least 1")?;
+        let seed = self.seed;
+        check("seed", seed, i64::try_from(seed).is_ok(), "at most 2^63 - 1, as TOML has it")?;
+        let reason = format!("1 to {BATCH_MAX}");
+        check("train.batch", batch, (1..=BATCH_MAX).contains(&batch), reason)?;
         check("train.epochs", self.train.epochs, self.train.epochs >= 1, "at least 1")?;
         // Where the system has no more threads, libtorch waits for them for ever.
         let threads = self.train.threads;
@@ -820,18 +862,26 @@ impl Config {
             format!("a divisor of model.bn_splits = {}: BN groups stay whole", m.bn_splits);
         check("train.accumulate", a, a >= 1 && m.bn_splits % a == 0, reason)?;
         let queue = self.loss.queue;
-        let reason = format!("a positive multiple of train.batch = {batch}");
-        check("loss.queue", queue, queue >= 1 && queue % batch == 0, reason)?;
+        let reason = format!("a positive multiple of train.batch = {batch}, at most {QUEUE_MAX}");
+        let legal = (1..=QUEUE_MAX).contains(&queue) && queue % batch == 0;
+        check("loss.queue", queue, legal, reason)?;
         let t = self.loss.temperature;
         check("loss.temperature", t, t.is_finite() && t > 0.0, "above 0")?;
         check("loss.ema", self.loss.ema, (0.0..=1.0).contains(&self.loss.ema), "0 to 1")?;
         let lr = self.optim.lr;
         check("optim.lr", lr, lr.is_finite() && lr >= 0.0, "finite, 0 or more")?;
         check("optim.lr_batch", self.optim.lr_batch, self.optim.lr_batch >= 1, "at least 1")?;
+        let reason = format!(
+            "finite times train.batch / optim.lr_batch = {batch} / {}",
+            self.optim.lr_batch
+        );
+        check("optim.lr", lr, self.base_lr().is_finite(), reason)?;
         let momentum = self.optim.momentum;
         check("optim.momentum", momentum, (0.0..1.0).contains(&momentum), "0 to below 1")?;
         let decay = self.optim.weight_decay;
         check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "finite, 0 or more")?;
+        let size = self.data.cache_size.0;
+        check("data.cache_size", size, size <= CACHE_MAX, "at most 1 EiB")?;
         let workers = self.data.workers;
         check("data.workers", workers, workers <= 1024, "0 to 1024")?;
         let ahead = self.data.batches_ahead;

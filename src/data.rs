@@ -1,15 +1,18 @@
 //! The table `data` of a configuration to shards that are open, and to the order they are read in.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
+use detco_shards::decode::probe;
 use detco_shards::format::ShardError;
 use detco_shards::order::{Order, OrderError};
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::RemoteOptions;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanCount};
 use thiserror::Error;
 
-use crate::config::{Bytes, Data, Window, cache_folder, store_environment};
+use crate::config::{Bytes, Config, Data, Schedule, Window, cache_folder, store_environment};
+use crate::schedule::{steps_in_all, steps_to_fill};
 
 /// Why data cannot be read as it is configured.
 #[derive(Debug, Error)]
@@ -99,5 +102,74 @@ pub fn order(window: Window, set: &ShardSet, batch: u64, seed: u64) -> Result<Or
     Ok(match window {
         Window::Shards(window) => Order::windowed(&shards, window as usize, batch, seed)?,
         Window::Auto | Window::All => Order::shuffled(set.len(), batch, seed)?,
+    })
+}
+
+/// What is legal and probably not meant, each in a sentence.
+pub fn oddities(config: &Config, set: &ShardSet, order: &Order) -> Vec<String> {
+    let mut all = Vec::new();
+    let (samples, queue) = (set.len(), config.loss.queue);
+    if queue as u64 > samples {
+        all.push(format!(
+            "loss.queue = {queue} keys are more than the {} samples: each sample meets its own earlier keys as \
+             negatives",
+            HumanCount(samples)
+        ));
+    }
+    let steps = steps_in_all(config, order.steps_per_epoch());
+    if steps_to_fill(config) >= steps {
+        all.push(format!(
+            "all {steps} updates only fill the queues, no weight changes: lower loss.queue, set \
+             loss.fill_first = false, or train longer"
+        ));
+    }
+    let (optim, epochs) = (&config.optim, config.train.epochs);
+    let late = optim.milestones.iter().filter(|at| **at >= epochs).count();
+    if optim.schedule == Schedule::Steps && late > 0 {
+        let milestones = &optim.milestones;
+        all.push(format!(
+            "optim.milestones = {milestones:?}: {late} of them come after the {epochs} epochs of train.epochs"
+        ));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.data.workers;
+    if workers > 4 * cores {
+        all.push(format!("data.workers = {workers} threads decode on {cores} cores"));
+    }
+    all
+}
+
+/// A sample whose image cannot be used, by its header or its place in the shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadHeader {
+    /// The shard.
+    pub shard: PathBuf,
+    /// The sample's id in it.
+    pub key: String,
+    /// Where its image begins, in bytes.
+    pub offset: u64,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for BadHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BadHeader { shard, key, offset, reason } = self;
+        write!(f, "{}: sample {key:?} at byte {offset}: {reason}", shard.display())
+    }
+}
+
+/// The first sample whose header says that it cannot be decoded, among `most` that are spread evenly over local
+/// shards. Others are not fetched for this.
+pub fn first_bad_header(set: &ShardSet, most: u64) -> Option<BadHeader> {
+    let headers = if set.is_remote() { 0 } else { most.min(set.len()) };
+    (0..headers).find_map(|number| {
+        let id = (u128::from(number) * u128::from(set.len()) / u128::from(headers)) as u64;
+        let reason = match set.sample(id) {
+            Ok(sample) => probe(sample.jpeg()).err()?.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let (shard, key, offset) = set.place(id)?;
+        Some(BadHeader { shard: shard.to_path_buf(), key: key.to_string(), offset, reason })
     })
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Once;
 
+use detco_shards::pipe;
 use tch::{Device, Tensor};
 use thiserror::Error;
 
@@ -79,6 +80,20 @@ pub fn set_numerics(train: &Train) -> Result<(), ShimError> {
     };
     shim::numerics(float32, algorithms)
 }
+
+/// Whether the system starts as many threads as libtorch will: where it does not, libtorch's pools end the
+/// process without a word of ours, or wait for ever.
+///
+/// # Errors
+/// What the system said.
+pub fn check_threads() -> std::io::Result<()> {
+    let between = tch::get_num_interop_threads();
+    let threads = tch::get_num_threads().max(1) + between.max(1) + SPARE_THREADS;
+    pipe::can_start(threads as usize)
+}
+
+/// Autograd has a thread for each device, and the rest is for what else starts one.
+const SPARE_THREADS: i32 = 3;
 
 /// Whether the encoders run in bfloat16 there.
 pub fn in_bf16(train: &Train, device: Device) -> bool {

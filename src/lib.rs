@@ -17,9 +17,11 @@
 //!
 //! | module | what it does | what it never does |
 //! |---|---|---|
-//! | [`cli`] | one file a subcommand; exit codes | compute |
-//! | `console` | lines for whoever watches | end a run that nobody watches |
+//! | [`exit`] | exit codes, and which errors have one | end the process |
+//! | `console` | lines for whoever watches; standard output | end a run that nobody watches |
+//! | [`export_format`] | the names of the formats that weights are exported in | |
 //! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
+//! | [`shapes`] | the layers of an encoder as numbers: channels, kernels, sizes | make a tensor |
 //! | [`data`] | the table `data` to open shards and an order | read a sample |
 //! | `detco_shards::format` | tar, index, map, writer, manifest: the format, byte by byte | end quietly on foreign bytes |
 //! | `detco_shards::pack` | images, class folders, ImageNet's tar of tars to shards | hold more than one image a worker |
@@ -42,6 +44,7 @@
 //! | [`dist`] | ranks: their world, collectives, who is lost | name what a step computes |
 //! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
 //! | [`memory`] | what a step will need, by arithmetic on shapes | |
+//! | [`disk`] | what checkpoints will take, and what the disk has | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
 //! | [`metrics`] | JSON lines, TensorBoard events, progress | |
 //! | [`plan`] | what a cluster would give, by arithmetic | measure |
@@ -50,6 +53,7 @@
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
 //! | [`eval`] | kNN | |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
+//! | [`cli`] | the command line, one file a subcommand | compute |
 //!
 //! A module names only modules above it; the loop and the command line come last and see everything.
 //!
@@ -77,6 +81,10 @@ mod console;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod exit;
+#[path = "export/format.rs"]
+pub mod export_format;
+pub mod shapes;
 pub mod source;
 
 #[cfg(feature = "train")]
@@ -85,6 +93,8 @@ pub mod batch;
 pub mod checkpoint;
 #[cfg(feature = "train")]
 pub mod device;
+#[cfg(feature = "train")]
+pub mod disk;
 #[cfg(feature = "train")]
 pub mod dist;
 #[cfg(feature = "train")]
@@ -106,7 +116,6 @@ pub mod model;
 pub mod optim;
 pub mod plan;
 pub mod profile;
-#[cfg(feature = "train")]
 pub mod schedule;
 #[cfg(feature = "train")]
 pub mod shim;

@@ -15,6 +15,7 @@ use detco::profile::allocations::Counting;
 static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
+    cli::prepare();
     let result = match Cli::parse().command {
         Command::Pack(args) => cli::pack::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),

@@ -7,12 +7,13 @@ use std::fmt;
 
 use detco_shards::device::{Number, Shape, batches_held};
 use detco_shards::pipeline::Views;
-use tch::{Device, Tensor};
+use tch::Device;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::device;
 use crate::feed::Way;
-use crate::model::{Model, Norms, Scope};
+use crate::model::{Norms, Scope};
+use crate::shapes;
 
 /// What CUDA, cuDNN and cuBLAS take for themselves: an allowance, not measured.
 const CUDA_LIBRARIES: i64 = 1536 << 20;
@@ -29,36 +30,37 @@ const LIBRARIES: i64 = 190_000_000;
 pub struct Needs(Vec<(&'static str, i64)>);
 
 impl Needs {
-    /// Of training this model, made from this config, on `device`, alone, with views that come this
-    /// way. The model itself may lie elsewhere.
-    pub fn of(model: &Model, config: &Config, device: Device, way: Way) -> Needs {
+    /// Of one of `ranks` ranks that train by this config on `device`, with views that come this way.
+    pub fn of(config: &Config, ranks: usize, device: Device, way: Way) -> Needs {
         let on_gpu = device.is_cuda() && device::channels_last(config, device);
         let norms = if on_gpu { Norms::Kernels } else { Norms::Libtorch };
-        Needs::normalised_by(norms, model, config, device, way)
+        Needs::normalised_by(norms, config, ranks, device, way)
     }
 
     fn normalised_by(
         norms: Norms,
-        model: &Model,
         config: &Config,
+        ranks: usize,
         device: Device,
         way: Way,
     ) -> Needs {
         let bf16 = device::in_bf16(&config.train, device);
-        let parameters = bytes(&model.query.parameters());
-        let query = bytes(&model.query.tensors());
-        let queues = [Scope::Global, Scope::Local].map(|scope| model.queues.rings(scope).iter());
-        let rows = config.train.batch / config.train.accumulate;
+        let parameters = wide(shapes::parameters(&config.model)) * 4;
+        let query = parameters + wide(shapes::buffer_bytes(&config.model));
+        let samples = wide(config.train.batch) / ranks as i128;
+        let rows = samples / wide(config.train.accumulate);
         let mut kept = if bf16 { parameters / 2 } else { 0 }; // weights, as they were cast
-        let mut largest = 0;
-        let mut batch = 0;
-        let mut raw = 0;
+        let (mut largest, mut batch, mut raw) = (0, 0, 0);
+        let number = if bf16 { 2 } else { 4 };
         for (scope, edge, images) in scopes(config) {
-            let (of_scope, largest_map) = model.query.kept_bytes(scope, rows, edge, bf16, norms);
-            kept += of_scope;
-            largest = largest.max(largest_map);
-            let elements = config.train.batch * images * 3 * edge * edge;
-            batch += elements * if bf16 { 2 } else { 4 };
+            let of_image = Kept::of_image(&config.model, edge, norms);
+            let heads = &shapes::Projection::of(&config.model)[scope as usize];
+            let heads: i64 = heads.iter().map(shapes::Projection::kept).sum();
+            let maps = wide(of_image.maps) * number + wide(of_image.bits) / 8;
+            kept += rows * (wide(images) * maps + wide(heads) * number);
+            largest = largest.max(rows * wide(images) * wide(of_image.largest) * number);
+            let elements = samples * wide(images * 3 * edge * edge);
+            batch += elements * number;
             raw += 2 * elements;
         }
         let (batch, pipeline) = match way {
@@ -66,31 +68,34 @@ impl Needs {
             // of two batches on their way.
             Way::Copied if device.is_cuda() => (3 * batch + 2 * raw, 0),
             // On a CPU the pipeline's slabs lie in the same memory.
-            Way::Copied => (3 * batch, batches_held(config.data.batches_ahead) as i64 * raw),
+            Way::Copied => (3 * batch, batches_held(config.data.batches_ahead) as i128 * raw),
             // That once more alone: both views are the pipeline's.
-            Way::Lent => (batch, pipeline(config, bf16)),
+            Way::Lent => (batch, pipeline(config, samples, bf16)),
         };
-        let logits = 2 * rows * config.loss.queue * 4;
+        let logits = 2 * rows * wide(config.loss.queue) * 4;
         // A layer's gradients, of what it made and of what it read, and one map between.
-        let workspace = 3 * largest + if device.is_cuda() { CUDA_LIBRARIES } else { 0 };
-        Needs(vec![
+        let workspace = 3 * largest + if device.is_cuda() { wide(CUDA_LIBRARIES) } else { 0 };
+        let parts = [
             ("query encoder", query),
             ("gradients", parameters),
+            ("averaging", if ranks > 1 { parameters } else { 0 }), // what travels, beside the gradients
             ("momentum", parameters),
             ("key encoder", query),
-            ("queues", queues.into_iter().flatten().map(size).sum()),
+            ("queues", wide(shapes::queue_bytes(config))),
             ("batch", batch),
             ("data pipeline", pipeline),
             ("activations", kept),
             ("logits", logits),
             ("workspace", workspace),
-            ("libraries", if device.is_cuda() { 0 } else { LIBRARIES }),
-        ])
+            ("libraries", if device.is_cuda() { 0 } else { wide(LIBRARIES) }),
+        ];
+        let narrow = |bytes: i128| i64::try_from(bytes).unwrap_or(i64::MAX);
+        Needs(parts.into_iter().map(|(name, bytes)| (name, narrow(bytes))).collect())
     }
 
     /// All of them, in bytes.
     pub fn sum(&self) -> i64 {
-        self.0.iter().map(|(_, bytes)| bytes).sum()
+        self.0.iter().fold(0, |sum: i64, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// One of them, in bytes; 0 if there is none of that name.
@@ -109,27 +114,97 @@ impl fmt::Display for Needs {
 }
 
 /// What the device pipeline holds: the views and images of all batches that circulate.
-fn pipeline(config: &Config, bf16: bool) -> i64 {
+fn pipeline(config: &Config, samples: i128, bf16: bool) -> i128 {
     let mut recipe = config.views.clone();
     recipe.local = recipe.local.filter(|_| config.model.local);
-    let shape = Shape::of(&Views::Train(recipe), config.train.batch as usize);
+    let of_sample = Shape::of(&Views::Train(recipe), 1);
     let number = if bf16 { Number::Bf16 } else { Number::F32 };
-    (batches_held(config.data.batches_ahead) * shape.bytes(number)) as i64 + NVJPEG
+    let batches = batches_held(config.data.batches_ahead) as i128;
+    batches * samples * of_sample.bytes(number) as i128 + wide(NVJPEG)
 }
 
 /// The least `train.accumulate` whose needs fit into `free` bytes; none if none does.
 pub fn accumulate_for(
-    model: &Model,
     config: &Config,
+    ranks: usize,
     device: Device,
     way: Way,
     free: i64,
 ) -> Option<i64> {
-    let (mut config, groups) = (config.clone(), config.model.bn_splits);
+    let (mut config, groups) = (config.clone(), config.model.bn_splits / ranks as i64);
     (1..=groups).filter(|parts| groups % parts == 0).find(|parts| {
         config.train.accumulate = *parts;
-        Needs::of(model, &config, device, way).sum() <= free
+        Needs::of(&config, ranks, device, way).sum() <= free
     })
+}
+
+/// Products of a config's numbers, each within its bound, fit 128 bits.
+fn wide(number: i64) -> i128 {
+    i128::from(number)
+}
+
+/// What a training pass keeps of an image for its backward pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kept {
+    /// Elements of maps, the image among them.
+    maps: i64,
+    /// Bits beside the maps: where a window's largest value lay, and what a ReLU let through where our
+    /// kernels normalise. libtorch looks at the map for that.
+    bits: i64,
+    /// Elements of the largest map.
+    largest: i64,
+}
+
+impl Kept {
+    /// Of an image of this edge, up to the last stage that has a head.
+    fn of_image(model: &config::Model, edge: i64, norms: Norms) -> Kept {
+        let net = shapes::ResNet::of(model);
+        let mut kept = Kept::default();
+        kept.add(1, 3 * edge * edge);
+        let elements = net.stem.elements(edge);
+        kept.add(1, elements);
+        let mut at = net.edge_behind_stem(edge);
+        if net.pools {
+            let pooled = net.stem.to * at * at;
+            kept.add(1, pooled);
+            kept.bits += pooled * if norms == Norms::Kernels { 4 } else { 64 };
+        }
+        // Our kernels pool on the way.
+        if !net.pools || norms == Norms::Libtorch {
+            kept.add_behind_relu(elements, norms);
+        }
+        let last = model.levels.last().map_or(0, |level| usize::from(*level) - 1);
+        for block in net.stages[..last].iter().flatten() {
+            at = kept.add_block(block, at, norms);
+        }
+        kept
+    }
+
+    /// Adds what a pass through a block keeps; the edge of its map. A convolution's output is kept by the
+    /// normalisation after it, and what that makes by the ReLU and the next convolution; the shortcut's last
+    /// output is only added.
+    fn add_block(&mut self, block: &shapes::Block, edge: i64, norms: Norms) -> i64 {
+        let mut at = edge;
+        for conv in &block.convs {
+            self.add(1, conv.elements(at));
+            self.add_behind_relu(conv.elements(at), norms);
+            at = conv.edge(at);
+        }
+        if let Some(conv) = &block.downsample {
+            self.add(1, conv.elements(edge));
+        }
+        at
+    }
+
+    fn add(&mut self, maps: i64, elements: i64) {
+        self.maps += maps * elements;
+        self.largest = self.largest.max(elements);
+    }
+
+    fn add_behind_relu(&mut self, elements: i64, norms: Norms) {
+        self.add(1, elements);
+        self.bits += if norms == Norms::Kernels { elements } else { 0 };
+    }
 }
 
 /// Scopes that the config trains, with the edge and the number of a sample's images.
@@ -139,24 +214,16 @@ fn scopes(config: &Config) -> impl Iterator<Item = (Scope, i64, i64)> {
     [(Scope::Global, i64::from(config.views.global.size), 1)].into_iter().chain(local)
 }
 
-fn size(tensor: &Tensor) -> i64 {
-    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as i64
-}
-
-fn bytes(tensors: &[(String, Tensor)]) -> i64 {
-    tensors.iter().map(|(_, tensor)| size(tensor)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::batch::{Batch, Form};
     use crate::dist::local::Local;
-    use crate::model::Draws;
+    use crate::model::{Draws, Model};
     use crate::optim::Sgd;
     use crate::shim::step::Meter;
     use crate::step::{At, update};
-    use tch::Kind;
+    use tch::{Kind, Tensor};
 
     /// The most that two steps hold, counted by libtorch's allocator.
     fn measured(config: &Config, norms: Norms) -> i64 {
@@ -219,8 +286,7 @@ mod tests {
             let edges = ["views.global.size=64", "model.bn_splits=4"];
             let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
-            let model = Model::new(&config, Device::Cpu).unwrap();
-            let needs = Needs::normalised_by(norms, &model, &config, Device::Cpu, Way::Copied);
+            let needs = Needs::normalised_by(norms, &config, 1, Device::Cpu, Way::Copied);
             let beside = needs.part("data pipeline") + needs.part("libraries");
             let of_libtorch = needs.sum() - beside;
             let (said, found) = (of_libtorch as f64, measured(&config, norms) as f64);
@@ -234,9 +300,8 @@ mod tests {
         let sets = ["model.width=8", "model.local_head=pirl", "loss.queue=1024"];
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
-        let model = Model::new(&config, Device::Cpu).unwrap();
-        let whole = Needs::of(&model, &config, Device::Cuda(0), Way::Copied);
-        let fits = |free| accumulate_for(&model, &config, Device::Cuda(0), Way::Copied, free);
+        let whole = Needs::of(&config, 1, Device::Cuda(0), Way::Copied);
+        let fits = |free| accumulate_for(&config, 1, Device::Cuda(0), Way::Copied, free);
         assert_eq!(fits(whole.sum()), Some(1));
         assert_eq!(fits(whole.sum() - 1), Some(2));
         assert_eq!(fits(whole.sum() - whole.part("activations")), None);
@@ -249,8 +314,7 @@ mod tests {
     fn batches_that_wait_on_the_device_are_counted() {
         let sets = ["model.width=8", "loss.queue=1024", "data.batches_ahead=2"];
         let config = Config::load("detco-r50", &sets.map(String::from)).unwrap();
-        let model = Model::new(&config, Device::Cpu).unwrap();
-        let of = |way| Needs::of(&model, &config, Device::Cuda(0), way);
+        let of = |way| Needs::of(&config, 1, Device::Cuda(0), way);
         let (copied, lent) = (of(Way::Copied), of(Way::Lent));
         assert_eq!(copied.part("data pipeline"), 0);
         // Three batches of 256: two crops and two patch sets in bfloat16, and a picture.
@@ -260,5 +324,53 @@ mod tests {
         assert_eq!(lent.part("batch"), 256 * 3 * 2 * i64::from(crop + 9 * patch));
         let rest = |needs: &Needs| needs.sum() - needs.part("batch") - needs.part("data pipeline");
         assert_eq!(rest(&copied), rest(&lent));
+    }
+
+    /// What is counted by shapes is what models hold, byte by byte, and what their checkpoints do.
+    #[test]
+    fn shapes_are_those_of_models() {
+        let bytes = |tensors: &[(String, Tensor)]| -> i64 {
+            let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+            tensors.iter().map(|(_, tensor)| of(tensor) as i64).sum()
+        };
+        let small = ["model.width=4", "model.dim=8", "loss.queue=256"];
+        for (recipe, more) in [
+            ("detco-r50", ["model.local_head=pirl", "model.levels=[3,5]"]),
+            ("detco-small", ["model.local_head=9c-9c", "model.backbone=resnet34"]),
+            ("moco-v1-r50", ["model.backbone=resnet101", "model.stem=cifar"]),
+            ("moco-v2-cifar", ["model.head=linear", "model.width=6"]),
+        ] {
+            let mut sets: Vec<String> =
+                small.iter().chain(&more).map(ToString::to_string).collect();
+            if more[1].contains("levels") {
+                sets.push("loss.level_weights=[0.5,1.0]".into());
+            }
+            let config = Config::load(recipe, &sets).unwrap();
+            let model = Model::new(&config, Device::Cpu).unwrap();
+            let parameters = bytes(&model.query.parameters());
+            assert_eq!(parameters, shapes::parameters(&config.model) * shapes::FLOAT, "{recipe}");
+            let query = bytes(&model.query.tensors());
+            assert_eq!(query, parameters + shapes::buffer_bytes(&config.model), "{recipe}");
+            let saved = bytes(&model.tensors()) + parameters; // momentum
+            // The queues' pointer is eight bytes.
+            assert_eq!(saved - 8, shapes::checkpoint_bytes(&config), "{recipe}");
+        }
+    }
+
+    #[test]
+    fn ranks_share_the_batch_and_not_the_model() {
+        let config = Config::load("detco-r50", &[]).unwrap();
+        let of = |ranks| Needs::of(&config, ranks, Device::Cuda(0), Way::Copied);
+        let (one, eight) = (of(1), of(8));
+        for shared in ["batch", "logits", "activations"] {
+            let part = |needs: &Needs| needs.part(shared) as f64;
+            // Weights that were cast to bfloat16 are among the activations.
+            let share = part(&one) / part(&eight);
+            assert!((7.0..=8.0).contains(&share), "{shared}: {share}");
+        }
+        for own in ["query encoder", "momentum", "queues"] {
+            assert_eq!(one.part(own), eight.part(own));
+        }
+        assert_eq!((one.part("averaging"), eight.part("averaging")), (0, one.part("gradients")));
     }
 }

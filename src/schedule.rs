@@ -5,7 +5,7 @@ use crate::config::{Config, Schedule, SchedulePer};
 /// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
 /// the batch, times the schedule. No warm-up; 0 while `loss.fill_first` fills the queues.
 pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
-    let steps_before = u64::from(epoch) * steps_per_epoch + step;
+    let steps_before = u64::from(epoch).saturating_mul(steps_per_epoch).saturating_add(step);
     if steps_before < steps_to_fill(config) {
         return 0.0;
     }
@@ -36,7 +36,7 @@ pub fn steps_to_fill(config: &Config) -> u64 {
 
 /// Updates of a whole run.
 pub fn steps_in_all(config: &Config, steps_per_epoch: u64) -> u64 {
-    let steps = u64::from(config.train.epochs) * steps_per_epoch;
+    let steps = u64::from(config.train.epochs).saturating_mul(steps_per_epoch);
     match config.train.steps_max {
         0 => steps,
         most => steps.min(most),

@@ -105,7 +105,8 @@ pub struct Spread {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Whether the update was made. If the loss or a gradient is not finite, it is not: weights,
-    /// BN statistics, optimizer and queues are as before the step (the key encoder has followed).
+    /// BN statistics, momentum and the keys in the queues are as before the step. Only the key encoder has
+    /// moved: its EMA step comes first.
     pub applied: bool,
     /// The loss that was minimised: level weights times plain sums of the terms.
     pub loss: f64,
@@ -157,8 +158,9 @@ pub fn update_watched(
 
 /// Gives the device one update to make and does not wait for it.
 ///
-/// If [`Pending::wait`] says that the update was refused, weights, BN statistics, optimizer and
-/// keys are as before; the queues' pointer alone has moved, which the host had to decide.
+/// If [`Pending::wait`] says that the update was refused, the state is as [`StepReport::applied`] says, and the
+/// queues' pointer has moved on, since the host does not wait: a caller that goes on takes it back
+/// ([`crate::model::Queues::take_back`]), as [`update`] does.
 ///
 /// # Errors
 /// As [`update`].
@@ -194,10 +196,10 @@ fn run(
     let cut = Cut::new(config, world, batch)?;
     let views = Views::of(batch, config.model.local)?;
 
-    let now = |what| world.at(at.step, what);
+    let now = |what| world.at(at.step + 1, what); // counted from 1, as in metrics
 
     now(Move::Follow);
-    model.follow(config.loss.ema); // 1: the key encoder follows the query encoder
+    model.follow(config.loss.ema)?; // 1: the key encoder follows the query encoder
     now(Move::Shuffle);
     let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world, batch.device())?;
     let shuffled = views.key.map(|images| shuffle.send(world, images))?; // 2
@@ -249,7 +251,7 @@ fn with_gradients(query: &Embeddings, gradients: &Embeddings) -> Tensor {
     Tensor::stack(&dots.collect::<Vec<_>>(), 0).sum(None)
 }
 
-/// 1 where an update is not to be made, as fused optimizers take it.
+/// PyTorch's `found_inf` flag `[1]`: 1.0 skips the update.
 fn refusal(applied: &Tensor) -> Tensor {
     applied.logical_not().to_kind(Kind::Float).reshape([1])
 }
@@ -328,10 +330,11 @@ impl Cut {
             encoder.in_bf16().then(|| Autocast::enter(views.global.device())).transpose()?;
         let rows = |images: &Tensor| images.narrow(0, part * self.rows, self.rows);
         let global = rows(&views.global);
-        let global = encoder.embed(&global, Scope::Global, self.groups, &mut seen.global);
-        let local = views.local.as_ref().map_or_else(Vec::new, |patches| {
+        let global = encoder.embed(&global, Scope::Global, self.groups, &mut seen.global)?;
+        let local = views.local.as_ref().map(|patches| {
             encoder.embed(&rows(patches), Scope::Local, self.groups, &mut seen.local)
         });
+        let local = local.transpose()?.unwrap_or_default();
         Ok(Embeddings { global, local })
     }
 

@@ -5,6 +5,7 @@
 //! or stopped and resumed on as many ranks has the same losses and weights, bit for bit, as one that was not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -15,10 +16,13 @@ use std::time::{Duration, Instant};
 
 use detco_shards::device::{Counts, Decoding};
 use detco_shards::format::ShardError;
+use detco_shards::limits;
 use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{BadSample, LoaderOptions, PipelineError, Views, bad_budget};
 use detco_shards::stats::Snapshot;
 use detco_shards::stream::ShardSet;
+use indicatif::HumanCount;
+use rustix::io::Errno;
 use tch::{Device, Tensor};
 use thiserror::Error;
 
@@ -27,18 +31,20 @@ use crate::config::{self, Config, ConfigError};
 use crate::console::plural;
 use crate::data::{self, DataError};
 use crate::device::{self, DeviceError, Found};
+use crate::disk::Disk;
 use crate::dist::c10d::C10d;
 use crate::dist::local::Local;
 use crate::dist::meeting::{Card, Meeting, MeetingError};
 use crate::dist::world::{Launcher, WorldError};
 use crate::dist::{self, Collective, DistError, Move};
 use crate::eval::knn::{self, KnnError, KnnOptions};
+use crate::exit;
 use crate::feed::{self, Fed, Feed, FeedError, Wait};
 use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
 use crate::model::{Model, ModelError, Scope};
 use crate::optim::Sgd;
 use crate::profile::training;
-use crate::schedule::{learning_rate, steps_in_all, steps_to_fill};
+use crate::schedule::{learning_rate, steps_in_all};
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
 use crate::shim::panics::caught;
@@ -127,9 +133,10 @@ pub enum TrainError {
     )]
     DataChanged { found: u64, found_samples: u64, expected: u64, expected_samples: u64 },
     #[error(
-        "this would change the mathematics of the run: {changes}. Only data.* (but not data.window), \
-         checkpoint.*, monitor.*, dist.* (but dist.compress), train.device, train.deterministic, \
-         train.threads and train.steps_max may change.\nhint: a new run with --init goes another way"
+        "this would change the mathematics of the run: {changes}. Only data.* (but not data.window, \
+         data.reduce, and data.decode if a GPU may decode), checkpoint.*, monitor.*, dist.* (but \
+         dist.compress), train.device, train.deterministic, train.threads and train.steps_max may change.\n\
+         hint: to change them, start a new run with --init"
     )]
     ResumeChanges { changes: String },
     #[error(
@@ -174,9 +181,13 @@ pub enum TrainError {
     RankGroups { groups: i64, size: usize },
     #[error("rank {local_rank} of this machine has no GPU of its own: libtorch finds {gpus}")]
     RankGpu { local_rank: usize, gpus: i64 },
+    #[error("no room for a checkpoint: {disk}")]
+    NoRoom { disk: Disk },
+    #[error("cannot start a thread: {0}{hint}", hint = limits::of_threads(.0))]
+    Threads(#[source] std::io::Error),
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}: {source}{limit}", limit = limits::of_file(what, source))]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
 }
 
@@ -212,18 +223,14 @@ impl TrainError {
     /// The exit code of its own, if it has one.
     pub fn code(&self) -> Option<u8> {
         match self {
-            TrainError::NotFinite { .. } | TrainError::Collapsed { .. } => {
-                Some(crate::cli::EXIT_DIVERGED)
-            }
+            TrainError::NotFinite { .. } | TrainError::Collapsed { .. } => Some(exit::DIVERGED),
             TrainError::Dist(error)
             | TrainError::Step(StepError::Dist(error))
             | TrainError::Meeting(MeetingError::Dist(error)) => match error {
                 // This rank's own.
                 DistError::Collective { source, .. } if source.is_out_of_memory() => None,
-                DistError::Collective { .. } | DistError::Awaited { .. } => {
-                    Some(crate::cli::EXIT_LOST)
-                }
-                DistError::Diverged { .. } => Some(crate::cli::EXIT_DIVERGED),
+                DistError::Collective { .. } | DistError::Awaited { .. } => Some(exit::LOST),
+                DistError::Diverged { .. } => Some(exit::DIVERGED),
                 DistError::Backward { .. } => None,
             },
             // A port that is taken stays taken.
@@ -233,10 +240,15 @@ impl TrainError {
                 | MeetingError::Name { .. }
                 | MeetingError::Store { .. }
                 | MeetingError::Silent { .. },
-            ) => Some(crate::cli::EXIT_LOST),
-            TrainError::Pipeline(error) => match **error {
-                PipelineError::Thread(_) | PipelineError::Ended { .. } => None,
-                _ => Some(crate::cli::EXIT_BAD_DATA),
+            ) => Some(exit::LOST),
+            TrainError::Shards(error) | TrainError::ResumedData { source: error } => {
+                exit::of_shards(error)
+            }
+            TrainError::Pipeline(error) => exit::of_pipeline(error),
+            TrainError::Knn(error) => match &**error {
+                KnnError::Pipeline(error) => exit::of_pipeline(error),
+                KnnError::Shards(error) => exit::of_shards(error),
+                _ => None,
             },
             _ => None,
         }
@@ -292,13 +304,15 @@ pub fn train_from(
 }
 
 fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
+    if run.at_epoch_end() {
+        run.monitor_again(stop)?; // new, or stopped before the monitor was done
+    }
     if run.step == 0 {
-        run.monitor_knn(stop)?;
-        run.save()?; // the untrained network: what everything later is compared with
+        run.save(Due::ByPlan)?; // the untrained network: what everything later is compared with
     }
     let outcome = loop {
         if run.is_finished() {
-            break Outcome::Finished;
+            break if run.monitor_owed { Outcome::Stopped } else { Outcome::Finished };
         }
         if run.stop || run.world.size() == 1 && stop.load(Ordering::Relaxed) {
             break Outcome::Stopped;
@@ -313,10 +327,10 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
             run.monitor_knn(stop)?;
         }
         if run.is_due() {
-            run.save()?;
+            run.save(Due::ByPlan)?;
         }
     };
-    run.save()?;
+    run.save(Due::AtTheEnd)?;
     let Some(lead) = &run.lead else { return Ok(outcome) };
     lead.progress.finish();
     if let Some(counts) = run.source.counts() {
@@ -558,6 +572,8 @@ struct Run {
     replaced: u64,
     /// Whether some rank was asked to stop, as all have learned after the same step.
     stop: bool,
+    /// Whether the kNN after the last epoch was broken off, on rank 0.
+    monitor_owed: bool,
     /// For each spread of the report: the step since which it has been below the threshold.
     collapsing: Vec<Option<u64>>,
     window: Window,
@@ -619,6 +635,15 @@ fn edits(path: &Path, config: &Config) -> Option<String> {
     }
 }
 
+/// Why a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// The first, and by `checkpoint.*`.
+    ByPlan,
+    /// The run ends, or stops.
+    AtTheEnd,
+}
+
 /// An update that the device has been given, and where the run stood after it.
 struct UnderWay {
     pending: Pending,
@@ -630,7 +655,7 @@ struct UnderWay {
 }
 
 /// The kNN monitor's sets.
-struct Monitor {
+pub(crate) struct Monitor {
     train: Arc<ShardSet>,
     test: Arc<ShardSet>,
 }
@@ -695,6 +720,7 @@ impl Run {
         if config.train.threads > 0 {
             tch::set_num_threads(config.train.threads);
         }
+        device::check_threads().map_err(TrainError::Threads)?;
         let order = data::order(config.data.window, &set, config.train.batch as u64, config.seed)?;
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let step = state.as_ref().map_or(0, |state| state.step);
@@ -705,6 +731,9 @@ impl Run {
             None => (None, Vec::new(), None),
             Some(Resumed { saved, damaged, lock }) => (Some(saved), damaged, Some((step, lock))),
         };
+        if member.rank == 0 {
+            tell_room(&config, &folder, resumed)?;
+        }
         let open_lead = || Lead::open(&folder, &saved_config, order.steps_per_epoch(), lock);
         let lead = (member.rank == 0).then(open_lead).transpose()?;
         if resumed {
@@ -758,6 +787,7 @@ impl Run {
             replaced: 0,
             stop: false,
             collapsing,
+            monitor_owed: false,
             window,
         };
         if run.lead.is_some() {
@@ -785,12 +815,8 @@ impl Run {
             self.config.train.batch,
             self.found.describe(),
         );
-        let steps = steps_in_all(&self.config, self.order.steps_per_epoch());
-        if steps_to_fill(&self.config) >= steps {
-            note!(
-                "warning: all {steps} updates only fill the queues, no weight changes: lower loss.queue, set \
-                 loss.fill_first = false, or train longer"
-            );
+        for warning in data::oddities(&self.config, &self.set, &self.order) {
+            note!("warning: {warning}");
         }
     }
 
@@ -801,7 +827,7 @@ impl Run {
 
     /// The next batch, and how long it was waited for.
     fn next(&mut self) -> Result<(Taken, Wait), TrainError> {
-        self.world.at(self.step, Move::Data);
+        self.world.at(self.step + 1, Move::Data);
         if self.lead.is_some() && self.is_noted(self.step) {
             self.window.end = Some(self.mark());
         }
@@ -858,7 +884,7 @@ impl Run {
         self.window.waited += wait.read()?;
         if !report.applied {
             return Err(TrainError::NotFinite {
-                step: step - 1,
+                step,
                 loss: report.loss,
                 gradient_norm: report.gradient_norm,
                 last_good: self.last_good(step - 1),
@@ -1006,16 +1032,35 @@ impl Run {
         by_epoch || by_step
     }
 
-    /// Rank 0 saves, the others wait for it.
-    fn save(&mut self) -> Result<(), TrainError> {
+    /// Rank 0 saves, the others wait for it. Where there is no room, training goes on as long as an older
+    /// checkpoint is whole and another save will come.
+    fn save(&mut self, due: Due) -> Result<(), TrainError> {
         self.look()?;
         self.world.at(self.step, Move::Save);
         if let Some(lead) = &mut self.lead {
             // Metrics first: a checkpoint promises that its steps are written down.
             lead.metrics.sync()?;
-            self.write()?;
+            match (self.write(), due) {
+                (Err(TrainError::Checkpoint(error)), Due::ByPlan) if error.is_no_room() => {
+                    self.go_on_unsaved(error)?;
+                }
+                (written, _) => written?,
+            }
         }
         Ok(self.world.after_first()?)
+    }
+
+    /// Warns that a checkpoint was not written, unless there is none to go back to.
+    fn go_on_unsaved(&self, error: CheckpointError) -> Result<(), TrainError> {
+        let names = checkpoint::list(&self.folder)?;
+        let Some(newest) = names.last() else { return Err(error.into()) };
+        note!("warning: {error}");
+        note!(
+            "warning: no checkpoint of step {} was written; training goes on, and a kill now goes back to \
+             {newest}. Make room, or lower checkpoint.keep",
+            self.step
+        );
+        Ok(())
     }
 
     fn write(&self) -> Result<(), TrainError> {
@@ -1032,12 +1077,18 @@ impl Run {
         Ok(())
     }
 
-    /// Runs kNN if this epoch is due: before the first, and every `monitor.knn_every_epochs`.
-    fn monitor_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
+    /// Whether the kNN monitor is to be run after this epoch: before the first, and every
+    /// `monitor.knn_every_epochs`.
+    fn is_monitored(&self) -> bool {
         let every = self.config.monitor.knn_every_epochs;
         let last = self.cursor.epoch >= self.config.train.epochs;
         let wanted = every > 0 && !self.config.monitor.knn_test.is_empty();
-        if !wanted || !self.cursor.epoch.is_multiple_of(every) && !last {
+        wanted && (self.cursor.epoch.is_multiple_of(every) || last)
+    }
+
+    /// Runs kNN if this epoch is due.
+    fn monitor_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
+        if !self.is_monitored() {
             return Ok(());
         }
         self.world.at(self.step, Move::Monitor);
@@ -1045,7 +1096,20 @@ impl Run {
         Ok(self.world.after_first()?)
     }
 
-    /// On rank 0; the others have nothing to do. A signal breaks it off.
+    /// Where a run begins or goes on between two epochs: runs kNN unless its result is written down already.
+    /// The checkpoint's statistics are averages.
+    fn monitor_again(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
+        if !self.is_monitored() {
+            return Ok(());
+        }
+        self.world.at(self.step, Move::Monitor);
+        if self.lead.as_ref().is_some_and(|lead| !lead.metrics.had(names::KNN_TOP1)) {
+            self.run_knn(stop)?;
+        }
+        Ok(self.world.after_first()?)
+    }
+
+    /// On rank 0; the others have nothing to do. A signal breaks it off; then the run owes it.
     fn run_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
@@ -1065,10 +1129,11 @@ impl Run {
             false => ControlFlow::Continue(()),
         };
         let report = knn::evaluate_watched(&self.model.query, train, test, &options, &mut go_on);
-        let report = match report {
-            Err(KnnError::Stopped { .. }) => return Ok(()),
-            report => report?,
-        };
+        self.monitor_owed = matches!(report, Err(KnnError::Stopped { .. }));
+        if self.monitor_owed {
+            return Ok(());
+        }
+        let report = report?;
         let mut record = Record::new(self.step, self.cursor.epoch);
         record.push(names::KNN_TOP1, report.top1);
         if let Some(top5) = report.top5 {
@@ -1089,9 +1154,9 @@ impl Run {
             let Cursor { epoch, step } = taken.cursor();
             let (rank, size) = (self.world.rank() as u32, self.world.size() as u32);
             let slot = self.order.slots(step, rank, size).start;
-            let (at, samples) = (self.step, taken.samples());
+            let (at, samples) = (self.step + 1, taken.samples());
             let line = serde_json::json!({
-                "step": at, "epoch": epoch, "batch": step, "slot": slot, "samples": samples,
+                "step": at, "rank": rank, "epoch": epoch, "batch": step, "slot": slot, "samples": samples,
             });
             self.append(SAMPLES, &format!("{line}\n"))?;
         }
@@ -1111,12 +1176,13 @@ impl Run {
         Ok(())
     }
 
-    /// Adds to `quarantine.jsonl`.
+    /// Adds to `quarantine.jsonl` what the next update was to be made of.
     fn list_bad(&self, samples: &[BadSample]) -> Result<(), TrainError> {
         let mut lines = String::new();
         for bad in samples {
             let line = serde_json::json!({
-                "step": self.step,
+                "step": self.step + 1,
+                "rank": self.world.rank(),
                 "sample": bad.sample,
                 "shard": bad.shard.display().to_string(),
                 "key": bad.key,
@@ -1149,16 +1215,16 @@ fn file_of(name: &str, rank: usize) -> String {
     if rank == 0 { format!("{name}.jsonl") } else { format!("{name}.{rank}.jsonl") }
 }
 
-/// Drops the lines of steps that are about to be made again: those of this rank, and on the last
-/// rank those of ranks that there were before as well.
+/// Drops the lines of steps after `step`, which are about to be made again: those of this rank, and on the
+/// last rank those of ranks that there were before as well.
 fn cut_lines(folder: &Path, member: Member, step: u64) -> Result<(), TrainError> {
     for name in [QUARANTINE, SAMPLES] {
-        cut(&folder.join(file_of(name, member.rank)), step)?;
-        let gone = (member.size..).map(|rank| folder.join(file_of(name, rank)));
+        cut(&folder.join(file_of(name, member.rank)), member.rank, step)?;
+        let gone = (member.size..).map(|rank| (rank, folder.join(file_of(name, rank))));
         let last = member.rank + 1 == member.size;
         // Ranks leave no gaps, but for those that had nothing to write: look a few further.
-        for path in gone.take(RANKS_BEFORE).filter(|path| last && path.exists()) {
-            cut(&path, step)?;
+        for (rank, path) in gone.take(RANKS_BEFORE).filter(|(_, path)| last && path.exists()) {
+            cut(&path, rank, step)?;
         }
     }
     Ok(())
@@ -1167,17 +1233,24 @@ fn cut_lines(folder: &Path, member: Member, step: u64) -> Result<(), TrainError>
 /// Ranks beyond this world's whose files are looked for.
 const RANKS_BEFORE: usize = 4096;
 
-fn cut(path: &Path, step: u64) -> Result<(), TrainError> {
+/// Keeps the lines of steps up to `step`. Lines from before steps were counted from 1 here, as everywhere, name
+/// no rank: they are counted on.
+fn cut(path: &Path, rank: usize, step: u64) -> Result<(), TrainError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error("read", path)(error)),
     };
-    let before = |line: &&str| {
-        let value = serde_json::from_str::<serde_json::Value>(line).ok();
-        value.and_then(|value| value["step"].as_u64()).is_some_and(|at| at < step)
+    let before = |line: &str| {
+        let mut value = serde_json::from_str::<serde_json::Value>(line).ok()?;
+        let from_0 = value.get("rank").is_none();
+        let at = value.get("step")?.as_u64()?.checked_add(u64::from(from_0))?;
+        if from_0 {
+            (value["step"], value["rank"]) = (at.into(), rank.into());
+        }
+        (at <= step).then(|| format!("{value}\n"))
     };
-    let kept: String = text.lines().filter(before).flat_map(|line| [line, "\n"]).collect();
+    let kept: String = text.lines().filter_map(before).collect();
     Ok(checkpoint::write_whole(path, kept.as_bytes())?)
 }
 
@@ -1190,6 +1263,27 @@ fn share_state(world: &dyn Collective, model: &mut Model, sgd: &Sgd) -> Result<(
     Ok(model.load(&tensors)?) // for the queues' pointer, which is no tensor of the model
 }
 
+/// Whether a new run can write its first checkpoint.
+pub(crate) fn check_room(disk: &Disk) -> Result<(), TrainError> {
+    match disk.free < disk.each {
+        true => Err(TrainError::NoRoom { disk: disk.clone() }),
+        false => Ok(()),
+    }
+}
+
+/// Says at the start where the disk has no room for all checkpoints. A run that goes on has some already.
+fn tell_room(config: &Config, folder: &Path, resumed: bool) -> Result<(), TrainError> {
+    let Some(disk) = Disk::of(config, folder) else { return Ok(()) };
+    if !resumed {
+        check_room(&disk)?;
+    }
+    let needed = if resumed { disk.each } else { disk.most() };
+    if disk.free < needed {
+        note!("warning: {disk}: lower checkpoint.keep, or make room");
+    }
+    Ok(())
+}
+
 /// Starts both encoders' backbones from a file.
 pub(crate) fn start_from(model: &mut Model, init: &Path) -> Result<(), TrainError> {
     let backbone = weights::read_backbone(init)?;
@@ -1197,6 +1291,13 @@ pub(crate) fn start_from(model: &mut Model, init: &Path) -> Result<(), TrainErro
     model.start_from(&backbone).map_err(|source| TrainError::Init { file, source })?;
     note!("both backbones start from {}: {} tensors", init.display(), backbone.len());
     Ok(())
+}
+
+/// What a config comes to on each of so many ranks that begin a run.
+pub(crate) fn config_of_rank(config: &Config, ranks: usize) -> Result<Config, TrainError> {
+    let mut config = config.clone();
+    config.train.accumulate = micro_batches(&config, ranks, ranks)?;
+    Ok(config)
 }
 
 /// Micro-batches of an update on each of `ranks` ranks: as few as keep a micro-batch no larger than
@@ -1214,8 +1315,16 @@ fn micro_batches(config: &Config, begun_ranks: usize, ranks: usize) -> Result<i6
     fits.or_else(|| parts.next_back()).ok_or(TrainError::RankGroups { groups, size })
 }
 
+impl fmt::Display for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [train, test] = [&self.train, &self.test].map(|set| HumanCount(set.len()));
+        write!(f, "{test} samples against {train}")
+    }
+}
+
 impl Monitor {
-    fn open(config: &Config) -> Result<Option<Monitor>, TrainError> {
+    /// Opens the sets that the config names; none where it asks for no monitor.
+    pub(crate) fn open(config: &Config) -> Result<Option<Monitor>, TrainError> {
         let monitor = &config.monitor;
         if monitor.knn_every_epochs > 0 && monitor.knn_test.is_empty() {
             note!("warning: monitor.knn_test names no labelled shards: no kNN is measured");
@@ -1229,6 +1338,7 @@ impl Monitor {
         };
         let train = Arc::new(data::open(train, &config.data)?);
         let test = Arc::new(data::open(&monitor.knn_test, &config.data)?);
+        knn::comparable(&train, &test)?;
         Ok(Some(Monitor { train, test }))
     }
 }
@@ -1253,7 +1363,11 @@ fn harmless(saved: &Config, mut config: Config) -> Result<Config, TrainError> {
     }
     let mut allowed = saved.clone();
     allowed.data = config.data.clone();
-    allowed.data.window = saved.data.window; // the order is mathematics
+    allowed.data.window = saved.data.window; // the order is mathematics, and so are pixels
+    allowed.data.reduce = saved.data.reduce;
+    if decoded_by(&config) != decoded_by(saved) {
+        allowed.data.decode = saved.data.decode;
+    }
     allowed.checkpoint = config.checkpoint.clone();
     allowed.monitor = config.monitor.clone();
     allowed.dist = config.dist.clone();
@@ -1265,6 +1379,14 @@ fn harmless(saved: &Config, mut config: Config) -> Result<Config, TrainError> {
     match allowed == config {
         true => Ok(config),
         false => Err(TrainError::ResumeChanges { changes: changes(&allowed, &config) }),
+    }
+}
+
+/// Who decodes: a GPU's pixels differ from a CPU's by a level here and there.
+fn decoded_by(config: &Config) -> config::Decode {
+    match (config.data.decode, config.train.device) {
+        (config::Decode::Auto, config::Device::Cpu) => config::Decode::Cpu,
+        (decode, _) => decode,
     }
 }
 
@@ -1346,7 +1468,7 @@ fn loader_options(
 }
 
 /// Each rank of a machine takes a GPU of its own.
-fn device(
+pub(crate) fn device(
     wanted: config::Device,
     member: Member,
     local_rank: usize,
@@ -1373,8 +1495,18 @@ fn lock(folder: &Path) -> Result<File, TrainError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(TrainError::InUse { run: folder.to_path_buf() }),
+        // As on some network shares: a run that is started twice there is not noticed.
+        Err(fs::TryLockError::Error(error)) if has_no_locks(&error) => {
+            note!("warning: {} cannot be locked, its file system has no locks", folder.display());
+            Ok(file)
+        }
         Err(fs::TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
     }
+}
+
+fn has_no_locks(error: &std::io::Error) -> bool {
+    let none = [Errno::NOLCK, Errno::OPNOTSUPP, Errno::NOSYS];
+    Errno::from_io_error(error).is_some_and(|errno| none.contains(&errno))
 }
 
 /// A flag that SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise; a second one of the first two ends the process. A

@@ -8,6 +8,7 @@ use clap::Parser;
 use detco::cli::{self, Cli, Command};
 
 fn main() -> ExitCode {
+    cli::prepare();
     // `detco` hands over with all of them set; called by hand, this program starts itself anew.
     let variables = cli::libtorch_variables();
     if !variables.is_empty() {

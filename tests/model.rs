@@ -265,18 +265,20 @@ fn frozen_statistics_give_the_same_embedding_wherever_a_sample_goes() {
     let mut model = model(&config);
     // Statistics that are not the initial 0 and 1, the same for both encoders.
     let mut seen = Moments::default();
-    drop(tch::no_grad(|| model.query.embed(&crops(8, "warm"), Scope::Global, 4, &mut seen)));
-    model.query.settle(&seen);
-    model.key.settle(&seen);
+    drop(tch::no_grad(|| {
+        model.query.embed(&crops(8, "warm"), Scope::Global, 4, &mut seen).unwrap()
+    }));
+    model.query.settle(&seen).unwrap();
+    model.key.settle(&seen).unwrap();
     let (crop, patch) = (crops(8, "same"), patches(8, "same"));
     let order = Tensor::from_slice(&permutation(config.seed, 1, 8));
     let back = order.argsort(0, false);
     let query = Embeddings {
-        global: model.query.embed_frozen(&crop, Scope::Global),
-        local: model.query.embed_frozen(&patch, Scope::Local),
+        global: model.query.embed_frozen(&crop, Scope::Global).unwrap(),
+        local: model.query.embed_frozen(&patch, Scope::Local).unwrap(),
     };
     let moved = |images: &Tensor, scope: Scope| -> Vec<Tensor> {
-        let keys = model.key.embed_frozen(&images.index_select(0, &order), scope);
+        let keys = model.key.embed_frozen(&images.index_select(0, &order), scope).unwrap();
         keys.iter().map(|key| key.index_select(0, &back)).collect()
     };
     let global = moved(&crop, Scope::Global);
@@ -306,8 +308,9 @@ fn shuffling_puts_keys_into_other_groups_than_their_queries() {
     let images = crops(8, "same");
     let order = Tensor::from_slice(&[0_i64, 2, 4, 6, 1, 3, 5, 7]);
     let (mut a, mut b) = (Moments::default(), Moments::default());
-    let plain = model.query.embed(&images, Scope::Global, 4, &mut a);
-    let shuffled = model.query.embed(&images.index_select(0, &order), Scope::Global, 4, &mut b);
+    let plain = model.query.embed(&images, Scope::Global, 4, &mut a).unwrap();
+    let shuffled =
+        model.query.embed(&images.index_select(0, &order), Scope::Global, 4, &mut b).unwrap();
     for (plain, shuffled) in plain.iter().zip(&shuffled) {
         let shuffled = shuffled.index_select(0, &order.argsort(0, false));
         assert!(difference(plain, &shuffled) > 1e-3, "groups do not matter");
@@ -326,16 +329,16 @@ fn a_group_is_a_batch_of_its_own() {
     for (scope, images) in [(Scope::Global, crops(8, "a")), (Scope::Local, patches(8, "a"))] {
         let mut whole = model(&config);
         let mut seen = Moments::default();
-        let together = whole.query.embed(&images, scope, 4, &mut seen);
-        whole.query.settle(&seen);
+        let together = whole.query.embed(&images, scope, 4, &mut seen).unwrap();
+        whole.query.settle(&seen).unwrap();
         let mut parts: Vec<Vec<Tensor>> = Vec::new();
         let mut statistics: Vec<Vec<(String, Tensor)>> = Vec::new();
         for group in 0..4 {
             let mut alone = model(&config);
             let mut seen = Moments::default();
             let rows = images.narrow(0, 2 * group, 2);
-            parts.push(alone.query.embed(&rows, scope, 1, &mut seen));
-            alone.query.settle(&seen);
+            parts.push(alone.query.embed(&rows, scope, 1, &mut seen).unwrap());
+            alone.query.settle(&seen).unwrap();
             statistics.push(alone.query.backbone_tensors());
         }
         for (level, together) in together.iter().enumerate() {
@@ -361,8 +364,8 @@ fn a_forward_pass_changes_nothing() {
     let model = model(&config(&[]));
     let before = copies(model.tensors());
     let mut seen = Moments::default();
-    drop(model.query.embed(&patches(8, "a"), Scope::Local, 2, &mut seen));
-    drop(model.query.features(&crops(8, "a")));
+    drop(model.query.embed(&patches(8, "a"), Scope::Local, 2, &mut seen).unwrap());
+    drop(model.query.features(&crops(8, "a")).unwrap());
     assert_same(&before, &model.tensors());
 }
 
@@ -377,8 +380,8 @@ fn the_keys_of_a_step_are_not_among_its_negatives() {
         let before = copies(model.tensors());
         let mut seen = Moments::default();
         let views = batch.local.as_ref().unwrap();
-        let global = model.query.embed(&batch.global[0], Scope::Global, 4, &mut seen);
-        let local = model.query.embed(&views[0], Scope::Local, 4, &mut seen);
+        let global = model.query.embed(&batch.global[0], Scope::Global, 4, &mut seen).unwrap();
+        let local = model.query.embed(&views[0], Scope::Local, 4, &mut seen).unwrap();
         let pointer = model.queues.pointer();
         assert_eq!(pointer, 8 * s as i64);
         let mut positives = Vec::new();
@@ -418,7 +421,7 @@ fn queues_wrap_around() {
         (0..4).map(|level| Tensor::full([8, 16], value + 0.1 * f64::from(level), float)).collect()
     };
     for (round, pointer) in [(1.0, 8), (2.0, 16), (3.0, 0), (4.0, 8)] {
-        model.queues.enqueue(&keys(round), &keys(10.0 * round));
+        model.queues.enqueue(&keys(round), &keys(10.0 * round)).unwrap();
         assert_eq!(model.queues.pointer(), pointer);
     }
     for (scope, factor) in [(Scope::Global, 1.0), (Scope::Local, 10.0)] {
@@ -436,15 +439,15 @@ fn queues_wrap_around() {
 fn the_key_encoder_follows_by_its_parameters_alone() {
     let mut model = model(&config(&[]));
     let mut seen = Moments::default();
-    drop(tch::no_grad(|| model.query.embed(&crops(8, "a"), Scope::Global, 4, &mut seen)));
-    model.query.settle(&seen);
+    drop(tch::no_grad(|| model.query.embed(&crops(8, "a"), Scope::Global, 4, &mut seen).unwrap()));
+    model.query.settle(&seen).unwrap();
     tch::no_grad(|| {
         for (_, mut parameter) in model.query.parameters() {
             let _ = parameter.g_add_scalar_(1.0);
         }
     });
     let (key, query) = (copies(model.key.tensors()), copies(model.query.tensors()));
-    model.follow(0.75);
+    model.follow(0.75).unwrap();
     for (((name, now), (_, key)), (_, query)) in model.key.tensors().iter().zip(&key).zip(&query) {
         if is_buffer(name) {
             assert!(now.equal(key), "{name}");
@@ -659,9 +662,9 @@ fn a_batch_that_does_not_fit_is_refused() {
 fn the_cifar_stem_keeps_the_resolution() {
     for (stem, expected) in [("cifar", [64, 32, 16, 8]), ("imagenet", [16, 8, 4, 2])] {
         let model = model(&config(&[&format!("model.stem={stem}")]));
-        let maps = model.query.maps(&crops(2, "a"));
+        let maps = model.query.maps(&crops(2, "a")).unwrap();
         let edges: Vec<i64> = maps.iter().map(|map| map.size()[3]).collect();
         assert_eq!(edges, expected, "{stem}");
-        assert_eq!(model.query.features(&crops(2, "a")).size(), [2, 64]);
+        assert_eq!(model.query.features(&crops(2, "a")).unwrap().size(), [2, 64]);
     }
 }

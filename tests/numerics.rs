@@ -244,7 +244,7 @@ fn a_refused_step_does_not_reach_the_next() {
     let next = launch(model, sgd, &Local, config, &batch("next", Kind::Float), at(2)).unwrap();
     assert!(!refused.wait().unwrap().applied);
     assert!(next.wait().unwrap().applied);
-    without.model.follow(without.config.loss.ema); // the key encoder has followed once more
+    without.model.follow(without.config.loss.ema).unwrap(); // the key encoder has followed once more
     assert!(without.step(&batch("next", Kind::Float), 2).applied);
     for ((name, a), (_, b)) in with.state().iter().zip(without.state()) {
         if !name.starts_with("queue.") {

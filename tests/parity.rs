@@ -435,8 +435,8 @@ fn features_equal_torchvisions(backbone: &str) {
     let images = Draws::new(7, "images", 0).normal(&[4, 3, 96, 64], 1.0);
     // Running statistics that are nobody's default.
     let mut seen = Moments::default();
-    drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen)));
-    model.query.settle(&seen);
+    drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen).unwrap()));
+    model.query.settle(&seen).unwrap();
 
     let settings = json!({ "backbone": backbone, "threads": THREADS });
     let mut reference = Reference::start("torchvision_resnet.py", &settings);
@@ -444,10 +444,10 @@ fn features_equal_torchvisions(backbone: &str) {
     reference.send(&[("images", &images)]);
     let theirs: HashMap<String, Tensor> = std::iter::from_fn(|| reference.receive()).collect();
     reference.end();
-    let maps = model.query.maps(&images).into_iter().zip(2..);
+    let maps = model.query.maps(&images).unwrap().into_iter().zip(2..);
     let mut ours: Vec<(String, Tensor)> =
         maps.map(|(map, level)| (format!("res{level}"), map)).collect();
-    ours.push(("features".to_string(), model.query.features(&images)));
+    ours.push(("features".to_string(), model.query.features(&images).unwrap()));
     for (name, ours) in ours {
         let error = error(&ours, &theirs[&name]);
         println!("{backbone} {name:<9} {error:.1e}");

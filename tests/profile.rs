@@ -124,9 +124,48 @@ fn every_mode_counts_what_it_does() {
         assert_eq!(cpu("views") > 0.01, draws, "{mode:?}: {}", cpu("views"));
         assert_eq!(found.slabs.bytes > 0, draws);
         // Only reading does not notice that sample 5 is no image.
-        assert_eq!(found.bad_samples > 0, mode != Mode::Read, "{mode:?}");
+        assert_eq!(found.bad_samples, u64::from(mode != Mode::Read), "{mode:?}: one, often drawn");
+        assert_eq!(found.bad_first.is_some(), mode != Mode::Read, "{mode:?}");
+        assert!(found.bad_first.is_none_or(|first| first.contains("sample \"s00005\" at byte")));
         assert!(found.channels["tasks"].get.count > 0 && found.channels["slabs"].capacity == 4);
     }
+}
+
+/// Bad samples once each, however often they are drawn; what comes of them, and what else training refuses.
+#[test]
+fn what_training_would_do_is_foretold() {
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path(), 64, &[5, 9]);
+    let data = folder.path().to_str().unwrap();
+    let quick = [data, "--seconds", "0.5", "--warm-up", "0", "--workers", "2"];
+    let run = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let args: Vec<&str> = quick.into_iter().chain(sets).collect();
+        let output = detco(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let text = run(&[]);
+    for words in [
+        "2 samples bad and replaced",
+        "warning: train will refuse this data: 64 samples are fewer than one global batch of 256",
+        "warning: 2 bad samples among 64: train will stop (data.on_bad_sample = \"fail\"). The first: ",
+        ": sample \"s0000",
+    ] {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+    let skip = ["data.on_bad_sample=skip", "train.batch=8", "model.bn_splits=2"];
+    let text = run(&skip);
+    assert!(
+        text.contains("train will stop: 1 an epoch are allowed (data.bad_share_max)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("warning: loss.queue = 65536 keys are more than the 64 samples"),
+        "{text}"
+    );
+    let text = run(&[&skip[..], &["data.bad_share_max=0.05"]].concat());
+    assert!(text.contains("train will replace them") && !text.contains("will stop"), "{text}");
 }
 
 #[test]

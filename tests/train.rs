@@ -531,3 +531,312 @@ fn a_record_is_of_its_own_updates() {
     assert!((rates[0] - base).abs() < 1e-9, "{rates:?}");
     assert!(rates[11] > 0.0 && rates[11] < rates[0], "{rates:?}");
 }
+
+/// The lines of a file of the run, as JSON.
+fn json_lines(path: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
+}
+
+fn steps_of(lines: &[serde_json::Value]) -> Vec<u64> {
+    lines.iter().map(|line| line["step"].as_u64().unwrap()).collect()
+}
+
+/// A step has one number in all files, the number of updates made with it; files from before it was so are counted
+/// on when a run is resumed.
+#[test]
+fn steps_have_one_number_in_all_files_of_a_run() {
+    let (folder, data) = shards(8); // four steps an epoch
+    let shard = data.join("000000.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[512..1024].fill(0);
+    std::fs::write(&shard, bytes).unwrap();
+    let run = folder.path().join("run");
+    let sets =
+        ["train.epochs=2", "monitor.samples=true", "data.on_bad_sample=skip", "train.steps_max=5"];
+    detco_ok(&new_run(&data, &run, &sets));
+    let [samples, quarantine] = ["samples.jsonl", "quarantine.jsonl"].map(|name| run.join(name));
+    assert_eq!(losses(&run).into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(steps_of(&json_lines(&samples)), [1, 2, 3, 4, 5]);
+    let bad = json_lines(&quarantine);
+    for one in &bad {
+        let of_step = |line: &&serde_json::Value| line["step"] == one["step"];
+        let lines = json_lines(&samples);
+        let made_of = lines.iter().find(of_step).unwrap()["samples"].as_array().unwrap().clone();
+        assert!(made_of.contains(&one["substitute"]), "{one} is not in {made_of:?}");
+    }
+
+    // As they were written before: from 0, without a rank.
+    for file in [&samples, &quarantine] {
+        let old = json_lines(file).into_iter().map(|mut line| {
+            line["step"] = (line["step"].as_u64().unwrap() - 1).into();
+            line.as_object_mut().unwrap().remove("rank");
+            format!("{line}\n")
+        });
+        std::fs::write(file, old.collect::<String>()).unwrap();
+    }
+    detco_ok(&["train", "--resume", path(&run), "--set", "train.steps_max=0"]);
+    assert_eq!(steps_of(&json_lines(&samples)), (1..=8).collect::<Vec<_>>());
+    assert_eq!(json_lines(&quarantine).len(), 2, "once an epoch");
+    assert!(json_lines(&quarantine).starts_with(&bad), "what was there stays");
+}
+
+#[test]
+fn pixels_are_mathematics_and_who_decodes_is_not_where_it_is_the_cpu() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    detco_ok(&new_run(&data, &run, &["train.epochs=1"]));
+    let resumed = |set| ["train", "--resume", path(&run), "--set", set];
+    let error = detco_fails(&resumed("data.reduce=false"), 1);
+    assert!(error.contains("data.reduce: the run has true, now false"), "{error}");
+    let error = detco_fails(&resumed("data.decode=nvjpeg"), 1);
+    assert!(error.contains("data.decode: the run has \"auto\", now \"nvjpeg\""), "{error}");
+    // On the CPU as before.
+    detco_ok(&resumed("data.decode=cpu"));
+}
+
+/// The disk fails below the newest checkpoint: EIO, as /proc/self/mem gives it.
+#[test]
+fn a_checkpoint_that_the_disk_cannot_read_is_named_and_the_one_before_is_taken() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    detco_ok(&new_run(&data, &run, &["train.epochs=2"]));
+    let newest = checkpoint::open(&run, None).unwrap().folder.join("optim.safetensors");
+    std::fs::remove_file(&newest).unwrap();
+    std::os::unix::fs::symlink("/proc/self/mem", &newest).unwrap();
+    let output = support::detco(&["train", "--resume", path(&run)]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let read = format!("cannot read {}: Input/output error", newest.display());
+    assert!(said.contains(&read) && said.contains("goes on from"), "{said}");
+    assert_eq!(losses(&run).len(), 8);
+}
+
+/// Its shards cannot be had, whatever the policy says of bad samples: a restart may help.
+#[test]
+fn a_store_that_is_lost_ends_a_run_with_its_own_code() {
+    let (folder, data) = shards(14); // three shards
+    assert!(data.join("000001.tar").is_file());
+    let server = Server::start(folder.path(), |request| match request.name.as_str() {
+        "000001.tar" => Answer::Status(403),
+        _ => Answer::Well,
+    });
+    let url = server.url("shards");
+    for policy in ["fail", "skip"] {
+        let run = folder.path().join(policy);
+        let cache = format!("data.cache={}", path(&folder.path().join(format!("cache-{policy}"))));
+        let policy = format!("data.on_bad_sample={policy}");
+        let sets = ["train.epochs=1", cache.as_str(), policy.as_str(), "data.bad_share_max=1.0"];
+        let error = detco_fails(&new_run(Path::new(&url), &run, &sets), 69);
+        assert!(error.contains("000001.tar") && error.contains("cannot be had"), "{error}");
+        assert!(!run.join("quarantine.jsonl").exists(), "no sample is bad");
+    }
+}
+
+/// kNN records of a run: the steps they are of.
+fn knn_steps(run: &Path) -> Vec<u64> {
+    let lines = json_lines(&run.join("metrics.jsonl"));
+    let of_knn = lines.into_iter().filter(|line| line.get("knn/top1").is_some());
+    steps_of(&of_knn.collect::<Vec<_>>())
+}
+
+#[test]
+fn a_knn_that_a_signal_cut_off_is_owed_and_none_is_written_twice() {
+    let (folder, data) = shards(150); // long enough to be met by a signal, on most machines
+    let run = folder.path().join("run");
+    let test = format!("monitor.knn_test=[{data:?}]");
+    let sets = [
+        test.as_str(),
+        "monitor.knn_every_epochs=1",
+        "train.epochs=1",
+        "train.steps_max=0",
+        "train.batch=64",
+        "checkpoint.keep=9",
+    ];
+    let mut child = start(&new_run(&data, &run, &sets));
+    let steps = 9; // of 600 samples
+    wait_for_step(&run, steps, &mut child);
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    let (code, found) = (child.wait().unwrap().code(), knn_steps(&run));
+    let cut_off = found == [0];
+    assert!(cut_off || found == [0, steps], "{found:?}");
+    assert_eq!(code, Some(if cut_off { 75 } else { 0 }), "{found:?}");
+    println!("the signal met the last kNN: {cut_off}");
+    detco_ok(&["train", "--resume", path(&run)]);
+    assert_eq!(knn_steps(&run), [0, steps]);
+    // From the first checkpoint, whose kNN is there already.
+    let newest = checkpoint::open(&run, None).unwrap().folder;
+    assert!(checkpoint::list(&run).unwrap().len() > 1);
+    std::fs::remove_dir_all(newest).unwrap();
+    assert_eq!(checkpoint::open(&run, None).unwrap().state.step, 0);
+    detco_ok(&["train", "--resume", path(&run)]);
+    assert_eq!(knn_steps(&run), [0, steps]);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once_and_wrong_words_are_usage() {
+    use rustix::process::Signal;
+
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let mut child = start(&new_run(&data, &run, &["train.epochs=500"]));
+    wait_for_step(&run, 2, &mut child);
+    let id = rustix::process::Pid::from_child(&child);
+    for signal in [Signal::TERM, Signal::INT] {
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
+    detco_fails(&["train", "--no-such-flag"], 2);
+    let table = detco_ok(&["train", "--help"]);
+    for line in detco::exit::TABLE.lines() {
+        assert!(table.contains(line.trim()), "{line} is not in\n{table}");
+    }
+    let codes =
+        [detco::exit::ERROR, detco::exit::BAD_DATA, detco::exit::LOST, detco::exit::DIVERGED];
+    for code in codes.into_iter().chain([detco::exit::STOPPED]) {
+        assert!(
+            detco::exit::TABLE.lines().any(|line| line.trim().starts_with(&format!("{code} ")))
+        );
+    }
+}
+
+/// What limits files in size stands for a full disk: at the first checkpoint the run ends with a word, and no
+/// signal; later it goes on as long as an older one is whole.
+#[test]
+fn a_disk_that_is_full_ends_a_run_only_where_nothing_was_saved() {
+    use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+
+    let (folder, data) = shards(8);
+    let run = folder.path().join("none");
+    let args = new_run(&data, &run, &["train.epochs=1"]);
+    let limit = Command::new("bash")
+        .args(["-c", "ulimit -f 100; exec \"$0\" \"$@\"", DETCO])
+        .args(&args)
+        .output();
+    let output = limit.expect("bash is there");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large") && said.contains("`ulimit -f`"), "{said}");
+    assert_eq!(checkpoint::list(&run).unwrap().len(), 0);
+
+    let run = folder.path().join("later");
+    let sets = ["train.epochs=500", "checkpoint.every_steps=2", "monitor.every_steps=1"];
+    let mut command = Command::new(DETCO);
+    command.args(new_run(&data, &run, &sets)).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    wait_for_step(&run, 3, &mut child);
+    let id = Pid::from_child(&child);
+    let set = |current| {
+        let limit = Rlimit { current, maximum: None };
+        prlimit(Some(id), Resource::Fsize, limit).unwrap();
+    };
+    set(Some(400_000)); // more than the metrics of a hundred steps, less than a checkpoint
+    let before = losses(&run).len() as u64;
+    wait_for_step(&run, before + 8, &mut child);
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    let saved = checkpoint::list(&run).unwrap();
+    assert!(!saved.is_empty());
+    set(None);
+    kill_process(id, Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("no checkpoint of step ") && said.contains("training goes on"), "{said}");
+    assert!(said.contains("`ulimit -f`"), "{said}");
+    let state = checkpoint::open(&run, None).unwrap().state;
+    assert_eq!(state.step, losses(&run).len() as u64, "saved when there was room again");
+}
+
+#[test]
+fn a_dry_run_knows_ranks_monitor_disk_and_bad_samples() {
+    let (folder, data) = shards(8);
+    let (run, own) = (folder.path().join("run"), folder.path().join("monitor"));
+    let images = folder.path().join("images");
+    detco_ok(&["pack", path(&images), path(&own)]);
+    let test = format!("monitor.knn_test=[{own:?}]");
+    let sets = [test.as_str(), "monitor.knn_every_epochs=1", "train.epochs=3", "checkpoint.keep=4"];
+    let dry = |sets: &[&str], more: &[&'static str]| -> Vec<String> {
+        let args = [&new_run(&data, &run, sets)[..], more, &["--dry-run"]].concat();
+        args.into_iter().map(String::from).collect()
+    };
+    let ok = |sets: &[&str], more: &[&'static str]| {
+        let args = dry(sets, more);
+        detco_ok(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let fails = |sets: &[&str], more: &[&'static str]| {
+        let args = dry(sets, more);
+        detco_fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), 1)
+    };
+    let text = ok(&sets, &["--ranks", "2"]);
+    for line in [
+        "2 ranks, each on the CPU",
+        "batch 4 of each rank",
+        "averaging",
+        "kNN monitor    32 samples against 32",
+        "checkpoints    a checkpoint takes ",
+        ", 4 kept and one being written ",
+        "warning: loss.queue = 64 keys are more than the 32 samples",
+        "GB free for each rank",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!run.exists());
+    // As the run would refuse.
+    let error = fails(&sets, &["--ranks", "3"]);
+    assert!(error.contains("do not divide into 3 ranks"), "{error}");
+    let error = fails(&["monitor.knn_every_epochs=1", "monitor.knn_test=[\"nowhere\"]"], &[]);
+    assert!(error.contains("nowhere"), "{error}");
+    let no_weights = folder.path().join("none.pth");
+    let error = fails(&[&format!("model.init={}", path(&no_weights))], &[]);
+    assert!(error.contains("none.pth"), "{error}");
+    assert!(!text.contains("will stop"), "{text}");
+    // By arithmetic: 0.9 TB are not touched.
+    let huge = ["model.width=512", "model.local_head=9c-9c", "model.backbone=resnet101"];
+    let args = dry(&huge, &[]);
+    let output = support::detco(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let both = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&both);
+    assert!(said.contains("does not fit") || said.contains("no room for a checkpoint"), "{said}");
+
+    let shard = data.join("000000.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[512..1024].fill(0);
+    std::fs::write(&shard, bytes).unwrap();
+    let text = ok(&sets, &[]);
+    assert!(text.contains("000000.tar: sample ") && text.contains("at byte 512"), "{text}");
+    assert!(text.contains("train will stop (data.on_bad_sample = \"fail\")"), "{text}");
+    let text = detco_ok(&["inspect", path(&data)]);
+    assert!(text.contains("train stops at these") && text.contains("at byte 512"), "{text}");
+}
+
+/// What is absurd is refused, with its bound or with what it would take; nothing ends by a signal.
+#[test]
+fn what_no_machine_has_memory_for_is_an_error() {
+    let (folder, data) = shards(8);
+    let run = folder.path().join("run");
+    let wide =
+        ["model.width=512", "model.local_head=9c-9c", "model.backbone=resnet101", "model.dim=8192"];
+    let error = detco_fails(&new_run(&data, &run, &wide), 1);
+    assert!(
+        error.contains("no memory for the model") || error.contains("no room for a checkpoint"),
+        "{error}"
+    );
+    for (set, bound) in [
+        ("loss.queue=9007199254740992", "at most 16777216"),
+        ("train.batch=1073741824", "1 to 1048576"),
+        ("data.cache_size=\"9000000TB\"", "at most 1 EiB"),
+        ("model.width=100000", "1 to 512"),
+    ] {
+        let error = detco_fails(&new_run(&data, &run, &[set]), 1);
+        assert!(error.contains(bound), "{set}: {error}");
+    }
+    let sheet =
+        ["views", path(&data), "-o", path(&folder.path().join("v.png")), "--samples", "1000"];
+    let large = ["--set", "views.global.size=4096", "--set", "views.local.size=4095"];
+    // Thirty-two rows fit; what is asked for is bounded by the samples there are.
+    let patch = ["--set", "views.local.patch=1365"];
+    let error = detco_fails(&[&sheet[..], &large, &patch].concat(), 1);
+    assert!(error.contains("lower --samples"), "{error}");
+}

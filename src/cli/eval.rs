@@ -66,7 +66,7 @@ pub struct KnnArgs {
     pub samples: u64,
 
     /// Decode threads; 0 means one a core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = workers)]
     pub workers: usize,
 
     /// Print the result as JSON.
@@ -89,6 +89,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) => Err("expected at least 1".into()),
         other => other.map_err(|error: std::num::ParseIntError| error.to_string()),
     }
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|workers| *workers <= 1024).ok_or("expected 0 to 1024".into())
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -114,7 +118,8 @@ mod knn {
     use std::ops::ControlFlow;
     use std::sync::Arc;
 
-    use anyhow::{Context, bail};
+    use anyhow::{Context, anyhow, bail};
+    use detco_shards::limits;
     use detco_shards::stream::ShardSet;
     use indicatif::{ProgressBar, ProgressStyle};
     use tch::Device;
@@ -128,6 +133,10 @@ mod knn {
     use crate::weights;
 
     pub(super) fn run(args: &KnnArgs) -> anyhow::Result<()> {
+        let threads = device::check_threads();
+        threads.map_err(|error| {
+            anyhow!("cannot start a thread: {error}{}", limits::of_threads(&error))
+        })?;
         let (model, size, what) = model(args)?;
         let open = |what: &str, spec: &[String]| {
             let set = ShardSet::open_with(spec, Some(&args.cache.remote()));
@@ -169,7 +178,7 @@ mod knn {
             let (k, asked) = (report.k, args.k);
             note!("note: k = {k}, not {asked}: there are no more training samples");
         }
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = crate::console::stdout();
         if args.json {
             let mut value = serde_json::to_value(report)?;
             value["weights"] = what.into();
@@ -233,10 +242,7 @@ mod knn {
         if !args.init {
             return Ok(checkpoint::open(&args.run, Some(&args.checkpoint))?.state.config);
         }
-        let path = args.run.join("config.toml");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Config::from_toml(&text, &path.display().to_string())?)
+        Ok(Config::of_run(&args.run)?)
     }
 
     /// Evaluation goes where there is a GPU unless the run was told to stay on the CPU: the figure

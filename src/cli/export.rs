@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::export_format::Format;
+
 /// Write a run's backbone for other programs.
 ///
 /// The file holds the backbone of the query encoder and nothing else: no heads, no queues, no fc.
@@ -41,16 +43,6 @@ In torchvision:
 In detectron2's config:
   MODEL.WEIGHTS: backbone.pkl, MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53],
   MODEL.PIXEL_STD: [58.395, 57.12, 57.375], INPUT.FORMAT: RGB, MODEL.RESNETS.STRIDE_IN_1X1: False";
-
-/// Whose names the tensors get, and which container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// torchvision's names (timm's ResNets have the same): .safetensors, .pth or .pt
-    #[default]
-    Torchvision,
-    /// detectron2's names, in a .pkl that its checkpointer reads
-    Detectron2,
-}
 
 /// Reads the checkpoint and writes the file.
 #[cfg(feature = "train")]
@@ -102,7 +94,7 @@ fn export(args: &Args) -> anyhow::Result<()> {
     }
     let elements: usize = backbone.iter().map(|(_, tensor)| tensor.numel()).sum();
     writeln!(
-        std::io::stdout(),
+        crate::console::stdout(),
         "{}: {} {name} backbone, {} tensors, {elements} numbers, from {}",
         args.out.display(),
         origin.backbone,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use detco_shards::decode::{Components, Format, probe};
+use detco_shards::decode::{Components, Format, Probe, probe};
 use detco_shards::format::manifest::Manifest;
 use detco_shards::format::{SampleFault, ShardError};
 use detco_shards::stream::ShardSet;
@@ -53,6 +53,8 @@ struct Found {
     /// The first of them, and what it holds.
     first_other_label: Option<String>,
     headers_read: u64,
+    /// The first image whose header cannot be read, and why.
+    first_unreadable: Option<String>,
     formats: BTreeMap<&'static str, u64>,
     short_side: BTreeMap<String, u64>,
     manifests: Vec<About>,
@@ -102,9 +104,9 @@ struct Labels {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let found = inspect(args)?;
     if args.json {
-        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
+        writeln!(crate::console::stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
     } else {
-        print(&found, &mut std::io::stdout().lock())?;
+        print(&found, &mut crate::console::stdout())?;
     }
     Ok(())
 }
@@ -127,11 +129,19 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
     };
 
     let (mut formats, mut short_side) = (BTreeMap::new(), BTreeMap::new());
+    let mut first_unreadable = None;
     let headers = args.headers.clamp(1, set.len());
     for number in 0..headers {
         // Spread evenly; at most `len - 1`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(headers)) as u64;
-        let (format, short) = describe(set.sample(id)?.jpeg());
+        let sample = set.sample(id)?;
+        let found = probe(sample.jpeg());
+        if let (Err(error), None) = (&found, &first_unreadable) {
+            let (shard, key) = (set.shards()[sample.shard].path().display(), sample.key);
+            let at = sample.offset;
+            first_unreadable = Some(format!("{shard}: sample {key:?} at byte {at}: {error}"));
+        }
+        let (format, short) = describe(found.ok().as_ref());
         *formats.entry(format).or_default() += 1;
         if let Some(short) = short {
             *short_side.entry(bucket(short)).or_default() += 1;
@@ -160,6 +170,7 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
         other_labels: labels.others,
         first_other_label: labels.first_other,
         headers_read: headers,
+        first_unreadable,
         formats,
         short_side,
         manifests: about,
@@ -219,8 +230,8 @@ fn add_up(
 }
 
 /// A word for the format, and the shorter side in pixels where the header says it.
-fn describe(image: &[u8]) -> (&'static str, Option<u32>) {
-    let Ok(found) = probe(image) else { return ("unreadable", None) };
+fn describe(header: Option<&Probe>) -> (&'static str, Option<u32>) {
+    let Some(found) = header else { return ("unreadable", None) };
     let word = match (found.format, found.components, found.progressive) {
         (Format::Png, ..) => "PNG",
         (Format::Jpeg, Components::Ycc, false) => "JPEG",
@@ -258,6 +269,13 @@ fn print(found: &Found, out: &mut impl Write) -> std::io::Result<()> {
     )?;
     row(out, "formats", format!("by {} headers", HumanCount(found.headers_read)))?;
     bars(out, found.formats.iter().map(|(name, count)| ((*name).to_owned(), *count)))?;
+    if let Some(first) = &found.first_unreadable {
+        row(
+            out,
+            "unreadable",
+            format!("train stops at these, or replaces them. The first: {first}"),
+        )?;
+    }
     row(out, "shorter side", "in pixels".to_owned())?;
     bars(out, found.short_side.iter().map(|(name, count)| (name.clone(), *count)))?;
     let classes = &found.classes;

@@ -22,7 +22,8 @@ use detco_shards::format::ShardError;
 use detco_shards::stream::remote::RemoteOptions;
 
 use crate::config::{self, Bytes, Data, cache_folder};
-use crate::data;
+use crate::console::is_closed_output;
+use crate::{data, exit};
 
 /// From a folder of images to a DetCo backbone.
 ///
@@ -93,19 +94,6 @@ impl CacheArgs {
     }
 }
 
-/// Exit code of any error without a code of its own.
-pub const EXIT_ERROR: u8 = 1;
-/// Exit code of `train` when the data has more bad samples than the budget (sysexits' EX_DATAERR).
-pub const EXIT_BAD_DATA: u8 = 65;
-/// Exit code of any command when a store of shards does not answer, and of `train` when another rank was
-/// lost (EX_UNAVAILABLE); starting `train` again goes on from the last checkpoint.
-pub const EXIT_LOST: u8 = 69;
-/// Exit code of `train` when the loss is not finite or the embeddings collapsed (EX_SOFTWARE).
-pub const EXIT_DIVERGED: u8 = 70;
-/// Exit code of `train` after SIGTERM, SIGINT, SIGHUP or SIGUSR1: a checkpoint was written, `--resume` goes on
-/// (EX_TEMPFAIL).
-pub const EXIT_STOPPED: u8 = 75;
-
 /// Variables that libtorch and CUDA's libraries read when they start, and their values for this program; none
 /// where the environment has them. They are set by starting a program anew, since to set a variable while
 /// other threads read the environment is undefined.
@@ -135,21 +123,27 @@ const LIBTORCH_VARIABLES: &[(&str, &str)] = &[
     ("TORCH_CPP_LOG_LEVEL", "FATAL"),
 ];
 
-/// Prints an error with its causes and returns the exit code.
+/// Prints an error with its causes and returns the exit code. A reader of standard output that has read enough
+/// (`detco inspect … | head`) is no error; any other broken pipe is.
 pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
-    // A closed pipe (`detco inspect … | head`) is nobody's error.
-    let broken = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
-    });
-    if broken {
+    let io = |cause: &'_ (dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(is_closed_output)
+    };
+    if error.chain().any(io) {
         return std::process::ExitCode::SUCCESS;
     }
     note!("error: {}", describe(error));
-    let store = error.chain().filter_map(|cause| cause.downcast_ref::<ShardError>());
-    let lost = store.into_iter().any(ShardError::is_unreachable);
-    std::process::ExitCode::from(if lost { EXIT_LOST } else { EXIT_ERROR })
+    let shards = error.chain().find_map(|cause| cause.downcast_ref::<ShardError>());
+    let code = shards.and_then(exit::of_shards).unwrap_or(exit::ERROR);
+    std::process::ExitCode::from(code)
+}
+
+/// To be called first: a file that grows beyond `ulimit -f` is then an error like a full disk, where the signal
+/// that comes with it (SIGXFSZ) would end the process without a word.
+pub fn prepare() {
+    let told = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Where no handler can be set, the signal does what it always did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, told);
 }
 
 /// Says before any work where a file to be written has no folder.

@@ -141,10 +141,13 @@ fn watched(job: &Job, progress: &Progress) -> Result<Summary, pack::PackError> {
     }
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let painter = scope.spawn(|| paint(progress, &over));
+        let painter = std::thread::Builder::new().spawn_scoped(scope, || paint(progress, &over));
         let result = pack::run(job, progress);
         over.store(true, Ordering::Relaxed);
-        painter.thread().unpark();
+        // Where no thread could be started nothing is painted.
+        if let Ok(painter) = painter {
+            painter.thread().unpark();
+        }
         result
     })
 }
@@ -190,7 +193,7 @@ fn report(
     progress: &Progress,
     took: Duration,
 ) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::console::stdout();
     let seconds = took.as_secs_f64();
     let images = progress.images.load(Ordering::Relaxed);
     let fresh = images.saturating_sub(progress.resumed.load(Ordering::Relaxed));

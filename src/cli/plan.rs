@@ -91,7 +91,7 @@ pub struct Args {
 
     /// Samples of the data set [default: ImageNet's]
     #[arg(long, value_name = "N", default_value_t = IMAGENET,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     samples: u64,
 
     /// Passes over it [default: the recipe's]
@@ -180,7 +180,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let forecast = cluster.forecast(&load);
     let sets = sets(&config, &cluster);
     let sentence = sentence(&cluster, &forecast);
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::console::stdout();
     if args.json {
         let all = json!({
             "recipe": args.recipe,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use detco_shards::device::Number;
+use detco_shards::pipeline::{OnBadSample, bad_budget};
 use detco_shards::stats::{CHANNELS, STAGES};
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::shown;
@@ -201,7 +202,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => profile(args)?,
     };
     let written = outputs.write(&report, &processes);
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::console::stdout();
     match &written {
         Ok(Some(json)) => stdout.write_all(json.as_bytes())?,
         // What was measured is shown, also where a file could not be written.
@@ -279,10 +280,42 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
         processes.extend(trace.map(|trace| Process { name, tracks: trace.take() }));
     }
     live.clear();
+    let warnings = in_training(&config, &set, &size, &runs);
     let spec = args.data.iter().map(|word| shown(word)).collect();
     let data = Data { spec, run: None, size: Some(size) };
     let report = Report::new(data, Some(machine), settings, runs);
-    Ok((report.context("no number of workers")?, processes))
+    let report = report.context("no number of workers")?;
+    Ok((Report { warnings, ..report }, processes))
+}
+
+/// What `detco train` would say of this data with this recipe, each in a sentence.
+fn in_training(config: &Config, set: &ShardSet, size: &Size, runs: &[Run]) -> Vec<String> {
+    let mut all = Vec::new();
+    if size.shards == size.shards_of {
+        let window = data::window(config.data.window, set);
+        let order = window
+            .and_then(|window| data::order(window, set, config.train.batch as u64, config.seed));
+        match order {
+            Ok(order) => all.extend(data::oddities(config, set, &order)),
+            Err(error) => all.push(format!("train will refuse this data: {error}")),
+        }
+    }
+    let most = runs.iter().max_by_key(|run| run.bad_samples);
+    let Some((most, first)) = most.and_then(|run| Some((run, run.bad_first.as_ref()?))) else {
+        return all;
+    };
+    let (bad, samples) = (most.bad_samples, size.samples);
+    let budget = bad_budget(samples, config.data.bad_share_max);
+    let comes_to = match config.data.on_bad_sample {
+        OnBadSample::Fail => "train will stop (data.on_bad_sample = \"fail\")".to_owned(),
+        OnBadSample::Skip if bad > budget => {
+            format!("train will stop: {budget} an epoch are allowed (data.bad_share_max)")
+        }
+        OnBadSample::Skip => "train will replace them (data.on_bad_sample = \"skip\")".to_owned(),
+    };
+    let (bad, samples) = (plural(bad, "bad sample"), HumanCount(samples));
+    all.push(format!("{bad} among {samples}: {comes_to}. The first: {first}"));
+    all
 }
 
 fn settings(args: &Args, config: &Config, mode: Mode) -> Settings {
@@ -345,7 +378,7 @@ impl Live {
     fn fill(&self, set: &ShardSet) -> anyhow::Result<()> {
         let (read, over) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let painter = scope.spawn(|| {
+            let painter = std::thread::Builder::new().spawn_scoped(scope, || {
                 while !over.load(Ordering::Relaxed) {
                     let read = HumanBytes(read.load(Ordering::Relaxed));
                     self.say(format!("filling the page cache: {read}"));
@@ -354,7 +387,10 @@ impl Live {
             });
             let filled = cache::fill(set, &read);
             over.store(true, Ordering::Relaxed);
-            painter.thread().unpark();
+            // Where no thread could be started nothing is painted.
+            if let Ok(painter) = painter {
+                painter.thread().unpark();
+            }
             Ok(filled?)
         })
     }
@@ -504,6 +540,9 @@ fn text(report: &Report, processes: &[Process], args: &Args) -> String {
         out.push('\n');
     }
     out += &format!("\n{}\n", report.verdict.text);
+    for warning in &report.warnings {
+        out += &format!("warning: {warning}\n");
+    }
     out
 }
 
@@ -641,7 +680,7 @@ fn remarks(run: &Run, out: &mut String) {
         parts.push(format!("{allocations:.1} allocations an image"));
     }
     if run.bad_samples > 0 {
-        parts.push(format!("{} samples were bad and replaced", HumanCount(run.bad_samples)));
+        parts.push(format!("{} bad and replaced", plural(run.bad_samples, "sample")));
     }
     for pair in parts.chunks(3) {
         *out += &format!("  {}\n", pair.join("; "));

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::config::{Config, RECIPES};
+use crate::console::stdout;
+use crate::exit;
 
 /// Train a backbone from a built-in recipe or a TOML file, or go on with a run.
 ///
@@ -54,7 +56,10 @@ pub struct Args {
     pub ranks: Option<u16>,
 
     /// With several ranks: how long they wait for each other at the start.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(u64).range(1..=604_800)
+    )]
     pub start_timeout: u64,
 
     /// Override a key of the config: `--set train.batch=64`. May be repeated. With --resume only
@@ -67,12 +72,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
 
-    /// The same bits from the same seed on the same GPU, more slowly (train.deterministic).
+    /// The same bits from the same seed on the same GPU, more slowly (train.deterministic): libtorch warns, and
+    /// goes on, where an operation has no such form.
     #[arg(long)]
     pub deterministic: bool,
 
-    /// Open the shards, make the model, print samples, steps, learning rates and the memory that a
-    /// step will need, and end without writing anything.
+    /// Open the shards and the monitor's, print samples, steps, learning rates, the memory that a step will
+    /// need on each of --gpus or --ranks, the room that checkpoints need in --out, and end without writing
+    /// anything.
     #[arg(long, conflicts_with = "resume")]
     pub dry_run: bool,
 
@@ -87,12 +94,9 @@ fn after_help() -> String {
         text.push_str(&format!("  {name:<15} {about}\n"));
     }
     text.push_str(
-        "\nEvery key with its meaning: src/recipes/detco-r50.toml, or --print-config.\n\n\
-         Exit codes: 0 trained to the end, 1 error, 2 usage, 65 too many bad samples,\n\
-         69 another rank or a store of shards was lost, 70 diverged or collapsed, 75 stopped by a\n\
-         signal after writing a checkpoint; of --gpus and --ranks 128 + n where signal n ended a rank (137: killed, perhaps\n\
-         for its memory). After 69, 75 and those, the same command with --or-resume goes on.",
+        "\nEvery key with its meaning: src/recipes/detco-r50.toml, or --print-config.\n\n",
     );
+    text.push_str(exit::TABLE);
     text
 }
 
@@ -126,14 +130,9 @@ fn resolve(args: &Args) -> anyhow::Result<Config> {
 pub fn print_config(args: &Args) -> anyhow::Result<()> {
     let config = match &args.resume {
         None => resolve(args)?,
-        Some(run) => {
-            let path = run.join("config.toml");
-            let text = std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            Config::from_toml(&text, &path.display().to_string())?
-        }
+        Some(run) => Config::of_run(run)?.with_overrides(&overrides(args))?,
     };
-    Ok(write!(std::io::stdout(), "{}", config.to_toml())?)
+    Ok(write!(stdout(), "{}", config.to_toml())?)
 }
 
 /// `detco train`: the exit code says how it ended.
@@ -143,8 +142,9 @@ pub fn run(args: &Args) -> std::process::ExitCode {
 
     if args.dry_run {
         let report = || {
-            let text = crate::dry_run::report(&resolve(args)?)?;
-            Ok(write!(std::io::stdout(), "{text}")?)
+            let ranks = args.gpus.or(args.ranks).map_or(1, usize::from);
+            let text = crate::dry_run::report(&resolve(args)?, ranks, args.out.as_deref())?;
+            Ok(write!(stdout(), "{text}")?)
         };
         return match super::with_libtorch(MEMORY_HINT, report) {
             Ok(()) => ExitCode::SUCCESS,
@@ -168,23 +168,19 @@ pub fn run(args: &Args) -> std::process::ExitCode {
         Ok(World::Alone) => None,
         Err(error) => return super::report(&error.into()),
     };
-    let several = spec.is_some();
     let rank = spec.as_ref().map(|spec| spec.member.rank);
     match super::with_libtorch(MEMORY_HINT, || train_as(args, spec)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = error.downcast_ref::<crate::train::TrainError>();
             let code = code.and_then(crate::train::TrainError::code);
-            let usual = super::report(&match rank {
+            let _always_an_error = super::report(&match rank {
                 Some(rank) => anyhow::anyhow!("rank {rank}: {}", super::describe(&error)),
                 None => error,
             });
-            if usual == ExitCode::SUCCESS && !several {
-                return usual; // a closed pipe
-            }
             // At once: threads of a process group may wait for a lost rank, and those of a loader be in
             // the middle of a driver's call, which a library's destructors would end badly.
-            c10d::exit(i32::from(code.unwrap_or(super::EXIT_ERROR)))
+            c10d::exit(i32::from(code.unwrap_or(exit::ERROR)))
         }
     }
 }
@@ -234,10 +230,10 @@ fn train_as(args: &Args, spec: Option<crate::dist::world::Spec>) -> anyhow::Resu
         }
     };
     let patience = Duration::from_secs(args.start_timeout);
-    let meeting = spec.map(|spec| Meeting::join(spec, patience, super::EXIT_LOST));
+    let meeting = spec.map(|spec| Meeting::join(spec, patience, exit::LOST));
     let meeting = meeting.transpose().map_err(TrainError::from)?;
     Ok(match train::train(start, meeting)? {
         Outcome::Finished => 0,
-        Outcome::Stopped => super::EXIT_STOPPED,
+        Outcome::Stopped => exit::STOPPED,
     })
 }

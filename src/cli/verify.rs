@@ -40,8 +40,8 @@ pub struct Args {
     json: bool,
 
     /// Threads [default: one a core]
-    #[arg(long)]
-    workers: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: Option<u16>,
 
     #[command(flatten)]
     cache: super::CacheArgs,
@@ -54,11 +54,11 @@ pub struct Args {
 /// The folder cannot be listed, or something in it is wrong.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = args.workers.unwrap_or(cores).max(1);
+    let workers = args.workers.map_or(cores, usize::from);
     let start = Instant::now();
     let report = watched(args, workers)?;
     if args.json {
-        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+        writeln!(crate::console::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         print(args, &report, start.elapsed())?;
     }
@@ -76,7 +76,7 @@ fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
     }
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let painter = scope.spawn(|| {
+        let painter = std::thread::Builder::new().spawn_scoped(scope, || {
             let bar = ProgressBar::new_spinner();
             let start = Instant::now();
             while !over.load(Ordering::Relaxed) {
@@ -90,7 +90,10 @@ fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
         });
         let report = look(args, workers, &read);
         over.store(true, Ordering::Relaxed);
-        painter.thread().unpark();
+        // Where no thread could be started nothing is painted.
+        if let Ok(painter) = painter {
+            painter.thread().unpark();
+        }
         report
     })
 }
@@ -112,7 +115,7 @@ fn look(args: &Args, workers: usize, read: &AtomicU64) -> anyhow::Result<Report>
 }
 
 fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::console::stdout();
     for fault in &report.faults {
         write!(out, "{}", fault.file.display())?;
         if let Some(member) = &fault.member {

@@ -63,6 +63,8 @@ pub struct Args {
 
 /// Rows of a sheet: about 900 MB of pixels at the paper's sizes.
 const SAMPLES_MAX: u64 = 1000;
+/// Bytes of a sheet's pixels; no viewer shows more.
+const SHEET_MAX: u64 = 4 << 30;
 /// Pixels between cells.
 const GAP: u32 = 8;
 /// Thickness of the boxes and of the bars above the views.
@@ -101,9 +103,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let order = Order::shuffled(set.len(), 1, seed)?;
     let rows = args.samples.min(set.len());
 
-    let mut sheet = Sheet::new(recipe, rows as u32);
+    let mut sheet = Sheet::new(recipe, rows as u32)?;
     let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::console::stdout();
     for row in 0..rows {
         let id = order.sample(Cursor { epoch: args.epoch, step: row }, 0);
         let sample = set.sample(id)?;
@@ -144,14 +146,28 @@ struct Sheet {
 }
 
 impl Sheet {
-    fn new(recipe: &Recipe, rows: u32) -> Sheet {
+    fn new(recipe: &Recipe, rows: u32) -> anyhow::Result<Sheet> {
         let scale = LEGIBLE.div_ceil(recipe.global.size);
         let patches = recipe.local.as_ref().map_or(0, |local| local.patch * 3 * scale + 2 * GAP);
         let cell = patches.max(recipe.global.size * scale);
         let views = if recipe.local.is_some() { 4 } else { 2 };
         let width = GAP + cell + cell / 3 + views * (cell + GAP) + GAP;
         let height = GAP + rows * (LINE + cell + GAP);
-        Sheet { pixels: RgbImage::from_pixel(width, height, BACKGROUND), cell, scale }
+        let bytes = u64::from(width) * u64::from(height) * 3; // below 2^64: at most 2^17 by 2^24 pixels
+        let mut pixels = Vec::new();
+        let room = usize::try_from(bytes).is_ok_and(|len| pixels.try_reserve_exact(len).is_ok());
+        if !room || bytes > SHEET_MAX {
+            bail!(
+                "the sheet would have {width} x {height} pixels, {:.1} GB: lower --samples, or the sizes of the views",
+                bytes as f64 / 1e9
+            );
+        }
+        for _ in 0..bytes / 3 {
+            pixels.extend(BACKGROUND.0);
+        }
+        let pixels =
+            RgbImage::from_raw(width, height, pixels).context("the sheet's size is wrong")?;
+        Ok(Sheet { pixels, cell, scale })
     }
 
     fn row(&mut self, row: u32, image: &Image, plan: &SamplePlan, renderer: &mut Renderer) {

@@ -380,7 +380,10 @@ impl Drop for Watch {
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ShimError> {
     let made = thread::Builder::new().name(name.into()).spawn(body);
-    made.map_err(|error| ShimError::new(format!("cannot start a thread: {error}")))
+    made.map_err(|error| {
+        let hint = detco_shards::limits::of_threads(&error);
+        ShimError::new(format!("cannot start a thread: {error}{hint}"))
+    })
 }
 
 /// Ends the process when the store has not answered for longer than ranks wait for each other.

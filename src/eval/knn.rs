@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::batch::{self, BatchError};
 use crate::model::Encoder;
+use crate::shim::ShimError;
 
 /// Rows of a block of similarities: queries.
 const QUERY_ROWS: i64 = 256;
@@ -113,6 +114,9 @@ pub enum KnnError {
     /// libtorch refused.
     #[error("{0}")]
     Torch(#[from] TchError),
+    /// libtorch failed while features were made, as where memory ends.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
 }
 
 /// How to make features, and who votes.
@@ -184,7 +188,7 @@ pub fn evaluate_watched(
     options: &KnnOptions,
     watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, KnnError> {
-    same_classes(train.classes(), test.classes())?;
+    comparable(train, test)?;
     let order = |which, set: &ShardSet| {
         let most = if options.samples_max == 0 { set.len() } else { options.samples_max };
         Order::spaced(set.len(), most, options.batch)
@@ -205,6 +209,14 @@ pub fn evaluate_watched(
     let memory = features("train", train, of_train)?;
     let queries = features("test", test, of_test)?;
     classify(&memory, &queries, options.k, options.temperature)
+}
+
+/// Whether the classes of two sets can be compared, as far as their manifests say.
+///
+/// # Errors
+/// When a class number means something else in each of them.
+pub fn comparable(train: &ShardSet, test: &ShardSet) -> Result<(), KnnError> {
+    same_classes(train.classes(), test.classes())
 }
 
 /// Where both sets name their classes, the names must agree.
@@ -255,7 +267,7 @@ fn extract(
         }
         let edge = options.size as usize;
         let images = batch::images(batch.global(0), batch.len(), edge, device)?;
-        rows.push(encoder.features(&images));
+        rows.push(encoder.features(&images)?);
         tick(batch.len() as u64)?;
     }
     if rows.is_empty() {

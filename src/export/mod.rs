@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
-pub use crate::cli::export::Format;
+pub use crate::export_format::Format;
 use crate::weights::is_backbone;
 
 /// Why weights could not be exported.

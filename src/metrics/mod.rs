@@ -6,6 +6,7 @@
 mod events;
 mod progress;
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -163,6 +164,8 @@ pub struct Metrics {
     path: PathBuf,
     lines: File,
     events: Events,
+    /// Names of the values that the lines have for the step that the run goes on from.
+    had: BTreeSet<String>,
 }
 
 impl Metrics {
@@ -173,15 +176,20 @@ impl Metrics {
     /// [`MetricsError`] with the file and what the system said.
     pub fn open(run: &Path, start: Start) -> Result<Metrics, MetricsError> {
         let path = run.join(FILE);
-        let lines = match start {
-            Start::New => File::create(&path).map_err(fault("create", &path))?,
+        let (lines, had) = match start {
+            Start::New => (File::create(&path).map_err(fault("create", &path))?, BTreeSet::new()),
             Start::Resume { step } => cut(&path, step)?,
         };
         let purge = match start {
             Start::New => 0,
             Start::Resume { step } => step + 1,
         };
-        Ok(Metrics { path, lines, events: Events::create(run, now(), purge)? })
+        Ok(Metrics { path, lines, events: Events::create(run, now(), purge)?, had })
+    }
+
+    /// Whether a value of this name was there for the step that the run goes on from.
+    pub fn had(&self, name: &str) -> bool {
+        self.had.contains(name)
     }
 
     /// Writes a record to both files; a killed process loses none that this returned for.
@@ -231,8 +239,9 @@ fn json(record: &Record, time: f64) -> String {
 }
 
 /// Opens the lines for appending after the last one of a step up to `step`. Steps ascend in the
-/// file, so the cut is one truncation, which a kill cannot leave half done.
-fn cut(path: &Path, step: u64) -> Result<File, MetricsError> {
+/// file, so the cut is one truncation, which a kill cannot leave half done. Also the names of the values of that
+/// very step.
+fn cut(path: &Path, step: u64) -> Result<(File, BTreeSet<String>), MetricsError> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -241,7 +250,7 @@ fn cut(path: &Path, step: u64) -> Result<File, MetricsError> {
         .open(path)
         .map_err(fault("open", path))?;
     let mut reader = BufReader::new(&file);
-    let (mut keep, mut line) = (0, Vec::new());
+    let (mut keep, mut line, mut had) = (0, Vec::new(), BTreeSet::new());
     loop {
         line.clear();
         let read = reader.read_until(b'\n', &mut line).map_err(fault("read", path))?;
@@ -249,15 +258,19 @@ fn cut(path: &Path, step: u64) -> Result<File, MetricsError> {
             break; // the end, or a line that a kill tore
         }
         let parsed: Option<Map<String, Value>> = serde_json::from_slice(&line).ok();
-        match parsed.as_ref().and_then(|fields| fields.get("step")).and_then(Value::as_u64) {
+        let Some(fields) = parsed else { break }; // not ours
+        match fields.get("step").and_then(Value::as_u64) {
             Some(at) if at <= step => keep += read as u64,
             _ => break, // past the checkpoint, or not ours
+        }
+        if fields.get("step").and_then(Value::as_u64) == Some(step) {
+            had.extend(fields.into_iter().map(|(name, _)| name));
         }
     }
     drop(reader);
     file.set_len(keep).map_err(fault("cut", path))?;
     file.seek(SeekFrom::Start(keep)).map_err(fault("seek in", path))?;
-    Ok(file)
+    Ok((file, had))
 }
 
 #[cfg(test)]
@@ -294,6 +307,13 @@ mod tests {
         let metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();
         drop(metrics);
         assert_eq!(steps(run.path()), [10, 20, 30]);
+        // The values of that step are known, so that none is made twice.
+        let of = |step| Metrics::open(run.path(), Start::Resume { step }).unwrap();
+        assert!(
+            of(30).had(names::LOSS) && !of(30).had(names::KNN_TOP1) && !of(25).had(names::LOSS)
+        );
+        let mut metrics = of(25);
+        metrics.write(&record(30)).unwrap();
         // A run whose metrics were deleted goes on as well.
         std::fs::remove_file(run.path().join(FILE)).unwrap();
         let mut metrics = Metrics::open(run.path(), Start::Resume { step: 30 }).unwrap();

@@ -10,11 +10,9 @@ use super::norm::{self, Moments, Norm, Norms};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
+use crate::shapes::{self, PATCHES};
 use crate::shim::ShimError;
 use crate::shim::{norm as shim_norm, step as shim};
-
-/// Patches of a sample.
-const PATCHES: i64 = 9;
 
 /// Backbone and heads. Parameters are named `backbone.<torchvision's name>`,
 /// `global.<level>.<layer>.weight`, `local.<level>.<layer>.weight`.
@@ -50,17 +48,12 @@ impl Encoder {
         let b = &mut build;
         let backbone = ResNet::new(b, "backbone", config);
         let levels = config.levels.clone();
-        let channels = |level: u8| backbone.channels()[usize::from(level) - 2];
-        let mut global = Vec::new();
-        for &level in &levels {
-            let name = format!("global.{level}");
-            global.push(Projection::global(b, &name, config.head, channels(level), config.dim));
-        }
-        let mut local = Vec::new();
-        for &level in levels.iter().filter(|_| config.local) {
-            let name = format!("local.{level}");
-            local.push(Projection::local(b, &name, config.local_head, channels(level), config.dim));
-        }
+        let mut heads = |scope: &str, sizes: Vec<shapes::Projection>| -> Vec<Projection> {
+            let named = levels.iter().map(|level| format!("{scope}.{level}")).zip(&sizes);
+            named.map(|(name, sizes)| Projection::new(b, &name, sizes)).collect()
+        };
+        let [global, local] = shapes::Projection::of(config);
+        let (global, local) = (heads("global", global), heads("local", local));
         let Builder { parameters, buffers, .. } = build;
         let (in_bf16, channels_last, norms) = (false, false, Norms::Libtorch);
         Encoder {
@@ -110,13 +103,16 @@ impl Encoder {
     /// `images` are `[n, 3, h, w]`, or `[n, 9, 3, p, p]` for [`Scope::Local`]. Each of the `groups`
     /// contiguous n/`groups` samples is normalised by its own statistics (with all nine patches of
     /// its samples). Nothing changes: what was seen is added to `moments`.
+    ///
+    /// # Errors
+    /// When libtorch fails, as where memory ends.
     pub fn embed(
         &self,
         images: &Tensor,
         scope: Scope,
         groups: i64,
         moments: &mut Moments,
-    ) -> Vec<Tensor> {
+    ) -> Result<Vec<Tensor>, ShimError> {
         let rows = flat(images);
         let last = self.levels[self.levels.len() - 1];
         if self.channels_last {
@@ -124,36 +120,13 @@ impl Encoder {
                 Norms::Libtorch => Norm::Blocks { groups, moments },
                 Norms::Kernels => Norm::Fused { groups, moments },
             };
-            let maps = self.backbone.forward(&rows, &mut norm, last);
+            let maps = self.backbone.forward(&rows, &mut norm, last)?;
             self.project(&maps, scope, Tensor::shallow_clone)
         } else {
             let mut norm = Norm::Dealt { groups, moments };
-            let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last);
+            let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last)?;
             self.project(&maps, scope, |pooled| collect(pooled, groups))
         }
-    }
-
-    /// Bytes that [`Encoder::embed`] keeps for a backward pass over `n` samples, by arithmetic on
-    /// the layers' shapes, and bytes of the largest map. `bf16` says what the maps are, `norms` who
-    /// normalises them.
-    pub fn kept_bytes(
-        &self,
-        scope: Scope,
-        n: i64,
-        edge: i64,
-        bf16: bool,
-        norms: Norms,
-    ) -> (i64, i64) {
-        let last = self.levels[self.levels.len() - 1];
-        let kept = self.backbone.kept(edge, last, norms);
-        let (heads, images) = match scope {
-            Scope::Global => (&self.global, 1),
-            Scope::Local => (&self.local, PATCHES),
-        };
-        let width = if bf16 { 2 } else { 4 };
-        let heads = heads.iter().map(|head| head.kept(images)).sum::<i64>();
-        let maps = images * (kept.maps * width + kept.bits / 8);
-        (n * (maps + heads * width), n * images * kept.largest * width)
     }
 
     /// Whether [`Encoder::embed`] is to be called under bfloat16's autocast.
@@ -162,9 +135,12 @@ impl Encoder {
     }
 
     /// Embeddings as [`Encoder::embed`] gives them, with running statistics instead of the batch's.
-    pub fn embed_frozen(&self, images: &Tensor, scope: Scope) -> Vec<Tensor> {
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn embed_frozen(&self, images: &Tensor, scope: Scope) -> Result<Vec<Tensor>, ShimError> {
         let last = self.levels[self.levels.len() - 1];
-        let maps = self.backbone.forward(&flat(images), &mut Norm::Running, last);
+        let maps = self.backbone.forward(&flat(images), &mut Norm::Running, last)?;
         self.project(&maps, scope, Tensor::shallow_clone)
     }
 
@@ -173,27 +149,33 @@ impl Encoder {
         maps: &[Tensor],
         scope: Scope,
         arrange: impl Fn(&Tensor) -> Tensor,
-    ) -> Vec<Tensor> {
+    ) -> Result<Vec<Tensor>, ShimError> {
         let (heads, patches) = match scope {
             Scope::Global => (&self.global, 1),
             Scope::Local => (&self.local, PATCHES),
         };
         let project = |(head, &level): (&Projection, &u8)| {
-            let features = arrange(&pool(&maps[usize::from(level) - 2]));
-            unit(&widened(head.forward(&features, patches)))
+            let features = arrange(&pool(&maps[usize::from(level) - 2])?);
+            Ok(unit(&widened(head.forward(&features, patches))))
         };
         heads.iter().zip(&self.levels).map(project).collect()
     }
 
     /// Maps of Res2..Res5, `[n, c, h', w']`, of images `[n, 3, h, w]`, with running statistics and
     /// without gradients.
-    pub fn maps(&self, images: &Tensor) -> Vec<Tensor> {
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn maps(&self, images: &Tensor) -> Result<Vec<Tensor>, ShimError> {
         tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, 5))
     }
 
     /// Res5, average-pooled, `[n, c]`: what kNN and linear classifiers read. As [`Encoder::maps`].
-    pub fn features(&self, images: &Tensor) -> Tensor {
-        pool(&self.maps(images)[3])
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn features(&self, images: &Tensor) -> Result<Tensor, ShimError> {
+        pool(&self.maps(images)?[3])
     }
 
     /// Puts the weights of convolutions where channels are innermost; maps follow them.
@@ -226,10 +208,12 @@ impl Encoder {
     }
 
     /// Moves the running statistics towards what one pass saw.
-    pub fn settle(&mut self, moments: &Moments) {
-        let Some(seen) = self.seen(moments) else { return };
+    ///
+    /// # Errors
+    /// When libtorch fails, as where memory ends.
+    pub fn settle(&mut self, moments: &Moments) -> Result<(), ShimError> {
+        let Some(seen) = self.seen(moments) else { return Ok(()) };
         self.move_statistics(moments, &seen, None)
-            .expect("moments have the statistics' type and lie on their device");
     }
 
     /// As [`Encoder::settle`], towards `seen` in place of this pass's own [`Encoder::seen`]: its mean over the
@@ -285,8 +269,8 @@ fn swap(rows: &Tensor, a: i64, b: i64) -> Tensor {
 }
 
 /// Global average: `[n, c, h, w]` to `[n, c]`.
-fn pool(map: &Tensor) -> Tensor {
-    shim_norm::average(map).expect("maps have four dimensions; where memory ends, tch panics too")
+fn pool(map: &Tensor) -> Result<Tensor, ShimError> {
+    shim_norm::average(map)
 }
 
 /// Lengths, logits and losses are float32 whatever the layers before them ran in.

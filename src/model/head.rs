@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::weights::{Builder, Init};
-use crate::config::{Head, LocalHead};
+use crate::shapes;
 
 #[derive(Debug)]
 pub(super) struct Linear {
@@ -12,7 +12,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    fn new(build: &mut Builder<'_>, name: &str, from: i64, to: i64) -> Linear {
+    fn new(build: &mut Builder<'_>, name: &str, [from, to]: shapes::Linear) -> Linear {
         let init = Init::Linear { fan_in: from };
         Linear {
             weight: build.parameter(format!("{name}.weight"), &[to, from], init),
@@ -30,11 +30,11 @@ impl Linear {
 pub(super) struct Mlp(Vec<Linear>);
 
 impl Mlp {
-    fn new(build: &mut Builder<'_>, name: &str, sizes: &[i64]) -> Mlp {
-        let layer = |(i, pair): (usize, &[i64])| {
-            Linear::new(build, &format!("{name}.{}", 2 * i), pair[0], pair[1])
+    fn new(build: &mut Builder<'_>, name: &str, sizes: &[shapes::Linear]) -> Mlp {
+        let layer = |(i, size): (usize, &shapes::Linear)| {
+            Linear::new(build, &format!("{name}.{}", 2 * i), *size)
         };
-        Mlp(sizes.windows(2).enumerate().map(layer).collect())
+        Mlp(sizes.iter().enumerate().map(layer).collect())
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
@@ -59,43 +59,18 @@ pub(super) enum Projection {
 }
 
 impl Projection {
-    pub(super) fn global(
+    pub(super) fn new(
         build: &mut Builder<'_>,
         name: &str,
-        head: Head,
-        c: i64,
-        d: i64,
+        sizes: &shapes::Projection,
     ) -> Projection {
-        let sizes: &[i64] = match head {
-            Head::Linear => &[c, d],
-            Head::Mlp => &[c, c, d],
-        };
-        Projection::Whole(Mlp::new(build, name, sizes))
-    }
-
-    pub(super) fn local(
-        build: &mut Builder<'_>,
-        name: &str,
-        head: LocalHead,
-        c: i64,
-        d: i64,
-    ) -> Projection {
-        match head {
-            LocalHead::Narrow => Projection::Whole(Mlp::new(build, name, &[9 * c, c, d])),
-            LocalHead::Wide => Projection::Whole(Mlp::new(build, name, &[9 * c, 9 * c, d])),
-            LocalHead::Pirl => Projection::Patches {
-                patch: Mlp::new(build, &format!("{name}.patch"), &[c, c, d]),
-                join: Linear::new(build, &format!("{name}.join"), 9 * d, d),
+        let shapes::Projection { each, whole } = sizes;
+        match (each.as_slice(), whole.as_slice()) {
+            ([_, ..], [join]) => Projection::Patches {
+                patch: Mlp::new(build, &format!("{name}.patch"), each),
+                join: Linear::new(build, &format!("{name}.join"), *join),
             },
-        }
-    }
-
-    /// Elements that a pass of a sample keeps: what goes into each layer.
-    pub(super) fn kept(&self, patches: i64) -> i64 {
-        let into = |mlp: &Mlp| mlp.0.iter().map(|layer| layer.weight.size()[1]).sum::<i64>();
-        match self {
-            Projection::Whole(mlp) => into(mlp),
-            Projection::Patches { patch, join } => patches * into(patch) + join.weight.size()[1],
+            _ => Projection::Whole(Mlp::new(build, name, whole)),
         }
     }
 

@@ -24,6 +24,7 @@ pub use weights::Draws;
 
 use crate::config::Config;
 use crate::device;
+use crate::shapes;
 use crate::shim::ShimError;
 use crate::shim::step as shim;
 
@@ -55,6 +56,15 @@ pub enum ModelError {
         device: Device,
         /// What libtorch said.
         source: TchError,
+    },
+    /// More than the system gives.
+    #[error(
+        "no memory for the model: two encoders and the queues take {:.1} GB: lower model.width, loss.queue or \
+         model.dim, or take another model.local_head", *bytes as f64 / 1e9
+    )]
+    Memory {
+        /// What it takes.
+        bytes: i64,
     },
     /// Tensors that the model has and the source does not.
     #[error("{} of {expected} tensors are missing: {}", names.len(), preview(names))]
@@ -141,6 +151,7 @@ impl Model {
         let probe = Tensor::zeros([1], (Kind::Float, Device::Cpu));
         // tch's other calls would panic where this one says why.
         drop(probe.f_to_device(device).map_err(|source| ModelError::Device { device, source })?);
+        has_room(config, device)?;
         let query = Encoder::draw(&config.model, config.seed, device);
         let key = Encoder::copy(&config.model, &query, device);
         let queues = Queues::draw(config, device);
@@ -176,12 +187,14 @@ impl Model {
     /// One EMA step of every key parameter, `key = ema * key + (1 - ema) * query` (MoCo, eq. 2), in
     /// a few launches. Buffers are left alone: the key encoder's batch normalisation keeps its own
     /// running statistics.
-    pub fn follow(&mut self, ema: f64) {
+    ///
+    /// # Errors
+    /// When libtorch fails, as where memory ends.
+    pub fn follow(&mut self, ema: f64) -> Result<(), ShimError> {
         let weights = |encoder: &Encoder| -> Vec<Tensor> {
             encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect()
         };
         shim::lerp(&weights(&self.key), &weights(&self.query), 1.0 - ema)
-            .expect("both encoders have the same layers, of one type, on one device");
     }
 
     /// Every tensor of the state: `query.…`, `key.…`, `queue.global.<level>` and
@@ -229,6 +242,16 @@ impl Model {
         let query: Vec<_> = self.query.tensors().into_iter().map(|(_, tensor)| tensor).collect();
         copy_all(&self.key.tensors(), &query);
         Ok(())
+    }
+}
+
+/// Whether the system gives a CPU as much memory as the model takes, all at once. Nothing of it is touched.
+fn has_room(config: &Config, device: Device) -> Result<(), ModelError> {
+    let bytes = shapes::model_bytes(config);
+    let room = Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX));
+    match room {
+        Err(_) if device == Device::Cpu => Err(ModelError::Memory { bytes }),
+        _ => Ok(()),
     }
 }
 

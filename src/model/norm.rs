@@ -158,7 +158,12 @@ impl BatchNorm {
     }
 
     /// Normalises `x` `[n, c, h, w]`, and does what comes `then`.
-    pub(super) fn forward(&self, x: &Tensor, norm: &mut Norm<'_>, then: Then<'_>) -> Shared {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        norm: &mut Norm<'_>,
+        then: Then<'_>,
+    ) -> Result<Shared, ShimError> {
         let map = match norm {
             Norm::Running => apply(then, self.with_running(x)),
             Norm::Dealt { groups, moments } => {
@@ -177,7 +182,7 @@ impl BatchNorm {
                 apply(then, self.block_by_block(x, *groups, moments))
             }
         };
-        Shared::of(map)
+        Ok(Shared::of(map))
     }
 
     /// Normalises `x`, and `other` by a layer `of` its own; a ReLU of their sum.
@@ -187,14 +192,14 @@ impl BatchNorm {
         other: &Tensor,
         of: &BatchNorm,
         norm: &mut Norm<'_>,
-    ) -> Shared {
+    ) -> Result<Shared, ShimError> {
         match norm {
             Norm::Fused { groups, moments } if self.is_for_kernels(x) => {
                 let fused = norm::normalise_both(self.layer(x), of.layer(other), *groups, EPS);
                 self.keep(fused, Some(of), moments)
             }
             _ => {
-                let other = of.forward(other, norm, Then::Nothing).map;
+                let other = of.forward(other, norm, Then::Nothing)?.map;
                 self.forward(x, norm, Then::AddThenRelu(&other))
             }
         }
@@ -225,16 +230,16 @@ impl BatchNorm {
         fused: Result<Normalised, ShimError>,
         other: Option<&BatchNorm>,
         moments: &mut Moments,
-    ) -> Shared {
-        let fused = fused.expect("the map fits; where memory ends, tch's own operations panic too");
+    ) -> Result<Shared, ShimError> {
+        let fused = fused?;
         moments.push(self.slot, fused.moments.mean, fused.moments.variance);
         if let Some((layer, seen)) = other.zip(fused.other) {
             moments.push(layer.slot, seen.mean, seen.variance);
         }
-        match fused.again {
+        Ok(match fused.again {
             Some([again, averaged]) => Shared { map: fused.map, again, averaged },
             None => Shared::of(fused.map),
-        }
+        })
     }
 
     /// Normalises `side` groups, side by side as blocks of c channels, by their own statistics.

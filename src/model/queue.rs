@@ -66,11 +66,13 @@ impl Queues {
     /// Replaces the oldest n keys of every ring by new ones, `[n, d]` for each level. Changes the
     /// rings in place: a graph that still needs them must have run backward.
     ///
+    /// # Errors
+    /// When libtorch fails, as where memory ends.
+    ///
     /// # Panics
     /// When n does not divide k; [`Config::validate`] sees to it that it does.
-    pub fn enqueue(&mut self, global: &[Tensor], local: &[Tensor]) {
+    pub fn enqueue(&mut self, global: &[Tensor], local: &[Tensor]) -> Result<(), ShimError> {
         self.replace(global, local, None)
-            .expect("keys have the rings' type and lie on their device");
     }
 
     /// As [`Queues::enqueue`], but where `applied`, a truth value on the device, is false, the keys

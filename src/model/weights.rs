@@ -55,22 +55,38 @@ impl Draws {
 
     /// A tensor of N(0, `std`²), on the CPU (Box-Muller).
     pub fn normal(&mut self, shape: &[i64], std: f64) -> Tensor {
-        let n = shape.iter().product::<i64>() as usize;
-        let mut values = Vec::with_capacity(n + 1);
-        while values.len() < n {
+        filled(shape, || {
             let radius = std * (-2.0 * (1.0 - self.unit()).ln()).sqrt(); // 1 - u is never 0
             let (sin, cos) = (std::f64::consts::TAU * self.unit()).sin_cos();
-            values.extend([(radius * cos) as f32, (radius * sin) as f32]);
-        }
-        Tensor::from_slice(&values[..n]).reshape(shape)
+            [(radius * cos) as f32, (radius * sin) as f32]
+        })
     }
 
     /// A tensor of U(-`bound`, `bound`), on the CPU.
     pub fn uniform(&mut self, shape: &[i64], bound: f64) -> Tensor {
-        let n = shape.iter().product::<i64>() as usize;
-        let values: Vec<f32> = (0..n).map(|_| ((2.0 * self.unit() - 1.0) * bound) as f32).collect();
-        Tensor::from_slice(&values).reshape(shape)
+        filled(shape, || [((2.0 * self.unit() - 1.0) * bound) as f32])
     }
+}
+
+/// A tensor of float32 on the CPU, filled from its first number to its last. libtorch allocates it: where there
+/// is no memory that is an error, and Rust's vectors would end the process.
+fn filled<const N: usize>(shape: &[i64], mut draw: impl FnMut() -> [f32; N]) -> Tensor {
+    const CHUNK: usize = 1 << 16;
+    let tensor = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let flat = tensor.view([-1]);
+    let (mut at, n) = (0, tensor.numel());
+    let mut values = Vec::with_capacity(CHUNK + N);
+    while at < n {
+        let length = CHUNK.min(n - at);
+        values.clear();
+        while values.len() < length {
+            values.extend(draw());
+        }
+        let mut part = flat.narrow(0, at as i64, length as i64);
+        part.copy_(&Tensor::from_slice(&values[..length]));
+        at += length;
+    }
+    tensor
 }
 
 /// First value of a tensor; the rules of torchvision's ResNet and torch's `nn.Linear`.

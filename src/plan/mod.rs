@@ -54,7 +54,8 @@
 
 use serde::Serialize;
 
-use crate::config::{Backbone, Config, Head, LocalHead, Stem};
+use crate::config::Config;
+use crate::shapes::{self, Projection};
 
 /// CPU milliseconds an image from JPEG to the four views of DetCo, where no profile says: 307 images/s
 /// a core (`benches/record/2026-11-23-views.md`, an AMD EPYC with AVX2).
@@ -210,7 +211,7 @@ impl Load {
             image_values: 3 * pixels,
             embedding_values,
             bucket: (config.dist.bucket_mb << 20) as f64,
-            local_parameters: if model.local { heads(config)[1] } else { 0 },
+            local_parameters: local_parameters(config),
             crops: crop as f64 / pixels as f64,
         }
     }
@@ -238,67 +239,13 @@ impl Load {
 /// Numbers that training changes: convolutions, the scales and offsets of batch normalisation, heads
 /// with their biases.
 pub fn parameters(config: &Config) -> u64 {
-    let [global, local] = heads(config);
-    backbone(config) + global + if config.model.local { local } else { 0 }
+    shapes::parameters(&config.model) as u64
 }
 
-/// Of the backbone, without heads.
-fn backbone(config: &Config) -> u64 {
-    let model = &config.model;
-    let width = model.width as u64;
-    // A convolution has no bias, and is normalised.
-    let conv = |kernel: u64, input: u64, output: u64| kernel * kernel * input * output + 2 * output;
-    let (blocks, expansion) = match model.backbone {
-        Backbone::Resnet18 => ([2, 2, 2, 2], 1),
-        Backbone::Resnet34 => ([3, 4, 6, 3], 1),
-        Backbone::Resnet50 => ([3, 4, 6, 3], 4),
-        Backbone::Resnet101 => ([3, 4, 23, 3], 4),
-    };
-    let mut total = match model.stem {
-        Stem::Imagenet => conv(7, 3, width),
-        Stem::Cifar => conv(3, 3, width),
-    };
-    let mut input = width;
-    for (stage, blocks) in blocks.into_iter().enumerate() {
-        let inner = width << stage;
-        let output = inner * expansion;
-        for _ in 0..blocks {
-            total += match expansion {
-                1 => conv(3, input, inner) + conv(3, inner, inner),
-                _ => conv(1, input, inner) + conv(3, inner, inner) + conv(1, inner, output),
-            };
-            if input != output {
-                total += conv(1, input, output);
-            }
-            input = output;
-        }
-    }
-    total
-}
-
-/// Of the global heads, and of the local ones.
-fn heads(config: &Config) -> [u64; 2] {
-    let model = &config.model;
-    let (width, dim) = (model.width as u64, model.dim as u64);
-    let expansion = match model.backbone {
-        Backbone::Resnet18 | Backbone::Resnet34 => 1,
-        Backbone::Resnet50 | Backbone::Resnet101 => 4,
-    };
-    let linear = |input: u64, output: u64| input * output + output;
-    let mut total = [0, 0];
-    for level in &model.levels {
-        let c = (width * expansion) << (level - 2);
-        total[0] += match model.head {
-            Head::Linear => linear(c, dim),
-            Head::Mlp => linear(c, c) + linear(c, dim),
-        };
-        total[1] += match model.local_head {
-            LocalHead::Narrow => linear(9 * c, c) + linear(c, dim),
-            LocalHead::Wide => linear(9 * c, 9 * c) + linear(9 * c, dim),
-            LocalHead::Pirl => linear(c, c) + linear(c, dim) + linear(9 * dim, dim),
-        };
-    }
-    total
+/// Of the local heads.
+fn local_parameters(config: &Config) -> u64 {
+    let [_, local] = Projection::of(&config.model);
+    local.iter().map(Projection::parameters).sum::<i64>() as u64
 }
 
 impl Cluster {
@@ -398,7 +345,8 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::Backbone;
+    use crate::shapes::{Conv, ResNet};
 
     fn load() -> Load {
         let bucket = (25 << 20) as f64;
@@ -535,10 +483,12 @@ mod tests {
         ] {
             let mut config = Config::default();
             config.model.backbone = name;
-            assert_eq!(backbone(&config), expected, "{name:?}");
+            let backbone: i64 = ResNet::of(&config.model).convs().map(Conv::parameters).sum();
+            assert_eq!(backbone, expected, "{name:?}");
         }
         // c = 256, 512, 1024, 2048: c c + c + 128 c + 128, and 9 c c + c + 128 c + 128.
-        let [global, local] = heads(&Config::default());
+        let of = |heads: Vec<Projection>| heads.iter().map(Projection::parameters).sum::<i64>();
+        let [global, local] = Projection::of(&Config::default().model).map(of);
         assert_eq!(global, 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
         assert_eq!(local, 9 * 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
     }

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use detco_shards::format::ShardError;
 use detco_shards::stream::ShardSet;
@@ -94,19 +95,24 @@ pub fn choose(
 pub fn fill(set: &ShardSet, read: &AtomicU64) -> Result<(), CacheError> {
     let shards = if set.is_remote() { &[] } else { set.shards() };
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    std::thread::scope(|scope| {
-        for _ in 0..READERS_MAX.min(shards.len()) {
-            scope.spawn(|| {
-                let mut buffer = vec![0; BUFFER];
-                while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = fill_one(shard.path(), &mut buffer, read) {
-                        next.store(shards.len(), Ordering::Relaxed);
-                        // A poisoned lock means that a sibling panicked; the scope passes that on.
-                        *failed.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(error);
-                    }
-                }
-            });
+    let work = || {
+        let mut buffer = vec![0; BUFFER];
+        while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = fill_one(shard.path(), &mut buffer, read) {
+                next.store(shards.len(), Ordering::Relaxed);
+                // A poisoned lock means that a sibling panicked; the scope passes that on.
+                *failed.lock().unwrap_or_else(|poison| poison.into_inner()) = Some(error);
+            }
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..READERS_MAX.min(shards.len()) {
+            // Where the system gives no more threads, those that there are read all.
+            if Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
     });
     match failed.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
         None => Ok(()),

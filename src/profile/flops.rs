@@ -1,92 +1,33 @@
 //! What an image costs the device: the arithmetic of a configuration's convolutions and heads, for
 //! simulating a trainer by the speed of its device.
 
-use crate::config::{Backbone, Config, Head, LocalHead, Stem};
+use crate::config::Config;
+use crate::shapes::{Conv, Projection, ResNet};
 
 /// Forward passes that an image's query view counts for: the forward pass and, at twice its cost,
 /// the backward pass.
 const TRAINED: f64 = 3.0;
 
-/// Multiply-adds of a convolution with a square kernel, on an output of `side` pixels.
-fn conv(kernel: u64, input: u64, output: u64, side: u64) -> u64 {
-    kernel * kernel * input * output * side * side
-}
-
-/// Side of the output of a layer with this stride.
-fn strided(side: u64, stride: u64) -> u64 {
-    side.div_ceil(stride)
-}
-
-/// Channels after a level, 2..=5.
-fn channels(config: &Config, level: u8) -> u64 {
-    (config.model.width as u64 * expansion(config.model.backbone)) << (level - 2)
-}
-
-fn expansion(backbone: Backbone) -> u64 {
-    match backbone {
-        Backbone::Resnet18 | Backbone::Resnet34 => 1,
-        Backbone::Resnet50 | Backbone::Resnet101 => 4,
-    }
-}
-
 /// Multiply-adds of one forward pass of the backbone over a square image of `side` pixels.
 pub fn backbone(config: &Config, side: u64) -> u64 {
-    let model = &config.model;
-    let width = model.width as u64;
-    let (mut total, mut side) = match model.stem {
-        Stem::Imagenet => {
-            let half = strided(side, 2);
-            (conv(7, 3, width, half), strided(half, 2))
-        }
-        Stem::Cifar => (conv(3, 3, width, side), side),
-    };
-    let blocks = match model.backbone {
-        Backbone::Resnet18 => [2, 2, 2, 2],
-        Backbone::Resnet34 | Backbone::Resnet50 => [3, 4, 6, 3],
-        Backbone::Resnet101 => [3, 4, 23, 3],
-    };
-    let expansion = expansion(model.backbone);
-    let mut input = width;
-    for (stage, blocks) in blocks.into_iter().enumerate() {
-        let inner = width << stage;
-        for block in 0..blocks {
-            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let (before, output) = (side, inner * expansion);
-            side = strided(side, stride);
-            total += if expansion == 1 {
-                conv(3, input, inner, side) + conv(3, inner, inner, side)
-            } else {
-                // The stride sits in the 3x3 convolution.
-                conv(1, input, inner, before)
-                    + conv(3, inner, inner, side)
-                    + conv(1, inner, output, side)
-            };
-            if stride != 1 || input != output {
-                total += conv(1, input, output, side);
-            }
-            input = output;
+    let net = ResNet::of(&config.model);
+    let of = |conv: &Conv, edge: i64| conv.weights() * conv.edge(edge) * conv.edge(edge);
+    let image = side as i64; // at most 4096
+    let (mut total, mut edge) = (of(&net.stem, image), net.edge_behind_stem(image));
+    for block in net.stages.iter().flatten() {
+        total += block.downsample.as_ref().map_or(0, |conv| of(conv, edge));
+        for conv in &block.convs {
+            total += of(conv, edge);
+            edge = conv.edge(edge);
         }
     }
-    total
+    total as u64
 }
 
 /// Multiply-adds of the heads on one image's global view, and on its patch set.
 fn heads(config: &Config) -> [u64; 2] {
-    let dim = config.model.dim as u64;
-    let mut sum = [0, 0];
-    for level in &config.model.levels {
-        let c = channels(config, *level);
-        sum[0] += match config.model.head {
-            Head::Linear => c * dim,
-            Head::Mlp => c * c + c * dim,
-        };
-        sum[1] += match config.model.local_head {
-            LocalHead::Narrow => 9 * c * c + c * dim,
-            LocalHead::Wide => 81 * c * c + 9 * c * dim,
-            LocalHead::Pirl => 9 * (c * c + c * dim) + 9 * dim * dim,
-        };
-    }
-    sum
+    Projection::of(&config.model)
+        .map(|heads| heads.iter().map(Projection::multiply_adds).sum::<i64>() as u64)
 }
 
 /// Floating-point operations of one training step an image: the query's forward and backward pass
@@ -108,6 +49,7 @@ pub fn supervised(config: &Config) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Backbone, Stem};
 
     fn with(backbone: Backbone, stem: Stem) -> Config {
         let mut config = Config::default();

@@ -1,12 +1,15 @@
 //! One measurement: the loader runs as in training, a consumer takes its batches, the counters are
 //! read at both ends of the measured time.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use detco_shards::device::{Counts, Decode, Setup, Share, Unavailable};
-use detco_shards::pipeline::{LoaderOptions, OnBadSample, TASKS_MAX, Views};
+use detco_shards::limits;
+use detco_shards::pipeline::{BadSample, LoaderOptions, OnBadSample, TASKS_MAX, Views};
 use detco_shards::stats::{Channel, Snapshot, Stage, Stats};
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::RemoteSnapshot;
@@ -110,6 +113,9 @@ pub enum MeasureError {
     /// The loader ended with an error.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The system refused a thread.
+    #[error("cannot start a thread: {0}{hint}", hint = limits::of_threads(.0))]
+    Thread(#[source] std::io::Error),
     /// What was asked for to decode is not here.
     #[error(transparent)]
     Decode(#[from] Unavailable),
@@ -172,7 +178,8 @@ pub fn measure(
     let loader = Source::start(set, options, decoding, Share::Measure, None)?;
     let meter = Meter::new(Arc::clone(loader.counters()));
     let found = std::thread::scope(|scope| {
-        let clock = scope.spawn(|| meter.run(watch));
+        let clock = Builder::new().name("detco-clock".into());
+        let clock = clock.spawn_scoped(scope, || meter.run(watch)).map_err(MeasureError::Thread)?;
         let taken = Taker::new(plan, loader, &meter, order.steps_per_epoch()).run();
         meter.over.store(true, Ordering::Relaxed);
         clock.thread().unpark();
@@ -263,9 +270,29 @@ struct Taker<'a> {
     start: Option<Moment>,
     busy: Duration,
     batches: u64,
-    bad: u64,
+    bad: Bad,
     /// Whether the newest batch had to be waited for.
     starved: bool,
+}
+
+/// Samples that could not be used, each counted once however often it was drawn.
+#[derive(Default)]
+struct Bad {
+    samples: HashSet<u64>,
+    /// The first of them, and its reason.
+    first: Option<String>,
+}
+
+impl Bad {
+    fn add(&mut self, found: &[BadSample]) {
+        for bad in found {
+            self.samples.insert(bad.sample);
+            self.first.get_or_insert_with(|| {
+                let BadSample { shard, key, offset, error, .. } = bad;
+                format!("{}: sample {key:?} at byte {offset}: {error}", shard.display())
+            });
+        }
+    }
 }
 
 /// What was counted between two moments.
@@ -274,7 +301,7 @@ struct Taken {
     end: Moment,
     busy: Duration,
     batches: u64,
-    bad: u64,
+    bad: Bad,
     slabs: (usize, usize),
     decoded: Option<Counts>,
 }
@@ -293,7 +320,7 @@ impl<'a> Taker<'a> {
             start: None,
             busy,
             batches: 0,
-            bad: 0,
+            bad: Bad::default(),
             starved: false,
         }
     }
@@ -305,15 +332,14 @@ impl<'a> Taker<'a> {
             self.begin_if_warm();
             let Some(batch) = self.loader.next() else { break };
             let batch = batch?;
-            let (step, samples, bad) =
-                (batch.cursor().step, batch.samples().len(), batch.bad().len());
+            let (step, samples) = (batch.cursor().step, batch.samples().len());
+            self.bad.add(batch.bad());
             self.span("wait", before, step);
             // Longer than it takes to hand a batch over.
             self.starved = before.elapsed() > Duration::from_millis(1);
             self.batches_seen += 1;
             if self.start.is_some() {
                 self.batches += 1;
-                self.bad += bad as u64;
             }
             before = Instant::now();
             self.loader.pass(batch)?;
@@ -328,7 +354,8 @@ impl<'a> Taker<'a> {
             trace.stop();
         }
         let end = Moment::now(&self.loader);
-        let (busy, batches, bad, slabs) = (self.busy, self.batches, self.bad, self.loader.slabs());
+        let (busy, batches, bad) = (self.busy, self.batches, self.bad);
+        let slabs = self.loader.slabs();
         let decoded = self.loader.counts();
         Ok(self.start.take().map(|start| Taken { start, end, busy, batches, bad, slabs, decoded }))
     }
@@ -453,7 +480,8 @@ impl Taken {
             slabs: Slabs { count: slabs, bytes: slab_bytes, reuses },
             consumer: ConsumerTime { batches: self.batches, wait_share: waited },
             fetched,
-            bad_samples: self.bad,
+            bad_samples: self.bad.samples.len() as u64,
+            bad_first: self.bad.first,
             decoded: self.decoded,
             ..Run::of(plan.mode.name(), seconds, counted.samples, &evidence)
         }

@@ -46,6 +46,8 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// Of the run with the most images a second.
     pub verdict: Verdict,
+    /// What training with these settings would meet, each in a sentence: refusals, bad samples.
+    pub warnings: Vec<String>,
 }
 
 /// What was profiled.
@@ -134,8 +136,11 @@ pub struct Run {
     pub dispatcher_busy: f64,
     /// What was fetched from URLs meanwhile; `None` for local shards.
     pub fetched: Option<Fetched>,
-    /// Samples that could not be used and were replaced.
+    /// Samples that could not be used and were replaced, warm-up included: each counts once, however often it
+    /// was drawn.
     pub bad_samples: u64,
+    /// The first of them, and what is wrong with it.
+    pub bad_first: Option<String>,
     /// Who decoded, and what `auto` missed; empty for a training run.
     pub decoding: String,
     /// Who decoded how many images, and the hardware's share, where a GPU decodes.
@@ -289,7 +294,8 @@ impl Report {
                 &format!(" {} workers are {times:.2} times {}.", fastest.workers, first.workers);
         }
         let detco = env!("CARGO_PKG_VERSION");
-        Some(Report { version: VERSION, detco, data, machine, settings, runs, verdict })
+        let warnings = Vec::new();
+        Some(Report { version: VERSION, detco, data, machine, settings, runs, verdict, warnings })
     }
 }
 
@@ -316,6 +322,7 @@ impl Run {
             dispatcher_busy: evidence.dispatcher_busy,
             fetched: None,
             bad_samples: 0,
+            bad_first: None,
             decoding: String::new(),
             decoded: None,
             verdict: evidence.verdict(),

@@ -1,7 +1,7 @@
 //! A training run profiled afterwards: the trainer writes the loader's counters with its metrics,
 //! and this reads them back into the same tables and the same verdict.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ pub enum TrainingError {
         /// What the system said.
         source: io::Error,
     },
-    /// The run's configuration is none.
+    /// The run's configuration is missing or invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// No record holds the loader's counters.
@@ -146,9 +146,7 @@ impl Line {
 /// # Errors
 /// No run there, or one that has written no counters yet.
 pub fn report(run: &Path) -> Result<Report, TrainingError> {
-    let (config, path) = (run.join("config.toml"), run.join(metrics::FILE));
-    let text = fs::read_to_string(&config).map_err(fault(&config))?;
-    let config = Config::from_toml(&text, &config.display().to_string())?;
+    let (config, path) = (Config::of_run(run)?, run.join(metrics::FILE));
     let mut lines = Vec::new();
     for line in BufReader::new(File::open(&path).map_err(fault(&path))?).split(b'\n') {
         lines.extend(Line::parse(&line.map_err(fault(&path))?));
@@ -225,6 +223,7 @@ mod tests {
     use super::*;
     use crate::metrics::{Metrics, Start};
     use detco_shards::stats::{Stage, Stats};
+    use std::fs;
 
     /// What the loader counts when `views` milliseconds of each of 400 images go to the views.
     fn counted(views: u64) -> Snapshot {

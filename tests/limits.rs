@@ -1,0 +1,78 @@
+//! Limits of the system: whatever runs out, a command ends with a word, and neither with a panic nor never.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use support::{DETCO, detco_fails, path, shards};
+
+/// A user who owns nothing: the superuser has no limit of threads.
+const NOBODY: &str = "65534";
+
+/// Runs the program as that user, with so many threads at most, for two minutes at most.
+fn as_nobody(threads: u32, args: &[&str]) -> Option<Output> {
+    let mut command = Command::new("timeout");
+    command.args(["-s", "KILL", "120", "prlimit", &format!("--nproc={threads}")]);
+    command.args(["setpriv", "--reuid", NOBODY, "--clear-groups", DETCO]).args(args);
+    command.env("RUST_BACKTRACE", "0").env("HOME", "/nonexistent").output().ok()
+}
+
+/// Whether this machine lets the tests be somebody else, who reads the program and these files.
+fn can_be_nobody(folder: &Path) -> bool {
+    let open = std::fs::Permissions::from_mode(0o777);
+    let opened = std::fs::set_permissions(folder, open).is_ok();
+    opened
+        && as_nobody(64, &["inspect", path(&folder.join("shards"))])
+            .is_some_and(|o| o.status.success())
+}
+
+#[test]
+fn where_no_more_threads_are_to_be_had_commands_go_on_or_say_so() {
+    let (folder, data) = shards(8);
+    if !can_be_nobody(folder.path()) {
+        println!("skipped: this needs the superuser, prlimit and setpriv");
+        return;
+    }
+    let data = path(&data);
+    // Nobody means so many.
+    for command in ["profile", "verify"] {
+        detco_fails(&[command, data, "--workers", "100000"], 2);
+    }
+    let profile = ["profile", data, "--seconds", "0.5", "--warm-up", "0", "--workers", "4"];
+    let (mut refused, mut done) = (0, 0);
+    for threads in 1..=10 {
+        let output = as_nobody(threads, &profile).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.code() {
+            Some(0) => done += 1,
+            Some(1) if said.contains("cannot start a thread") && said.contains("`ulimit -u`") => {
+                refused += 1
+            }
+            other => panic!("{threads} threads: {other:?}\n{said}"),
+        }
+    }
+    assert!(refused > 0 && done > 0, "{refused} refused, {done} done");
+}
+
+/// One map a shard, one descriptor at a time.
+#[test]
+fn where_no_more_files_are_to_be_had_their_limit_is_named() {
+    let (_folder, data) = shards(8);
+    let run = |files: u32| {
+        let limit = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        let output =
+            Command::new("bash").args(["-c", &limit, DETCO, "verify", path(&data)]).output();
+        output.expect("bash is there")
+    };
+    assert!(run(64).status.success());
+    let output = run(4);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.code() {
+        // What the program opens first may be its own libraries.
+        Some(1) => assert!(said.contains("`ulimit -n`"), "{said}"),
+        Some(127) => println!("skipped: the loader needs more files: {said}"),
+        other => panic!("{other:?}: {said}"),
+    }
+}
