@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Instant;
 
-use detco::batch::{Batch, Form, Sections};
-use detco::config::{self, Config};
+use detco::batch::{Batch, Form, Section, Sections};
+use detco::config::{self, CROPS, Config, PATCHES};
 use detco::device;
 use detco::dist::local::Local;
 use detco::loss::{Embeddings, Scale, contrast, score, total};
@@ -183,11 +183,10 @@ fn noise(config: &Config, device: Device) -> Batch {
         let images = if form.channels_last { images.permute([0, 3, 1, 2]) } else { images };
         images.view([lead, &[3, edge, edge]].concat().as_slice())
     };
-    let (n, size) = (config.train.batch, config.views.global.size);
+    let (n, size) = (config.train.batch, config.crop_size());
     let global = [(); 2].map(|()| images(&[n], size));
-    let local = config.views.local.as_ref().filter(|_| config.model.local);
-    let local = local.map(|local| [(); 2].map(|()| images(&[n, 9], local.patch)));
-    Batch { global, local }
+    let local = config.patch_size().map(|patch| [(); 2].map(|()| images(&[n, 9], patch)));
+    Batch::of_pairs(global, local)
 }
 
 /// Seconds of one update, and of making its batch from bytes.
@@ -196,17 +195,18 @@ fn time_step(config: &Config, rounds: u64) -> (f64, f64) {
     let optim = &config.optim;
     let mut sgd = Sgd::new(model.query.parameters(), optim.momentum, optim.weight_decay);
     let n = config.train.batch as usize;
-    let (size, patch) =
-        (config.views.global.size, config.views.local.as_ref().map_or(0, |l| l.patch));
-    let (size, patch) = (size as usize, patch as usize);
+    let [size, patch] =
+        [config.crop_size(), config.patch_size().unwrap_or(0)].map(|side| side as usize);
     let bytes = |length: usize| (0..length).map(|i| (i * 37 % 251) as u8).collect::<Vec<u8>>();
     let (crops, patches) = (bytes(n * size * size * 3), bytes(n * 9 * patch * patch * 3));
-    let (global, local) = ([&crops[..]; 2], Some([&patches[..]; 2]));
-    let sections = Sections { global, local, n, size, patch };
+    let (of_crop, of_patches) = ([size, size, 3], [9, patch, patch, 3]);
+    let crops = Section { name: CROPS, shape: &of_crop, views: vec![&crops; 2] };
+    let patches = Section { name: PATCHES, shape: &of_patches, views: vec![&patches; 2] };
+    let sections = Sections { n, groups: vec![crops, patches] };
     let (mut least_step, mut least_slab) = (f64::INFINITY, f64::INFINITY);
     for step in 0..=rounds {
         let start = Instant::now();
-        let batch = Batch::from_slab(sections, Form::of(config, Device::Cpu))
+        let batch = Batch::from_slab(&sections, Form::of(config, Device::Cpu))
             .expect("sections have their lengths");
         let slab = start.elapsed().as_secs_f64();
         let at = At { step, learning_rate: 0.01 };

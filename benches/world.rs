@@ -33,12 +33,11 @@ fn main() {
     let config = Config::load("detco-small", &[]).expect("a built-in recipe");
     let n = config.train.batch;
     let normal = |name: &str, shape: &[i64]| Draws::new(1, name, 0).normal(shape, 1.0);
-    let size = i64::from(config.views.global.size);
-    let patch = config.views.local.as_ref().map_or(0, |local| i64::from(local.patch));
-    let batch = Batch {
-        global: [0, 1].map(|i| normal(&format!("global.{i}"), &[n, 3, size, size])),
-        local: Some([0, 1].map(|i| normal(&format!("local.{i}"), &[n, 9, 3, patch, patch]))),
-    };
+    let size = i64::from(config.crop_size());
+    let patch = config.patch_size().map_or(0, i64::from);
+    let crops = [0, 1].map(|i| normal(&format!("global.{i}"), &[n, 3, size, size]));
+    let patches = [0, 1].map(|i| normal(&format!("local.{i}"), &[n, 9, 3, patch, patch]));
+    let batch = Batch::of_pairs(crops, Some(patches));
     let mut sides = [side(&config, Box::new(Local)), side(&config, Box::new(one()))];
     let mut times = [const { (Vec::new(), Vec::new()) }; 2];
     for pair in 0..pairs + WARM_UP {

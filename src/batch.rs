@@ -1,9 +1,11 @@
 //! Slab to tensors: the only place where bytes become tensors.
 
+use detco_shards::pipeline::Filled;
+use detco_shards::slab::Layout;
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{CROPS, Config, PATCHES};
 use crate::device;
 use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Lane};
@@ -28,28 +30,59 @@ pub enum BatchError {
     Shim(#[from] ShimError),
 }
 
-/// The sections of a slab that a batch of n samples is made of.
-#[derive(Clone, Copy, Debug)]
+/// The bytes that a batch of n samples is made of: the sections of a slab.
+#[derive(Clone, Debug)]
 pub struct Sections<'a> {
-    /// Two of `[n, size, size, 3]` bytes.
-    pub global: [&'a [u8]; 2],
-    /// Two of `[n, 9, patch, patch, 3]` bytes.
-    pub local: Option<[&'a [u8]; 2]>,
     /// Samples.
     pub n: usize,
-    /// Edge of a crop in pixels.
-    pub size: usize,
-    /// Edge of a patch in pixels.
-    pub patch: usize,
+    /// One for each group of views.
+    pub groups: Vec<Section<'a>>,
+}
+
+/// The views of one group as bytes.
+#[derive(Clone, Debug)]
+pub struct Section<'a> {
+    /// The group's name.
+    pub name: &'a str,
+    /// One view of one sample: `[h, w, 3]` or `[patches, p, p, 3]`.
+    pub shape: &'a [usize],
+    /// Each view of all samples: `[n, ...]` of that shape.
+    pub views: Vec<&'a [u8]>,
+}
+
+impl<'a> Section<'a> {
+    /// Patches of a view; none where it is a picture.
+    fn patches(&self) -> Option<usize> {
+        (self.shape.len() == 4).then(|| self.shape[0])
+    }
+
+    /// Side of an image in pixels.
+    fn edge(&self) -> usize {
+        self.shape[self.shape.len() - 2]
+    }
+
+    /// Each view, with the number and edge of its images for n samples.
+    fn images(&self, n: usize) -> impl Iterator<Item = (&'a [u8], usize, usize)> {
+        let (images, edge) = (n * self.patches().unwrap_or(1), self.edge());
+        self.views.clone().into_iter().map(move |bytes| (bytes, images, edge))
+    }
 }
 
 impl<'a> Sections<'a> {
-    /// All of them, crops first, and the number and edge of the images in each.
+    /// All that a batch of the loader's holds.
+    pub fn of(filled: &'a Filled) -> Sections<'a> {
+        let sections = filled.layout().map_or(&[][..], Layout::sections);
+        let groups = sections.iter().map(|section| Section {
+            name: &section.name,
+            shape: &section.shape,
+            views: (0..section.views).map(|view| filled.view(&section.name, view)).collect(),
+        });
+        Sections { n: filled.len(), groups: groups.collect() }
+    }
+
+    /// All views, with the number and edge of the images in each.
     fn all(&self) -> impl Iterator<Item = (&'a [u8], usize, usize)> {
-        let (n, size, patch) = (self.n, self.size, self.patch);
-        let crops = self.global.into_iter().map(move |bytes| (bytes, n, size));
-        let patches = self.local.into_iter().flatten();
-        crops.chain(patches.map(move |bytes| (bytes, 9 * n, patch)))
+        self.groups.iter().flat_map(|group| group.images(self.n))
     }
 }
 
@@ -77,21 +110,53 @@ impl Form {
     }
 }
 
-/// What the encoders see in one step: two renditions of the same n samples.
+/// What the encoders see in one step: renditions of the same n samples, by groups of views.
 #[derive(Debug)]
 pub struct Batch {
-    /// Crops `[n, 3, h, w]`, normalised: for the query encoder and for the key encoder.
-    pub global: [Tensor; 2],
-    /// Patches `[n, 9, 3, p, p]`, normalised: for the query encoder and for the key encoder.
-    pub local: Option<[Tensor; 2]>,
+    groups: Vec<(String, Vec<Tensor>)>,
 }
 
 impl Batch {
+    /// Of groups by name: the views of each, normalised, `[n, 3, h, w]` or `[n, patches, 3, p, p]`.
+    ///
+    /// # Panics
+    /// Without a view.
+    pub fn new(groups: Vec<(String, Vec<Tensor>)>) -> Batch {
+        assert!(groups.iter().any(|(_, views)| !views.is_empty()), "a batch without views");
+        Batch { groups }
+    }
+
+    /// Of crops, and perhaps of patches: the query's and the key's.
+    pub fn of_pairs(crops: [Tensor; 2], patches: Option<[Tensor; 2]>) -> Batch {
+        let group = |name: &str, views: [Tensor; 2]| (name.to_owned(), Vec::from(views));
+        let patches = patches.map(|views| group(PATCHES, views));
+        Batch::new([group(CROPS, crops)].into_iter().chain(patches).collect())
+    }
+
+    /// The views of a group, if there is one of this name.
+    pub fn views(&self, group: &str) -> Option<&[Tensor]> {
+        self.groups.iter().find(|(name, _)| name == group).map(|(_, views)| views.as_slice())
+    }
+
+    /// All groups, in the recipe's order.
+    pub fn groups(&self) -> &[(String, Vec<Tensor>)] {
+        &self.groups
+    }
+
+    /// The same after `change` of each view.
+    #[must_use]
+    pub fn map(self, change: impl Fn(Tensor) -> Tensor) -> Batch {
+        let group = |(name, views): (String, Vec<Tensor>)| {
+            (name, views.into_iter().map(&change).collect())
+        };
+        Batch { groups: self.groups.into_iter().map(group).collect() }
+    }
+
     /// Copies the sections of a slab and waits until they are copied.
     ///
     /// # Errors
     /// When a section has another length.
-    pub fn from_slab(sections: Sections<'_>, form: Form) -> Result<Batch, BatchError> {
+    pub fn from_slab(sections: &Sections<'_>, form: Form) -> Result<Batch, BatchError> {
         let bytes = |(bytes, images, edge)| -> Result<Tensor, BatchError> {
             check(bytes, images, edge)?;
             Ok(Tensor::from_slice(bytes).to_device(form.device))
@@ -100,34 +165,42 @@ impl Batch {
         Batch::from_bytes(bytes, sections, form)
     }
 
-    /// The bytes of each section, on the form's device.
+    /// The bytes of each view, on the form's device.
     fn from_bytes(
         bytes: Vec<Tensor>,
-        sections: Sections<'_>,
+        sections: &Sections<'_>,
         form: Form,
     ) -> Result<Batch, BatchError> {
         let scale = Scale::new(form)?;
-        let mut images = bytes.into_iter().zip(sections.all()).map(|(bytes, (_, images, edge))| {
-            let (images, edge) = (images as i64, edge as i64);
-            scale.apply(&bytes.view([images, edge, edge, 3]))
+        let (n, mut bytes) = (sections.n as i64, bytes.into_iter());
+        let groups = sections.groups.iter().map(|group| {
+            let edge = group.edge() as i64;
+            let view = |bytes: Tensor| {
+                let images = scale.apply(&bytes.view([-1, edge, edge, 3]));
+                match group.patches() {
+                    Some(patches) => images.view([n, patches as i64, 3, edge, edge]),
+                    None => images,
+                }
+            };
+            let views = bytes.by_ref().take(group.views.len()).map(view).collect();
+            (group.name.to_owned(), views)
         });
-        let mut next = || images.next().expect("sections are as many as their bytes");
-        let global = [next(), next()];
-        let local = sections.local.map(|_| {
-            let (n, p) = (sections.n as i64, sections.patch as i64);
-            [next(), next()].map(|patches| patches.view([n, 9, 3, p, p]))
-        });
-        Ok(Batch { global, local })
+        Ok(Batch::new(groups.collect()))
+    }
+
+    fn first(&self) -> &Tensor {
+        let mut views = self.groups.iter().flat_map(|(_, views)| views);
+        views.next().expect("a batch has a view")
     }
 
     /// Samples, n.
     pub fn len(&self) -> i64 {
-        self.global[0].size()[0]
+        self.first().size()[0]
     }
 
     /// Where the tensors live.
     pub fn device(&self) -> Device {
-        self.global[0].device()
+        self.first().device()
     }
 
     /// Whether there is no sample.
@@ -176,11 +249,11 @@ impl<K> Feeder<K> {
     pub fn batch(
         &mut self,
         keep: K,
-        sections: impl Fn(&K) -> Sections<'_>,
+        sections: impl for<'k> Fn(&'k K) -> Sections<'k>,
         queued: impl FnOnce() -> Result<(), ShimError>,
     ) -> Result<Batch, BatchError> {
         let Some(lanes) = &mut self.lanes else {
-            return Batch::from_slab(sections(&keep), self.form);
+            return Batch::from_slab(&sections(&keep), self.form);
         };
         let mut lengths = Vec::new();
         for (bytes, images, edge) in sections(&keep).all() {
@@ -193,7 +266,7 @@ impl<K> Feeder<K> {
             |kept| sections(kept).all().map(|(bytes, ..)| bytes).collect(),
             |bytes, kept| {
                 queued()?;
-                Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), sections(kept), self.form)
+                Batch::from_bytes(bytes.split_with_sizes(&lengths, 0), &sections(kept), self.form)
             },
         )?
     }
@@ -345,10 +418,9 @@ mod tests {
         let crops = [0_u8; 2 * 8 * 8 * 3];
         let patch = |n: usize, i: usize| vec![(n * 9 + i) as u8; 2 * 2 * 3];
         let patches: Vec<u8> = (0..2).flat_map(|n| (0..9).flat_map(move |i| patch(n, i))).collect();
-        let (global, local) = ([&crops[..]; 2], Some([&patches[..]; 2]));
-        let sections = Sections { global, local, n: 2, size: 8, patch: 2 };
-        let batch = Batch::from_slab(sections, Form::plain(Device::Cpu)).unwrap();
-        let [query, _] = batch.local.unwrap();
+        let sections = sections([&crops; 2], [&patches; 2], &[9, 2, 2, 3]);
+        let batch = Batch::from_slab(&sections, Form::plain(Device::Cpu)).unwrap();
+        let query = &batch.views(PATCHES).unwrap()[0];
         assert_eq!(query.size(), [2, 9, 3, 2, 2]);
         let value = query.double_value(&[1, 4, 0, 1, 1]) as f32;
         assert_eq!(value, (13.0 / 255.0 - MEAN[0]) / STD[0]);
@@ -361,6 +433,17 @@ mod tests {
         assert!(images(&[], usize::MAX, 4, Device::Cpu).is_err());
     }
 
+    /// Two views of two samples: crops of 8 pixels, and patches.
+    fn sections<'a>(
+        crops: [&'a [u8]; 2],
+        patches: [&'a [u8]; 2],
+        shape: &'a [usize],
+    ) -> Sections<'a> {
+        let crops = Section { name: CROPS, shape: &[8, 8, 3], views: crops.into() };
+        let patches = Section { name: PATCHES, shape, views: patches.into() };
+        Sections { n: 2, groups: vec![crops, patches] }
+    }
+
     fn bytes(length: usize, seed: usize) -> Vec<u8> {
         (0..length).map(|i| ((i + seed) * 37 % 251) as u8).collect()
     }
@@ -368,17 +451,14 @@ mod tests {
     #[test]
     fn a_form_changes_where_channels_lie_and_how_far_pixels_are_rounded() {
         let (crops, patches) = (bytes(2 * 8 * 8 * 3, 0), bytes(2 * 9 * 4 * 4 * 3, 5));
-        let (global, local) = ([&crops[..]; 2], Some([&patches[..]; 2]));
-        let sections = Sections { global, local, n: 2, size: 8, patch: 4 };
-        let plain = Batch::from_slab(sections, Form::plain(Device::Cpu)).unwrap();
+        let sections = sections([&crops; 2], [&patches; 2], &[9, 4, 4, 3]);
+        let plain = Batch::from_slab(&sections, Form::plain(Device::Cpu)).unwrap();
         for (channels_last, bf16) in [(true, false), (false, true), (true, true)] {
             let form = Form { device: Device::Cpu, channels_last, bf16 };
-            let batch = Batch::from_slab(sections, form).unwrap();
+            let batch = Batch::from_slab(&sections, form).unwrap();
             let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
-            let pairs =
-                [(&plain.global[0], &batch.global[0]), (&plain.global[1], &batch.global[1])];
-            let locals = plain.local.iter().flatten().zip(batch.local.iter().flatten());
-            for (plain, formed) in pairs.into_iter().chain(locals) {
+            assert_eq!(all(&batch).count(), 4);
+            for (plain, formed) in all(&plain).zip(all(&batch)) {
                 assert!(formed.equal(&plain.to_kind(kind)));
                 assert_eq!(device::is_channels_last(formed), channels_last);
                 assert!(!device::is_channels_last(plain));
@@ -401,13 +481,17 @@ mod tests {
         }
     }
 
+    fn all(batch: &Batch) -> impl Iterator<Item = &Tensor> {
+        batch.groups().iter().flat_map(|(_, views)| views)
+    }
+
     /// Two views' crops, and two views' patches.
     type Kept = std::sync::Arc<([Vec<u8>; 2], [Vec<u8>; 2])>;
 
-    fn sections(kept: &Kept) -> Sections<'_> {
+    fn of_kept(kept: &Kept) -> Sections<'_> {
         let (crops, patches) = &**kept;
-        let [global, local] = [crops, patches].map(|views| views.each_ref().map(Vec::as_slice));
-        Sections { global, local: Some(local), n: 2, size: 8, patch: 4 }
+        let [crops, patches] = [crops, patches].map(|views| views.each_ref().map(Vec::as_slice));
+        sections(crops, patches, &[9, 4, 4, 3])
     }
 
     /// The way to a GPU, with both of its ends on the CPU.
@@ -420,16 +504,14 @@ mod tests {
             let crops = [bytes(2 * 8 * 8 * 3, seed), bytes(2 * 8 * 8 * 3, seed + 90)];
             let patches = [bytes(2 * 9 * 4 * 4 * 3, seed), bytes(2 * 9 * 4 * 4 * 3, seed + 90)];
             let keep = std::sync::Arc::new((crops, patches));
-            let at_once = Batch::from_slab(sections(&keep), form).unwrap();
+            let at_once = Batch::from_slab(&of_kept(&keep), form).unwrap();
             let watch = std::sync::Arc::downgrade(&keep);
-            let through = feeder.batch(keep, sections, || Ok(())).unwrap();
+            let through = feeder.batch(keep, of_kept, || Ok(())).unwrap();
             assert!(watch.upgrade().is_some(), "kept until it is asked for");
             feeder.release().unwrap();
             assert!(watch.upgrade().is_none(), "its bytes have left");
-            for view in 0..2 {
-                assert!(through.global[view].equal(&at_once.global[view]), "{seed} {view}");
-                let local = |batch: &Batch| batch.local.as_ref().unwrap()[view].shallow_clone();
-                assert!(local(&through).equal(&local(&at_once)), "{seed} {view}");
+            for (through, at_once) in all(&through).zip(all(&at_once)) {
+                assert!(through.equal(at_once), "{seed}");
             }
         }
     }

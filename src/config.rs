@@ -4,11 +4,12 @@
 //! Never touches tensors, shards or the network: reading a config costs nothing and can be tested
 //! without data. It is also the only place that reads the environment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use detco_shards::device::{Number, Setup};
-use detco_shards::views::{Recipe, RecipeError};
+use detco_shards::views::{Group, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -21,7 +22,7 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
     ),
     (
         "detco-aa-r50",
-        "DetCo+AA: detco-r50 with RandAugment on the global views",
+        "DetCo+AA: detco-r50 with RandAugment on the crops",
         include_str!("recipes/detco-aa-r50.toml"),
     ),
     (
@@ -62,6 +63,11 @@ const BATCH_MAX: i64 = 1 << 20;
 const QUEUE_MAX: i64 = 1 << 24;
 /// Bytes of the cache.
 const CACHE_MAX: u64 = 1 << 60;
+
+/// The group of views that DetCo and MoCo crop: one for the query, one for the key.
+pub const CROPS: &str = "crops";
+/// The group of views that DetCo cuts into patches, likewise.
+pub const PATCHES: &str = "patches";
 
 /// What a file builds upon that names no base; equal to `Config::default()`.
 const DEFAULT: &str = "detco-r50";
@@ -115,7 +121,7 @@ pub enum ConfigError {
         /// The argument.
         text: String,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: String,
     },
     /// Views that cannot be drawn.
     #[error("views.{0}")]
@@ -158,7 +164,7 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     /// What to watch while training.
     pub monitor: Monitor,
-    /// What may be drawn for each view.
+    /// The groups of views, and what may be drawn for them: a `[[views]]` table each.
     pub views: Recipe,
 }
 
@@ -813,6 +819,32 @@ impl Config {
         toml::to_string_pretty(self).expect("every field of Config has a TOML form")
     }
 
+    /// The views that training reads: crops, and patches where the model has local heads.
+    pub fn training_views(&self) -> Recipe {
+        let names: &[&str] = if self.model.local { &[CROPS, PATCHES] } else { &[CROPS] };
+        self.views.only(names)
+    }
+
+    /// Side of a crop in pixels.
+    pub fn crop_size(&self) -> u32 {
+        self.views.group(CROPS).map_or(0, |group| group.size)
+    }
+
+    /// Side of a patch in pixels, where the model has local heads.
+    pub fn patch_size(&self) -> Option<u32> {
+        let grid = self.views.group(PATCHES).and_then(|group| group.grid.as_ref());
+        grid.filter(|_| self.model.local).map(|grid| grid.patch)
+    }
+
+    /// All values as TOML by their keys, such as `train.epochs` and `views.crops.steps.gray.p`.
+    pub fn flat(&self) -> BTreeMap<String, String> {
+        let mut keys = BTreeMap::new();
+        if let Ok(table) = self.to_toml().parse() {
+            flatten("", &toml::Value::Table(table), &mut keys);
+        }
+        keys
+    }
+
     /// Learning rate before the schedule: linear in the global batch (Goyal et al., 2017).
     pub fn base_lr(&self) -> f64 {
         self.optim.lr * self.train.batch as f64 / self.optim.lr_batch as f64
@@ -902,15 +934,46 @@ impl Config {
         check("monitor.every_steps", every, every >= 1, "at least 1")?;
         let collapse = self.monitor.collapse_share;
         check("monitor.collapse_share", collapse, (0.0..1.0).contains(&collapse), "0 to below 1")?;
-        let has = self.views.local.is_some();
-        check(
-            "views.local",
-            has,
-            has || !m.local,
-            "a [views.local] table, since model.local is true",
-        )?;
-        Ok(self.views.validate()?)
+        self.views.validate()?;
+        let crops = self.views.group(CROPS);
+        let two = crops.filter(|group| group.count == 2 && group.grid.is_none());
+        let reason = "two views without a grid: the query's and the key's";
+        check("views.crops", count(crops), two.is_some(), reason)?;
+        let patches = self.views.group(PATCHES);
+        let two = patches.filter(|group| group.count == 2 && group.images().0 == 9);
+        let reason = "two views with a grid of 3 x 3 cells, since model.local is true";
+        check("views.patches", count(patches), two.is_some() || !m.local, reason)
     }
+}
+
+fn count(group: Option<&Group>) -> String {
+    group.map_or_else(|| "no group".to_owned(), |group| format!("{} views", group.count))
+}
+
+/// Values by their keys. Of a list of tables with names, or of steps, each is a table by its name.
+fn flatten(prefix: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
+    let join =
+        |key: &str| if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(key, value)| flatten(&join(key), value, to));
+        }
+        toml::Value::Array(list)
+            if !list.is_empty() && list.iter().all(|one| name(one).is_some()) =>
+        {
+            for one in list {
+                flatten(&join(name(one).unwrap_or_default()), one, to);
+            }
+        }
+        value => {
+            to.insert(prefix.to_string(), value.to_string());
+        }
+    }
+}
+
+/// What a table in a list is called: a group of views by its `name`, a step by its `step`.
+fn name(one: &toml::Value) -> Option<&str> {
+    one.get("name").or_else(|| one.get("step"))?.as_str()
 }
 
 fn check(
@@ -962,14 +1025,30 @@ fn resolve_base(mut table: toml::Table, origin: &str) -> Result<toml::Table, Con
     Ok(merged)
 }
 
+/// Puts a table on another, key by key. Lists of tables with a `name` go table by table: groups of views.
 fn merge(under: &mut toml::Table, over: toml::Table) {
+    let groups = |list: &[toml::Value]| list.iter().all(|one| one.get("name").is_some());
     for (key, value) in over {
         match (under.get_mut(&key), value) {
             (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (Some(toml::Value::Array(below)), toml::Value::Array(above))
+                if !above.is_empty() && groups(&below[..]) && groups(&above) =>
+            {
+                above.into_iter().for_each(|one| merge_group(below, one));
+            }
             (_, value) => {
                 under.insert(key, value);
             }
         }
+    }
+}
+
+/// Puts a group on that of its name, or behind all others.
+fn merge_group(list: &mut Vec<toml::Value>, group: toml::Value) {
+    let same = |one: &&mut toml::Value| name(one).is_some() && name(one) == name(&group);
+    match (list.iter_mut().find(same), group) {
+        (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+        (_, group) => list.push(group),
     }
 }
 
@@ -991,25 +1070,51 @@ fn from_table(table: toml::Table, origin: &str) -> Result<Config, ConfigError> {
 
 /// `train.batch=64` into the table; the value is TOML, or a string if it is not.
 fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError> {
-    let fault = |reason| ConfigError::Set { text: text.to_string(), reason };
-    let (path, value) = text.split_once('=').ok_or_else(|| fault("expected key=value"))?;
+    let fault = |reason: String| ConfigError::Set { text: text.to_string(), reason };
+    let (path, value) = text.split_once('=').ok_or_else(|| fault("expected key=value".into()))?;
     let value = value.trim();
     let value = format!("v = {value}")
         .parse::<toml::Table>()
         .ok()
         .and_then(|mut one| one.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.to_string()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().filter(|key| !key.is_empty()).ok_or_else(|| fault("the key is empty"))?;
+    let mut keys = path.trim().split('.').peekable();
     let mut at = table;
-    for key in keys {
-        let below = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    while let Some(key) = keys.next() {
+        if key.is_empty() {
+            return Err(fault("the key is empty".into()));
+        }
+        if keys.peek().is_none() {
+            at.insert(key.to_string(), value);
+            break;
+        }
+        let mut below = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        while let toml::Value::Array(list) = below {
+            let one = keys.next().filter(|_| keys.peek().is_some());
+            let one = one.ok_or_else(|| {
+                fault(format!("{key} is a list: a key of one of its tables is needed"))
+            })?;
+            below = element(list, one).map_err(fault)?;
+        }
         at = below
             .as_table_mut()
-            .ok_or_else(|| fault("the key goes through a value that is no table"))?;
+            .ok_or_else(|| fault("the key goes through a value that is no table".into()))?;
     }
-    at.insert(last.to_string(), value);
     Ok(())
+}
+
+/// The table of a list that has this name.
+fn element<'a>(list: &'a mut [toml::Value], of: &str) -> Result<&'a mut toml::Value, String> {
+    let known: Vec<&str> = list.iter().filter_map(name).collect();
+    let Some(at) = list.iter().position(|one| name(one) == Some(of)) else {
+        let was = match of {
+            "global" => "; what was views.global is views.crops",
+            "local" => "; what was views.local is views.patches",
+            _ => "",
+        };
+        return Err(format!("`{of}` is none of this list: {}{was}", known.join(", ")));
+    };
+    Ok(&mut list[at])
 }
 
 /// serde names the unknown field and all valid ones in backticks; picks the nearest.
@@ -1043,6 +1148,8 @@ fn known_recipes() -> String {
 
 #[cfg(test)]
 mod tests {
+    use detco_shards::views::{Region, Step};
+
     use super::*;
 
     #[test]
@@ -1068,10 +1175,11 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             Config::load(file.path().to_str().unwrap(), &[])
         };
-        let config = load("[views.global.crop]\nratio = [1.0, 1.0]\n").unwrap();
+        let config = load("[[views]]\nname = \"crops\"\ncrop = { ratio = [1.0, 1.0] }\n").unwrap();
         assert_eq!(config.base.as_deref(), Some("detco-r50"));
-        assert_eq!(config.views.global.crop.scale, [0.2, 1.0]);
-        assert_eq!(config.views.global.crop.ratio, [1.0, 1.0]);
+        let region = Region::Random { scale: [0.2, 1.0], ratio: [1.0, 1.0] };
+        assert_eq!(config.views.groups[0].crop.region, region);
+        assert_eq!(config.views.groups[1], Recipe::detco().groups[1]);
         let config = load("base = \"moco-v2-small\"\nseed = 7\n").unwrap();
         assert_eq!((config.seed, config.model.width), (7, 16));
         // What a run has written is a recipe as well, for the same run.
@@ -1088,6 +1196,54 @@ mod tests {
         assert_eq!((config.train.batch, config.model.levels), (64, vec![5]));
         assert_eq!((config.loss.temperature, config.model.stem), (0.07, Stem::Cifar));
         assert_eq!(config.data.shards, ["a", "b"]);
+    }
+
+    #[test]
+    fn overrides_reach_groups_of_views_and_their_steps_by_name() {
+        let load = |set: &str| Config::load("detco-r50", &[set.to_owned()]);
+        let crops = |set: &str| load(set).unwrap().views.groups.remove(0);
+        assert_eq!(crops("views.crops.size=160").size, 160);
+        let gray = crops("views.crops.steps.gray.p=0.5").steps;
+        let gray = Recipe { groups: vec![Group { steps: gray, ..Group::default() }] };
+        assert_eq!(gray.steps(&gray.groups[0])[1], Step::Gray { p: 0.5 });
+        assert_eq!(load("views.patches.grid.patch=48").unwrap().patch_size(), Some(48));
+        let steps = load("views.patches.steps=[{step=\"flip\", p=0.1}]").unwrap().views;
+        assert_eq!(steps.steps(&steps.groups[1]), [Step::Flip { p: 0.1 }]);
+        for (set, reason) in [
+            ("views.global.size=160", "what was views.global is views.crops"),
+            ("views.crop.size=160", "`crop` is none of this list: crops, patches"),
+            ("views.crops=3", "views is a list"),
+            ("views.crops.steps.blurr.p=0.5", "none of this list: jitter, gray, blur, flip"),
+            ("views.crops.size.x=3", "no table"),
+            ("views.crops.sise=3", "unknown field `sise`"),
+            ("views.crops.steps.gray.q=3", "unknown field `q`"),
+            ("views.crops.steps.gray.p=3", "views.crops.steps.gray.p = 3: must lie in [0, 1]"),
+            ("views.crops.count=1", "views.crops = 1 views: expected two views without a grid"),
+            ("views.patches.count=0", "views.patches = 0 views: expected two views with a grid"),
+        ] {
+            let error = load(set).unwrap_err().to_string();
+            assert!(error.contains(reason), "{set}: {error}");
+        }
+        // Of no use to MoCo, and no fault.
+        let moco = Config::load("moco-v2-r50", &["views.patches.count=0".to_owned()]).unwrap();
+        assert_eq!((moco.training_views().groups.len(), moco.patch_size()), (1, None));
+    }
+
+    #[test]
+    fn a_file_from_before_views_were_a_list_is_told_what_to_write() {
+        let old = "[views.global]\nsize = 160\n";
+        let error = Config::from_toml(old, "run/config.toml").unwrap_err().to_string();
+        assert!(
+            error.starts_with("run/config.toml: views are a list of groups: [[views]]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn values_have_keys_by_name() {
+        let flat = Config::default().flat();
+        assert_eq!(flat["views.crops.steps.gray.p"], "0.2");
+        assert_eq!((&*flat["views.patches.steps"], &*flat["train.batch"]), ("\"crops\"", "256"));
     }
 
     #[test]

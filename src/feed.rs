@@ -88,7 +88,7 @@ pub fn decoding(config: &Config, found: &Found) -> Result<Decoding, ConfigError>
             let libtorch = shim::libtorch();
             let setup = config::gpu(number(config, found.device), libtorch.as_deref());
             let setup = Setup { ordinal: index as u32, ..setup };
-            let views = Views::Train(config.views.clone());
+            let views = Views::Recipe(config.training_views());
             wanted.resolve(&setup, &views).map_err(|missing| refused(missing.to_string()))
         }
         _ if wanted == Decode::Nvjpeg => Err(refused(format!(
@@ -155,10 +155,6 @@ impl Wait {
 #[derive(Debug)]
 pub struct Feed {
     form: Form,
-    /// Edge of a crop in pixels.
-    size: usize,
-    /// Edge of a patch, where the model has local heads.
-    patch: Option<usize>,
     /// For views in slabs.
     feeder: Option<Feeder<Filled>>,
     /// Batches that tensors may still read.
@@ -205,11 +201,8 @@ impl Feed {
         ranks: usize,
     ) -> Result<Feed, FeedError> {
         let form = Form::of(config, device);
-        let local = config.views.local.as_ref().filter(|_| config.model.local);
-        let (size, patch) =
-            (config.views.global.size as usize, local.map(|local| local.patch as usize));
-        let sample = 3 * (size * size + patch.map_or(0, |patch| 9 * patch * patch));
-        let bytes = 2 * config.train.batch as usize / ranks * sample;
+        let samples = config.train.batch as usize / ranks;
+        let bytes = samples * config.training_views().bytes();
         let feeder = match source {
             Source::Host(_) => Some(Feeder::new(form, bytes)?),
             _ => None,
@@ -221,8 +214,6 @@ impl Feed {
         };
         Ok(Feed {
             form,
-            size,
-            patch,
             feeder,
             lent: Vec::new(),
             #[cfg(feature = "nvjpeg")]
@@ -248,10 +239,12 @@ impl Feed {
         };
         match taken {
             Taken::Host(filled) => {
-                let (size, patch) = (self.size, self.patch);
+                if filled.layout().is_none_or(|layout| layout.views() == 0) {
+                    return Err(FeedError::NoViews);
+                }
                 let feeder = self.feeder.as_mut().ok_or(FeedError::NoViews)?;
                 let queued = || wait.queued();
-                let batch = feeder.batch(filled, |filled| sections(filled, size, patch), queued)?;
+                let batch = feeder.batch(filled, |filled| Sections::of(filled), queued)?;
                 Ok(Fed { batch, lent: None })
             }
             taken => {
@@ -266,9 +259,9 @@ impl Feed {
         let at = at.ok_or(FeedError::NoViews)?;
         let form = self.form;
         assert_eq!(at.number == Number::Bf16, form.bf16, "the pipeline was opened for this form");
-        assert!(n <= at.samples, "{n} samples in room for {}", at.samples);
+        assert!(n <= at.layout.n(), "{n} samples in room for {}", at.layout.n());
         let lent = Lent { loan: Loan::new()?, taken: Some(taken) };
-        let (n, size, patch) = (n as i64, i64::from(at.size), i64::from(at.patch));
+        let n = n as i64;
         let over = |address: u64, sizes: &[i64], strides: &[i64]| {
             let lie = Lie { sizes, strides, bf16: form.bf16, device: form.device };
             // SAFETY: the pipeline's addresses are those of as many numbers of this kind on the
@@ -278,16 +271,26 @@ impl Feed {
             Ok::<_, ShimError>(if form.channels_last { lies } else { lies.contiguous() })
         };
         let image = |edge: i64| [3 * edge * edge, 1, 3 * edge, 3];
-        let pair = |[query, key]: [u64; 2], sizes: &[i64], strides: &[i64]| {
-            Ok::<_, ShimError>([over(query, sizes, strides)?, over(key, sizes, strides)?])
-        };
-        let global = pair(at.global, &[n, 3, size, size], &image(size))?;
-        let [set, channel, row, column] = image(patch);
-        let strides = [9 * set, set, channel, row, column];
-        let local = at.local.filter(|_| self.patch.is_some());
-        let local =
-            local.map(|local| pair(local, &[n, 9, 3, patch, patch], &strides)).transpose()?;
-        Ok(Fed { batch: Batch { global, local }, lent: Some(lent) })
+        let (mut groups, mut addresses) = (Vec::new(), at.views.iter());
+        for section in at.layout.sections() {
+            let shape: Vec<i64> = section.shape.iter().map(|length| *length as i64).collect();
+            let (sizes, strides) = match shape[..] {
+                [patches, edge, ..] if shape.len() == 4 => {
+                    let [set, channel, row, column] = image(edge);
+                    let strides = vec![patches * set, set, channel, row, column];
+                    (vec![n, patches, 3, edge, edge], strides)
+                }
+                [edge, ..] => (vec![n, 3, edge, edge], image(edge).to_vec()),
+                [] => return Err(FeedError::NoViews),
+            };
+            let views = addresses.by_ref().take(section.views);
+            let views = views.map(|address| over(*address, &sizes, &strides));
+            groups.push((section.name.clone(), views.collect::<Result<Vec<_>, _>>()?));
+        }
+        if groups.is_empty() {
+            return Err(FeedError::NoViews);
+        }
+        Ok(Fed { batch: Batch::new(groups), lent: Some(lent) })
     }
 
     /// After the step has been queued: the batch's memory goes back behind it.
@@ -336,15 +339,5 @@ impl Feed {
         // SAFETY: libtorch's streams are of the primary context, as is the pipeline's `Device`, which
         // was opened with this index, and live as long as the process.
         Ok(Some(unsafe { Stream::from_raw(gpu, handle) }))
-    }
-}
-
-fn sections(filled: &Filled, size: usize, patch: Option<usize>) -> Sections<'_> {
-    Sections {
-        global: [filled.global(0), filled.global(1)],
-        local: patch.map(|_| [filled.local(0), filled.local(1)]),
-        n: filled.len(),
-        size,
-        patch: patch.unwrap_or(0),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use detco_shards::device::{Number, Shape, batches_held};
+use detco_shards::device::{self as pipeline, Number, batches_held};
 use detco_shards::pipeline::Views;
 use tch::Device;
 
@@ -70,7 +70,7 @@ impl Needs {
             // On a CPU the pipeline's slabs lie in the same memory.
             Way::Copied => (3 * batch, batches_held(config.data.batches_ahead) as i128 * raw),
             // That once more alone: both views are the pipeline's.
-            Way::Lent => (batch, pipeline(config, samples, bf16)),
+            Way::Lent => (batch, circulating(config, samples, bf16)),
         };
         let logits = 2 * rows * wide(config.loss.queue) * 4;
         // A layer's gradients, of what it made and of what it read, and one map between.
@@ -114,13 +114,12 @@ impl fmt::Display for Needs {
 }
 
 /// What the device pipeline holds: the views and images of all batches that circulate.
-fn pipeline(config: &Config, samples: i128, bf16: bool) -> i128 {
-    let mut recipe = config.views.clone();
-    recipe.local = recipe.local.filter(|_| config.model.local);
-    let of_sample = Shape::of(&Views::Train(recipe), 1);
+fn circulating(config: &Config, samples: i128, bf16: bool) -> i128 {
+    let views = Views::Recipe(config.training_views());
     let number = if bf16 { Number::Bf16 } else { Number::F32 };
+    let of_sample = pipeline::bytes(&views.layout(1), number);
     let batches = batches_held(config.data.batches_ahead) as i128;
-    batches * samples * of_sample.bytes(number) as i128 + wide(NVJPEG)
+    batches * samples * of_sample as i128 + wide(NVJPEG)
 }
 
 /// The least `train.accumulate` whose needs fit into `free` bytes; none if none does.
@@ -209,9 +208,8 @@ impl Kept {
 
 /// Scopes that the config trains, with the edge and the number of a sample's images.
 fn scopes(config: &Config) -> impl Iterator<Item = (Scope, i64, i64)> {
-    let local = config.views.local.as_ref().filter(|_| config.model.local);
-    let local = local.map(|local| (Scope::Local, i64::from(local.patch), 9));
-    [(Scope::Global, i64::from(config.views.global.size), 1)].into_iter().chain(local)
+    let local = config.patch_size().map(|patch| (Scope::Local, i64::from(patch), 9));
+    [(Scope::Global, i64::from(config.crop_size()), 1)].into_iter().chain(local)
 }
 
 #[cfg(test)]
@@ -245,7 +243,7 @@ mod tests {
             };
             let mut views =
                 scopes(config).map(|(_, edge, images)| ["0", "1"].map(|v| view(v, images, edge)));
-            let batch = Batch { global: views.next().unwrap(), local: views.next() };
+            let batch = Batch::of_pairs(views.next().unwrap(), views.next());
             let at = At { step, learning_rate: 0.01 };
             let report = update(&mut model, &mut sgd, &Local, config, &batch, at).unwrap();
             assert!(report.applied);
@@ -260,14 +258,14 @@ mod tests {
         let small = ["model.width=8", "model.dim=32", "loss.queue=512", "train.batch=8"];
         use Norms::{Kernels, Libtorch};
         let cases: [(&str, &[&str], Norms); 7] = [
-            ("detco-r50", &["model.local_head=pirl", "views.local.patch=32"], Libtorch),
+            ("detco-r50", &["model.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
             // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
             (
                 "detco-r50",
                 &[
                     "model.backbone=resnet18",
                     "model.width=16",
-                    "views.local.patch=32",
+                    "views.patches.grid.patch=32",
                     "train.precision=bf16",
                 ],
                 Libtorch,
@@ -277,13 +275,17 @@ mod tests {
             ("moco-v2-cifar", &["model.bn_splits=1", "train.layout=channels-last"], Libtorch),
             (
                 "detco-r50",
-                &["model.local_head=pirl", "views.local.patch=32", "train.layout=channels-last"],
+                &[
+                    "model.local_head=pirl",
+                    "views.patches.grid.patch=32",
+                    "train.layout=channels-last",
+                ],
                 Kernels,
             ),
             ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
         ];
         for (recipe, more, norms) in cases {
-            let edges = ["views.global.size=64", "model.bn_splits=4"];
+            let edges = ["views.crops.size=64", "model.bn_splits=4"];
             let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
             let needs = Needs::normalised_by(norms, &config, 1, Device::Cpu, Way::Copied);
@@ -318,7 +320,7 @@ mod tests {
         let (copied, lent) = (of(Way::Copied), of(Way::Lent));
         assert_eq!(copied.part("data pipeline"), 0);
         // Three batches of 256: two crops and two patch sets in bfloat16, and a picture.
-        let (crop, patch) = (224 * 224, config.views.local.as_ref().unwrap().patch.pow(2));
+        let (crop, patch) = (224 * 224, config.patch_size().unwrap().pow(2));
         let sample = 2 * 3 * 2 * i64::from(crop + 9 * patch) + (640 << 10);
         assert_eq!(lent.part("data pipeline"), 3 * 256 * sample + NVJPEG);
         assert_eq!(lent.part("batch"), 256 * 3 * 2 * i64::from(crop + 9 * patch));

@@ -13,12 +13,14 @@ use detco_shards::device::{
 };
 #[cfg(feature = "nvjpeg")]
 use detco_shards::device::{Cuda, GpuError};
+use detco_shards::format::ShardError;
 use detco_shards::order::Cursor;
 use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions, PipelineError};
 #[cfg(feature = "nvjpeg")]
 use detco_shards::slab::Slab;
 use detco_shards::stats::{Snapshot, Stats};
 use detco_shards::stream::ShardSet;
+use detco_shards::views::Note;
 use indicatif::HumanCount;
 use thiserror::Error;
 
@@ -268,6 +270,32 @@ impl Taken {
             Taken::Twin(batch) => &batch.samples,
             #[cfg(feature = "nvjpeg")]
             Taken::Gpu(batch) => &batch.samples,
+        }
+    }
+
+    /// The class of each sample, in slot order, where they were asked for.
+    ///
+    /// # Errors
+    /// A class that is no number.
+    pub fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
+        match self {
+            Taken::Host(filled) => filled.labels(),
+            Taken::Twin(batch) => batch.labels(),
+            #[cfg(feature = "nvjpeg")]
+            Taken::Gpu(batch) => batch.labels(),
+        }
+    }
+
+    /// What was drawn for view `view` of a group, of the sample in this slot.
+    ///
+    /// # Panics
+    /// Where the recipe has no such view, or the batch no such slot.
+    pub fn note(&self, group: &str, view: usize, slot: usize) -> Note {
+        match self {
+            Taken::Host(filled) => filled.note(group, view, slot),
+            Taken::Twin(batch) => batch.note(group, view, slot),
+            #[cfg(feature = "nvjpeg")]
+            Taken::Gpu(batch) => batch.note(group, view, slot),
         }
     }
 

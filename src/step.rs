@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 use crate::batch::Batch;
-use crate::config::Config;
+use crate::config::{CROPS, Config, PATCHES};
 use crate::device::is_channels_last;
 use crate::dist::local::Local;
 use crate::dist::{Collective, DistError, Move};
@@ -51,6 +51,9 @@ pub enum StepError {
         /// `train.accumulate`.
         accumulate: i64,
     },
+    /// The batch has no pair of crops.
+    #[error("the batch has no two views `crops`")]
+    NoCrops,
     /// `model.local` is set and the batch has no patches.
     #[error("the model has local heads, the batch has no patches")]
     NoPatches,
@@ -278,10 +281,12 @@ struct Views {
 
 impl Views {
     fn of(batch: &Batch, local: bool) -> Result<Views, StepError> {
+        let pair = |group| batch.views(group).filter(|views| views.len() == 2);
+        let crops = pair(CROPS).ok_or(StepError::NoCrops)?;
         let patches =
-            if local { Some(batch.local.as_ref().ok_or(StepError::NoPatches)?) } else { None };
+            if local { Some(pair(PATCHES).ok_or(StepError::NoPatches)?) } else { None };
         let view = |i: usize| Both {
-            global: batch.global[i].shallow_clone(),
+            global: crops[i].shallow_clone(),
             local: patches.map(|patches| patches[i].shallow_clone()),
         };
         Ok(Views { query: view(0), key: view(1) })

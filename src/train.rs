@@ -1114,7 +1114,7 @@ impl Run {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
         let options = KnnOptions {
-            size: self.config.views.global.size,
+            size: self.config.crop_size(),
             samples_max: self.config.monitor.knn_samples_max,
             workers: self.config.data.workers,
             on_bad_sample: self.config.data.on_bad_sample,
@@ -1392,13 +1392,7 @@ fn decoded_by(config: &Config) -> config::Decode {
 
 /// `train.epochs: the run has 1, now 20`, for each key whose value differs.
 fn changes(saved: &Config, now: &Config) -> String {
-    let flat = |config: &Config| {
-        let mut keys = BTreeMap::new();
-        let table = config.to_toml().parse::<toml::Table>().unwrap_or_default();
-        flatten("", &toml::Value::Table(table), &mut keys);
-        keys
-    };
-    let (saved, now) = (flat(saved), flat(now));
+    let (saved, now) = (saved.flat(), now.flat());
     let keys: BTreeSet<&String> = saved.keys().chain(now.keys()).collect();
     let changed = keys.into_iter().filter_map(|key| {
         let value = |of: &BTreeMap<String, String>| of.get(key).cloned().unwrap_or("none".into());
@@ -1406,18 +1400,6 @@ fn changes(saved: &Config, now: &Config) -> String {
         (had != has).then(|| format!("{key}: the run has {had}, now {has}"))
     });
     changed.collect::<Vec<_>>().join("; ")
-}
-
-/// Values by their keys, `train.epochs`.
-fn flatten(prefix: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
-    let toml::Value::Table(table) = value else {
-        to.insert(prefix.to_string(), value.to_string());
-        return;
-    };
-    for (key, value) in table {
-        let dot = if prefix.is_empty() { "" } else { "." };
-        flatten(&format!("{prefix}{dot}{key}"), value, to);
-    }
 }
 
 fn check_data(set: &ShardSet, state: &State) -> Result<(), TrainError> {
@@ -1445,12 +1427,9 @@ fn loader_options(
         0 if local_size > 1 => (cores() / local_size).max(1),
         workers => workers,
     };
-    let mut recipe = config.views.clone();
-    if !config.model.local {
-        recipe.local = None;
-    }
     LoaderOptions {
-        views: Views::Train(recipe),
+        views: Views::Recipe(config.training_views()),
+        labels: false,
         seed: config.seed,
         order,
         start,

@@ -169,9 +169,9 @@ fn the_largest_configuration_of_all_holds() {
         "model.backbone=resnet101",
         "model.stem=cifar",
         "model.local_head=9c-9c",
-        "views.global.size=4096",
-        "views.local.size=4095",
-        "views.local.patch=1365",
+        "views.crops.size=4096",
+        "views.patches.size=4095",
+        "views.patches.grid.patch=1365",
         "data.workers=1024",
         "data.batches_ahead=64",
         "train.epochs=4294967295",
@@ -201,13 +201,13 @@ fn batches_that_no_memory_holds_are_an_error() {
     }
     shard.finish().unwrap().seal().unwrap();
     let set = ShardSet::open(&[folder.path().to_str().unwrap().to_owned()]).unwrap();
-    let mut config = Config::load("detco-r50", &["views.global.size=4096".into()]).unwrap();
-    config.views.local = None;
+    let sets = ["views.crops.size=4096", "model.local=false"].map(String::from);
+    let config = Config::load("detco-r50", &sets).unwrap();
     let order = Order::shuffled(set.len(), set.len(), 1).unwrap();
     let options = LoaderOptions {
         workers: 1,
         batches_ahead: 64,
-        ..LoaderOptions::train(config.views, order, 1, 1)
+        ..LoaderOptions::train(config.training_views(), order, 1, 1)
     };
     // 20,000 times two crops of 50 MB, 65 times.
     let error = Loader::start(set.into(), options).unwrap_err();

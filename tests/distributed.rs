@@ -68,7 +68,7 @@ fn batch(config: &Config, step: u64, kind: Kind, world: &dyn Collective) -> Batc
     };
     let global = [0, 1].map(|i| view("global", i, &[n, 3, 32, 32]));
     let local = [0, 1].map(|i| view("local", i, &[n, 9, 3, 16, 16]));
-    Batch { global, local: Some(local) }
+    Batch::of_pairs(global, Some(local))
 }
 
 struct Trainer {

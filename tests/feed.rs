@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use detco::batch::Form;
 use detco::checkpoint::{self, Saved};
-use detco::config::{Config, ConfigError};
+use detco::config::{CROPS, Config, ConfigError};
 use detco::device::Found;
 use detco::feed::{self, Feed, FeedError, Wait};
 use detco::source::Source;
@@ -231,7 +231,7 @@ fn memory_that_a_tensor_still_reads_is_not_given_back() {
     }
     // One tensor outlives its step, and the next one's too.
     let fed = next(&mut feed).unwrap();
-    let late = fed.batch.global[1].narrow(0, 7, 1);
+    let late = fed.batch.views(CROPS).unwrap()[1].narrow(0, 7, 1);
     let was = late.copy();
     feed.give_back(fed).unwrap();
     for _ in 0..8 {
@@ -240,7 +240,7 @@ fn memory_that_a_tensor_still_reads_is_not_given_back() {
     }
     assert!(late.equal(&was), "nobody has written to it");
     let fed = next(&mut feed).unwrap();
-    let second = fed.batch.global[0].shallow_clone();
+    let second = fed.batch.views(CROPS).unwrap()[0].shallow_clone();
     let error = feed.give_back(fed).unwrap_err();
     assert!(matches!(error, FeedError::Held { tensors: 1 }), "{error}");
     drop((late, second));
@@ -248,7 +248,7 @@ fn memory_that_a_tensor_still_reads_is_not_given_back() {
     feed.give_back(fed).unwrap();
     // What is still read when everything ends stays readable.
     let fed = next(&mut feed).unwrap();
-    let kept = fed.batch.global[0].shallow_clone();
+    let kept = fed.batch.views(CROPS).unwrap()[0].shallow_clone();
     let was = kept.copy();
     drop(fed);
     drop(feed);

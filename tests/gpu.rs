@@ -68,7 +68,7 @@ fn batch(number: u64, device: Device) -> Batch {
         (blobs + noise).reshape([images, &[3, edge, edge]].concat()).to_device(device)
     };
     let both = |images: &[i64], edge| [picture(0, images, edge), picture(1, images, edge)];
-    Batch { global: both(&[16], 48), local: Some(both(&[16, 9], 16)) }
+    Batch::of_pairs(both(&[16], 48), Some(both(&[16, 9], 16)))
 }
 
 fn state(trainer: &Trainer) -> Vec<(String, Tensor)> {

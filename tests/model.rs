@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use detco::batch::Batch;
-use detco::config::Config;
+use detco::config::{CROPS, Config, PATCHES};
 use detco::dist::local::Local;
 use detco::loss::{Embeddings, Pair, contrast};
 use detco::model::{Draws, Model, ModelError, Moments, Scope};
@@ -55,21 +55,18 @@ fn patches(n: i64, name: &str) -> Tensor {
 
 fn batch(n: i64, name: &str) -> Batch {
     let view = |i: usize| format!("{name}.{i}");
-    Batch {
-        global: [crops(n, &view(0)), crops(n, &view(1))],
-        local: Some([patches(n, &view(0)), patches(n, &view(1))]),
-    }
+    let crops = [crops(n, &view(0)), crops(n, &view(1))];
+    Batch::of_pairs(crops, Some([patches(n, &view(0)), patches(n, &view(1))]))
 }
 
 fn in_double(batch: Batch) -> Batch {
-    let double = |views: [Tensor; 2]| views.map(|view| view.to_kind(Kind::Double));
-    Batch { global: double(batch.global), local: batch.local.map(double) }
+    batch.map(|view| view.to_kind(Kind::Double))
 }
 
 /// Both encoders see the same pixels.
 fn identical_views(n: i64) -> Batch {
     let (crop, patch) = (crops(n, "same"), patches(n, "same"));
-    Batch { global: [crop.copy(), crop], local: Some([patch.copy(), patch]) }
+    Batch::of_pairs([crop.copy(), crop], Some([patch.copy(), patch]))
 }
 
 fn optimizer(model: &Model, config: &Config) -> Sgd {
@@ -379,9 +376,9 @@ fn the_keys_of_a_step_are_not_among_its_negatives() {
         let batch = batch(8, &format!("step {s}"));
         let before = copies(model.tensors());
         let mut seen = Moments::default();
-        let views = batch.local.as_ref().unwrap();
-        let global = model.query.embed(&batch.global[0], Scope::Global, 4, &mut seen).unwrap();
-        let local = model.query.embed(&views[0], Scope::Local, 4, &mut seen).unwrap();
+        let (crops, patches) = (batch.views(CROPS).unwrap(), batch.views(PATCHES).unwrap());
+        let global = model.query.embed(&crops[0], Scope::Global, 4, &mut seen).unwrap();
+        let local = model.query.embed(&patches[0], Scope::Local, 4, &mut seen).unwrap();
         let pointer = model.queues.pointer();
         assert_eq!(pointer, 8 * s as i64);
         let mut positives = Vec::new();
@@ -554,7 +551,7 @@ fn a_loss_that_is_not_finite_leaves_the_state_alone() {
     for view in 0..2 {
         let before = state(&model, &sgd);
         let bad = batch(8, "bad");
-        let _ = bad.global[view].narrow(0, 3, 1).fill_(f64::NAN);
+        let _ = bad.views(CROPS).unwrap()[view].narrow(0, 3, 1).fill_(f64::NAN);
         let report = step(&mut model, &mut sgd, &config, &bad, at(1));
         assert!(!report.applied && report.loss.is_nan(), "{report:?}");
         for ((name, a), (_, b)) in before.iter().zip(state(&model, &sgd)) {
@@ -653,7 +650,8 @@ fn a_batch_that_does_not_fit_is_refused() {
     let mut sgd = optimizer(&model, &config);
     let error = update(&mut model, &mut sgd, &Local, &config, &batch(7, "short"), at(0));
     assert!(matches!(error, Err(StepError::Samples { found: 7, expected: 8, .. })));
-    let bare = Batch { local: None, ..batch(8, "bare") };
+    let bare = [crops(8, "bare.0"), crops(8, "bare.1")];
+    let bare = Batch::of_pairs(bare, None);
     let error = update(&mut model, &mut sgd, &Local, &config, &bare, at(0));
     assert!(matches!(error, Err(StepError::NoPatches)));
 }

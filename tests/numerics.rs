@@ -5,7 +5,7 @@
 mod narrow;
 
 use detco::batch::Batch;
-use detco::config::Config;
+use detco::config::{CROPS, Config};
 use detco::dist::local::Local;
 use detco::loss::{Embeddings, Scale, contrast, score, total};
 use detco::model::{Draws, Model, Norms};
@@ -75,7 +75,7 @@ fn batch_of(name: &str, kind: Kind, crop: i64, patch: i64) -> Batch {
         (blobs + noise).reshape([images, &[3, edge, edge]].concat()).to_kind(kind)
     };
     let both = |images: &[i64], edge| [picture(0, images, edge), picture(1, images, edge)];
-    Batch { global: both(&[16], crop), local: Some(both(&[16, 9], patch)) }
+    Batch::of_pairs(both(&[16], crop), Some(both(&[16, 9], patch)))
 }
 
 fn error(a: &Tensor, b: &Tensor) -> f64 {
@@ -232,7 +232,7 @@ fn a_refused_step_does_not_reach_the_next() {
         assert!(trainer.step(&batch("good", Kind::Float), 0).applied);
     }
     let bad = batch("bad", Kind::Float);
-    let _ = bad.global[0].narrow(0, 5, 1).fill_(f64::INFINITY);
+    let _ = bad.views(CROPS).unwrap()[0].narrow(0, 5, 1).fill_(f64::INFINITY);
     let before = with.state();
     let Trainer { config, model, sgd } = &mut with;
     let refused = launch(model, sgd, &Local, config, &bad, at(1)).unwrap();

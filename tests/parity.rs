@@ -259,7 +259,7 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
     for step in 0..STEPS {
         let view = |scope: &str| [0, 1].map(|i| views[&format!("{step}.{scope}.{i}")].copy());
         let local = config.model.local.then(|| view("local"));
-        let batch = Batch { global: view("global"), local };
+        let batch = Batch::of_pairs(view("global"), local);
         let mut ours = Readings::new();
         let report = update_watched(
             &mut model,

@@ -282,7 +282,7 @@ fn the_program_writes_what_it_is_asked_for() {
             assert!(channel["get"]["p99"].is_f64() && channel["put"]["p50"].is_f64());
             assert!(channel["occupancy"].is_f64() && channel["capacity"].is_u64());
         }
-        assert!(run["ops"]["resize global"].as_f64().unwrap() > 0.0);
+        assert!(run["ops"]["resize crops"].as_f64().unwrap() > 0.0);
         assert!(run["page_faults"]["major"].is_u64() && run["slabs"]["reuses"].is_u64());
         assert!(run["allocations_per_image"].as_f64().is_some_and(|n| n < 100.0), "{run}");
         assert!(run["verdict"]["bottleneck"].is_string());

@@ -834,9 +834,9 @@ fn what_no_machine_has_memory_for_is_an_error() {
     }
     let sheet =
         ["views", path(&data), "-o", path(&folder.path().join("v.png")), "--samples", "1000"];
-    let large = ["--set", "views.global.size=4096", "--set", "views.local.size=4095"];
+    let large = ["--set", "views.crops.size=4096", "--set", "views.patches.size=4095"];
     // Thirty-two rows fit; what is asked for is bounded by the samples there are.
-    let patch = ["--set", "views.local.patch=1365"];
+    let patch = ["--set", "views.patches.grid.patch=1365"];
     let error = detco_fails(&[&sheet[..], &large, &patch].concat(), 1);
     assert!(error.contains("lower --samples"), "{error}");
 }

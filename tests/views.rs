@@ -16,16 +16,14 @@ fn add_view(digest: &mut Sha256, view: &ViewPlan) {
 }
 
 fn add_plan(digest: &mut Sha256, plan: &SamplePlan) {
-    for view in &plan.global {
+    for view in &plan.views {
         add_view(digest, view);
-    }
-    for local in plan.local.iter().flatten() {
-        add_view(digest, &local.whole);
-        digest.update(local.patch.to_le_bytes());
-        for offset in local.offsets.iter().flatten() {
+        let Some(grid) = &view.grid else { continue };
+        digest.update(grid.patch.to_le_bytes());
+        for offset in grid.offsets.iter().flatten() {
             digest.update(offset.to_le_bytes());
         }
-        digest.update(local.order);
+        digest.update(&grid.order);
     }
 }
 
@@ -34,8 +32,7 @@ fn every_recipe_draws_the_same_numbers_for_ever() {
     assert_eq!(RECIPES.len(), DRAWN.len());
     for ((name, ..), expected) in RECIPES.iter().zip(DRAWN) {
         let config = Config::load(name, &[]).unwrap();
-        let mut recipe = config.views.clone();
-        recipe.local = recipe.local.filter(|_| config.model.local);
+        let recipe = config.training_views();
         let mut digest = Sha256::new();
         for sample in 0..1000 {
             add_plan(&mut digest, &recipe.draw(500, 375, config.seed, 3, sample));

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use detco_shards::format::writer::ShardWriter;
 use detco_shards::order::Order;
-use detco_shards::pipeline::{Loader, LoaderOptions, Views};
+use detco_shards::pipeline::{Loader, LoaderOptions};
 use detco_shards::stats::Stage;
 use detco_shards::stream::ShardSet;
 use detco_shards::views::Recipe;
@@ -103,9 +103,8 @@ impl Run {
 fn run(set: &Arc<ShardSet>, workers: usize, epochs: u32) -> Run {
     let order = Order::shuffled(set.len(), BATCH, 7).expect("a batch or more");
     let options = LoaderOptions {
-        views: Views::Center { size: SIDE, share: 1.0 },
         workers,
-        ..LoaderOptions::train(Recipe::default(), order, 7, epochs)
+        ..LoaderOptions::train(Recipe::center(SIDE, 1.0), order, 7, epochs)
     };
     let (before, start) = (cpu(), Instant::now());
     let mut loader = Loader::start(Arc::clone(set), options).expect("threads");

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use detco_shards::cuda::{
     CudaError, Device, DeviceBuffer, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
+use detco_shards::pipeline::Views;
 use detco_shards::views::cuda::{
-    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels, Outputs,
+    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels,
 };
 use detco_shards::views::{MEAN, Recipe, STD, SamplePlan};
 
@@ -53,8 +54,7 @@ fn measure(device: &Arc<Device>, samples: usize) -> Result<(), DeviceViewsError>
         let recipe = Recipe::preset(name).expect("a preset's name");
         let shape = BatchShape {
             samples,
-            size: recipe.global.size,
-            patch: recipe.local.as_ref().map(|local| local.patch),
+            views: Views::Recipe(recipe.clone()).layout(1).view_bytes().collect(),
             element: Element::Bf16,
             mean: MEAN,
             std: STD,
@@ -80,7 +80,7 @@ fn render(
     device: &Arc<Device>,
     stream: &Stream,
 ) -> Result<(f64, f64), DeviceViewsError> {
-    let shape = *renderer.shape();
+    let shape = renderer.shape().clone();
     let (width, height) = (500, 375);
     let frame_bytes = width as usize * height as usize * 3;
     // Every sample has a frame of its own: no cache serves two of them.
@@ -105,24 +105,22 @@ fn render(
             Item { slot, frame, plan }
         })
         .collect();
-    let sizes = [shape.global_numbers(), shape.local_numbers()]
-        .map(|numbers| shape.samples * numbers * shape.element.bytes());
-    let mut tensors = Vec::new();
-    for bytes in [sizes[0], sizes[0], sizes[1], sizes[1]] {
-        tensors.push(DeviceBuffer::new(device, bytes)?);
-    }
-    let local = shape.patch.map(|_| [tensors[2].as_slice(), tensors[3].as_slice()]);
-    let out = Outputs { global: [tensors[0].as_slice(), tensors[1].as_slice()], local };
+    let tensors = shape
+        .views
+        .iter()
+        .map(|numbers| DeviceBuffer::new(device, shape.samples * numbers * shape.element.bytes()));
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    let out: Vec<_> = tensors.iter().map(DeviceBuffer::as_slice).collect();
+    let written: usize = tensors.iter().map(DeviceBuffer::len).sum();
     let seconds = median(device, stream, || renderer.render(&items, &out, stream))?;
     let read: usize = plans.iter().map(|plan| crops(plan).min(frame_bytes)).sum();
-    Ok((seconds, (read + 2 * sizes[0] + 2 * sizes[1]) as f64))
+    Ok((seconds, (read + written) as f64))
 }
 
 /// Bytes of a sample's crops.
 fn crops(plan: &SamplePlan) -> usize {
-    let locals = plan.local.iter().flatten().map(|local| &local.whole);
     let area = |crop: detco_shards::views::Rect| crop.width as usize * crop.height as usize;
-    plan.global.iter().chain(locals).map(|view| 3 * area(view.crop)).sum()
+    plan.views.iter().map(|view| 3 * area(view.crop)).sum()
 }
 
 /// Bytes read and written a second by a copy.

@@ -16,7 +16,6 @@ mod images;
 use std::hint::black_box;
 
 use detco_shards::decode::{Decoder, Frame, Image, Part, Rect, probe};
-use detco_shards::pipeline::Views;
 use detco_shards::stats::Mark;
 use detco_shards::views::{Recipe, Renderer, SamplePlan, ViewPlan, needed};
 
@@ -31,14 +30,8 @@ fn main() {
     println!("{}", Decoder::new().name());
     let mut bench = Bench::default();
     if only("files") {
-        for (task, recipe, globals) in tasks() {
-            bench.compare(
-                &format!("{} files, {task}", files.len()),
-                &files,
-                &recipe,
-                globals,
-                rounds,
-            );
+        for (task, recipe) in tasks() {
+            bench.compare(&format!("{} files, {task}", files.len()), &files, &recipe, rounds);
         }
     }
     let sizes: &[(u32, u32)] = if measured { &[(4000, 3000), (8000, 6000)] } else { &[(600, 400)] };
@@ -46,11 +39,11 @@ fn main() {
         let photos: Vec<_> = (0..3).map(|at| photo(&files, (width, height), 2, at)).collect();
         let bytes = photos.iter().map(Vec::len).sum::<usize>() as f64 / photos.len() as f64 / 1e6;
         let name = format!("photos of {width}x{height}, {bytes:.1} MB");
-        for (task, recipe, globals) in tasks() {
+        for (task, recipe) in tasks() {
             if only("photos") {
                 let files: Vec<_> =
                     photos.iter().cycle().take(if measured { 15 } else { 1 }).cloned().collect();
-                bench.compare(&format!("{name}, {task}"), &files, &recipe, globals, 1);
+                bench.compare(&format!("{name}, {task}"), &files, &recipe, 1);
             }
         }
     }
@@ -65,10 +58,10 @@ fn main() {
     }
 }
 
-/// Name, recipe, global views that are rendered.
-fn tasks() -> [(&'static str, Recipe, usize); 2] {
-    let Views::Query(supervised) = Views::supervised(224) else { unreachable!("its definition") };
-    [("T2 (crop of 224, flip)", supervised, 1), ("T3 (DetCo's four views)", Recipe::detco(), 2)]
+/// Name and recipe.
+fn tasks() -> [(&'static str, Recipe); 2] {
+    let supervised = Recipe::supervised(224);
+    [("T2 (crop of 224, flip)", supervised), ("T3 (DetCo's four views)", Recipe::detco())]
 }
 
 /// A JPEG of this size, laid with files that are enlarged so many times.
@@ -111,14 +104,7 @@ struct Bench {
 const WAYS: [&str; 3] = ["whole", "box", "box, reduced"];
 
 impl Bench {
-    fn compare(
-        &mut self,
-        name: &str,
-        files: &[Vec<u8>],
-        recipe: &Recipe,
-        globals: usize,
-        rounds: usize,
-    ) {
+    fn compare(&mut self, name: &str, files: &[Vec<u8>], recipe: &Recipe, rounds: usize) {
         let mut times = [const { Vec::new() }; 3];
         let mut reductions = [0usize; 5];
         for round in 0..rounds {
@@ -130,14 +116,14 @@ impl Bench {
                     let way = (turn + sample) % 3;
                     let part = match way {
                         0 => None,
-                        1 => needed(views(&plan, globals), 1),
-                        _ => needed(views(&plan, globals), 4),
+                        1 => needed(&plan.views, 1),
+                        _ => needed(&plan.views, 4),
                     };
                     let part = part.unwrap_or(Part::whole(header.width, header.height));
                     if way == 2 {
                         reductions[part.reduction as usize] += 1;
                     }
-                    times[way].push(self.sample(file, part, &plan, globals));
+                    times[way].push(self.sample(file, part, &plan));
                 }
             }
         }
@@ -160,7 +146,7 @@ impl Bench {
     }
 
     /// Microseconds to decode and to render.
-    fn sample(&mut self, file: &[u8], part: Part, plan: &SamplePlan, globals: usize) -> [f64; 2] {
+    fn sample(&mut self, file: &[u8], part: Part, plan: &SamplePlan) -> [f64; 2] {
         let start = Mark::now().cpu;
         let header = probe(file).expect("the files of a benchmark decode");
         let part = self
@@ -169,21 +155,13 @@ impl Bench {
             .expect("the files of a benchmark decode");
         let decoded = Mark::now().cpu;
         let frame = Frame { image: &self.image, part };
-        for view in &plan.global[..globals] {
-            self.out.resize((view.size * view.size * 3) as usize, 0);
-            self.renderer.global(frame, view, &mut self.out);
-        }
-        for view in plan.local.iter().flatten() {
-            self.out.resize((9 * view.patch * view.patch * 3) as usize, 0);
-            self.renderer.local(frame, view, &mut self.out);
+        for view in &plan.views {
+            self.out.resize(view.bytes(), 0);
+            self.renderer.view(frame, view, &mut self.out);
         }
         black_box(&self.out);
         [decoded - start, Mark::now().cpu - decoded].map(|nanos| nanos as f64 / 1e3)
     }
-}
-
-fn views(plan: &SamplePlan, globals: usize) -> impl Iterator<Item = &ViewPlan> {
-    plan.global[..globals].iter().chain(plan.local.iter().flatten().map(|local| &local.whole))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -220,10 +198,10 @@ fn errors(photos: &[Vec<u8>], size: u32) {
                     let left = (i * 7919 + 13) % (whole.width - side + 1);
                     let top = (i * 104_729 + 7) % (whole.height - side + 1);
                     let crop = Rect { left, top, width: side, height: side };
-                    let plan = ViewPlan { size, crop, ops: Vec::new(), flip: false };
+                    let plan = ViewPlan { size, crop, ..ViewPlan::default() };
                     let mut outs = [(); 2].map(|()| vec![0; (size * size * 3) as usize]);
-                    renderer.global(whole, &plan, &mut outs[0]);
-                    renderer.global(Frame { image, part: *part }, &plan, &mut outs[1]);
+                    renderer.view(whole, &plan, &mut outs[0]);
+                    renderer.view(Frame { image, part: *part }, &plan, &mut outs[1]);
                     let (mean, largest) = distance(&outs[0], &outs[1]);
                     worst = worst.max(largest);
                     (sum, worst_mean, count) = (sum + mean, worst_mean.max(mean), count + 1);
@@ -253,14 +231,14 @@ fn drawn(photos: &[Vec<u8>], size: u32) {
         let mut seen = [(0.0, 0.0f64, 0, 0); 5];
         for sample in 0..10 {
             let plan = recipe.draw(header.width, header.height, 1, 0, sample);
-            let part = needed(views(&plan, 2), u32::MAX).expect("there are views");
+            let part = needed(&plan.views, u32::MAX).expect("there are views");
             let part = decoder
                 .decode_part(file, &header, part, &mut image)
                 .expect("the files of a benchmark decode");
-            for view in views(&plan, 2) {
+            for view in &plan.views {
                 let mut outs = [(); 2].map(|()| vec![0; (view.size * view.size * 3) as usize]);
-                renderer.global(&all, view, &mut outs[0]);
-                renderer.global(Frame { image: &image, part }, view, &mut outs[1]);
+                renderer.view(&all, view, &mut outs[0]);
+                renderer.view(Frame { image: &image, part }, view, &mut outs[1]);
                 let (mean, worst) = distance(&outs[0], &outs[1]);
                 let (sum, worst_mean, largest, count) = &mut seen[part.reduction as usize];
                 *sum += mean;

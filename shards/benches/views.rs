@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use detco_shards::decode::{Decoder, Image};
-use detco_shards::views::{Op, Recipe, Rect, Renderer, SamplePlan, ViewPlan};
+use detco_shards::views::{Op, Recipe, Rect, Renderer, SamplePlan, Step, ViewPlan};
 
 fn main() {
     let measured = std::env::args().any(|argument| argument == "--bench");
@@ -23,13 +23,13 @@ fn main() {
     let recipe = Recipe::detco();
     let bare = {
         let mut bare = recipe.clone();
-        bare.global.photometric.order.clear();
+        bare.groups[0].steps = vec![Step::Flip { p: 0.5 }].into();
         bare
     };
     let plain = std::env::args().any(|argument| argument == "--plain");
     let mut renderer = if plain { Renderer::plain() } else { Renderer::new() };
     let (mut decoder, mut image) = (Decoder::new(), Image::new());
-    let mut out = vec![0; recipe.global_bytes().max(recipe.local_bytes())];
+    let mut out = vec![0; recipe.bytes()];
 
     let names = ["decode", "4 resizes, cut, flip", "4 views"];
     let mut least = vec![[Duration::MAX; 3]; files.len()];
@@ -84,11 +84,11 @@ fn main() {
         vec![Op::Blur(0.7)],
         vec![Op::Blur(1.7)],
     ] {
-        let plan = ViewPlan { size: 224, crop, ops, flip: false };
+        let plan = ViewPlan { size: 224, crop, ops, ..ViewPlan::default() };
         let mut least = f64::INFINITY;
         for _ in 0..rounds * 20 {
             let start = Instant::now();
-            renderer.global(black_box(&image), &plan, &mut out[..recipe.global_bytes()]);
+            renderer.view(black_box(&image), &plan, &mut out[..plan.bytes()]);
             least = least.min(start.elapsed().as_secs_f64() * 1e6);
         }
         match plan.ops.first() {
@@ -125,11 +125,8 @@ fn large(file: &[u8], recipe: &Recipe, renderer: &mut Renderer, out: &mut [u8]) 
 }
 
 fn render(renderer: &mut Renderer, image: &Image, plan: &SamplePlan, out: &mut [u8]) {
-    for view in &plan.global {
-        renderer.global(image, view, &mut out[..(view.size * view.size * 3) as usize]);
-    }
-    for view in plan.local.iter().flatten() {
-        renderer.local(image, view, &mut out[..(9 * view.patch * view.patch * 3) as usize]);
+    for view in &plan.views {
+        renderer.view(image, view, &mut out[..view.bytes()]);
     }
     black_box(out);
 }

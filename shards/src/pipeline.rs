@@ -36,12 +36,15 @@ use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
 use crate::slab::{Layout, NoMemory, Slab, Slot};
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
-use crate::stream::ShardSet;
 use crate::stream::remote::Held;
+use crate::stream::{Sample, ShardSet};
 use crate::trace::{Recorder, Trace};
-use crate::views::{
-    Crop, GlobalRecipe, Photometric, Recipe, Rect, Renderer, SamplePlan, ViewPlan, needed,
-};
+use crate::views::{Note, Recipe, Renderer, SamplePlan};
+
+mod views;
+
+pub use views::Views;
+pub(crate) use views::touch;
 
 /// Samples handed out ahead of the workers, which is also how far read-ahead looks: some 25 MB of
 /// ImageNet, so the disk works while the workers do, and a slow sample never empties the channel.
@@ -61,89 +64,13 @@ pub enum OnBadSample {
     Skip,
 }
 
-/// What to render of each sample.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Views {
-    /// DetCo's views: two global crops, and two patch sets if the recipe has local views.
-    Train(Recipe),
-    /// Evaluation: the centred square of `share` of the short edge, resized to `size` pixels.
-    Center {
-        /// Edge of the result in pixels.
-        size: u32,
-        /// Share of the short edge, above 0, at most 1 (224/256 is the usual one).
-        share: f32,
-    },
-    /// Supervised training: the query's global view alone. [`Views::supervised`] makes the usual one.
-    Query(Recipe),
-    /// No view: the image is decoded and dropped. A batch holds no pixels.
-    Decode,
-    /// No view and no picture: the image's bytes are read. A batch holds no pixels.
-    Read,
-}
-
-impl Views {
-    /// Supervised training as torchvision's references do it: a random resized crop of 8 % to 100 %
-    /// of the image, resized to `size` pixels, and a random flip.
-    pub fn supervised(size: u32) -> Views {
-        let photometric = Photometric { order: Vec::new(), ..Photometric::default() };
-        let crop = Crop::default();
-        let global = GlobalRecipe { size, crop, photometric, ..GlobalRecipe::default() };
-        Views::Query(Recipe { global, local: None })
-    }
-
-    /// Draws what is to be rendered of an image of this width and height: all of a plan, or for one
-    /// global view its first. Run seed, epoch and sample are the address of what is drawn.
-    pub(crate) fn draw(&self, image: [u32; 2], at: (u64, u32, u64), into: &mut SamplePlan) {
-        match self {
-            Views::Train(recipe) | Views::Query(recipe) => recipe.draw_into(image, at, into),
-            Views::Center { size, share } => into.global[0] = center(image, *size, *share),
-            Views::Decode | Views::Read => {}
-        }
-    }
-
-    /// The part of an image that this plan's views look at, at up to this reduction; all of it where
-    /// there are no views.
-    pub(crate) fn part(
-        &self,
-        plan: &SamplePlan,
-        [width, height]: [u32; 2],
-        reduction: u32,
-    ) -> Part {
-        let Layout { globals, locals, .. } = self.layout(1);
-        let locals = plan.local.iter().flatten().take(locals).map(|local| &local.whole);
-        let views = plan.global[..globals].iter().chain(locals);
-        needed(views, reduction).unwrap_or(Part::whole(width, height))
-    }
-
-    pub(crate) fn layout(&self, n: usize) -> Layout {
-        match self {
-            Views::Train(recipe) => Layout {
-                n,
-                global_bytes: recipe.global_bytes(),
-                globals: 2,
-                local_bytes: if recipe.local.is_some() { recipe.local_bytes() } else { 0 },
-                locals: if recipe.local.is_some() { 2 } else { 0 },
-            },
-            Views::Center { size, .. } => {
-                let global_bytes = *size as usize * *size as usize * 3;
-                Layout { n, global_bytes, globals: 1, local_bytes: 0, locals: 0 }
-            }
-            Views::Query(recipe) => {
-                let global_bytes = recipe.global_bytes();
-                Layout { n, global_bytes, globals: 1, local_bytes: 0, locals: 0 }
-            }
-            Views::Decode | Views::Read => {
-                Layout { n, global_bytes: 0, globals: 0, local_bytes: 0, locals: 0 }
-            }
-        }
-    }
-}
-
 /// How a loader reads.
 #[derive(Clone, Debug)]
 pub struct LoaderOptions {
     /// What to render.
     pub views: Views,
+    /// Whether each sample's class is read with it, for [`Filled::labels`].
+    pub labels: bool,
     /// Seed of the views.
     pub seed: u64,
     /// Which samples, in which order, in which batches.
@@ -179,7 +106,8 @@ impl LoaderOptions {
     /// Training: shuffled order, from the start, one rank, bad samples end the run.
     pub fn train(recipe: Recipe, order: Order, seed: u64, epochs: u32) -> LoaderOptions {
         LoaderOptions {
-            views: Views::Train(recipe),
+            views: Views::Recipe(recipe),
+            labels: false,
             seed,
             order,
             start: Cursor::default(),
@@ -196,12 +124,12 @@ impl LoaderOptions {
         }
     }
 
-    /// Evaluation: every sample once, in the order of the shards, none decoded at less than its
-    /// size, so that figures do not depend on the decoder.
-    pub fn evaluate(size: u32, share: f32, order: Order) -> LoaderOptions {
-        let views = Views::Center { size, share };
-        let train = LoaderOptions::train(Recipe::default(), order, 0, 1);
-        LoaderOptions { views, reduce: false, ..train }
+    /// Evaluation: every sample once with its class, in the order of the shards, none decoded at less
+    /// than its size, so that figures do not depend on the decoder. [`Recipe::center`] and
+    /// [`Recipe::squash`] are usual views.
+    pub fn evaluate(recipe: Recipe, order: Order) -> LoaderOptions {
+        let train = LoaderOptions::train(recipe, order, 0, 1);
+        LoaderOptions { labels: true, reduce: false, ..train }
     }
 }
 
@@ -401,7 +329,7 @@ pub struct Filled {
     pub samples: Vec<u64>,
     /// Samples that could not be used, in slot order.
     pub bad: Vec<BadSample>,
-    /// As [`Loader::classes`] gives them, read with the samples; empty where no views are evaluation's.
+    /// Read with the samples; empty where they were not asked for.
     classes: Vec<Class>,
     slab: Option<Slab>,
     free: Sender<Slab>,
@@ -441,15 +369,43 @@ impl Filled {
         self.samples.is_empty()
     }
 
-    /// Global view 0 (query) or 1 (key), `[n, h, w, 3]`; evaluation has view 0 only.
-    pub fn global(&self, view: usize) -> &[u8] {
-        self.slab.as_ref().map_or(&[], |slab| slab.global(view, self.samples.len()))
+    /// What it holds of each group of views; none in an empty batch.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.slab.as_ref().map(Slab::layout)
     }
 
-    /// Patch set 0 (query) or 1 (key), `[n, 9, p, p, 3]`.
-    pub fn local(&self, view: usize) -> &[u8] {
-        self.slab.as_ref().map_or(&[], |slab| slab.local(view, self.samples.len()))
+    /// View `view` of a group, of all samples: `[n, h, w, 3]` or `[n, patches, p, p, 3]` bytes.
+    ///
+    /// # Panics
+    /// Where the recipe has no such view.
+    pub fn view(&self, group: &str, view: usize) -> &[u8] {
+        let of = |slab: &Slab| slab.layout().expect(group, view);
+        self.slab.as_ref().map_or(&[], |slab| slab.view(of(slab), self.samples.len()))
     }
+
+    /// What was drawn for view `view` of a group, of the sample in this slot.
+    ///
+    /// # Panics
+    /// Where the recipe has no such view, or the batch no such slot.
+    pub fn note(&self, group: &str, view: usize, slot: usize) -> Note {
+        assert!(slot < self.samples.len(), "slot {slot} of {}", self.samples.len());
+        let slab = self.slab.as_ref().expect("a batch with samples has a slab");
+        slab.note(slab.layout().expect(group, view), slot)
+    }
+
+    /// The class of each sample, in slot order; `None` where the shard has none. Empty unless
+    /// [`LoaderOptions::labels`] asked for them: they are read with the samples.
+    ///
+    /// # Errors
+    /// A class that is no number: see [`ShardSet::class`].
+    pub fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
+        labels(&self.classes)
+    }
+}
+
+pub(crate) fn labels(classes: &[Class]) -> Result<Vec<Option<u32>>, ShardError> {
+    let shared = |error: &Arc<ShardError>| ShardError::Shared(Arc::clone(error));
+    classes.iter().map(|class| class.as_ref().copied().map_err(shared)).collect()
 }
 
 impl Drop for Filled {
@@ -464,7 +420,7 @@ impl Drop for Filled {
 }
 
 /// A sample's class, or why it has none that can be read.
-type Class = Result<Option<u32>, Arc<ShardError>>;
+pub(crate) type Class = Result<Option<u32>, Arc<ShardError>>;
 
 /// One batch in work: what all its slots share.
 #[derive(Debug)]
@@ -477,7 +433,7 @@ pub(crate) struct Work {
     pub(crate) samples: Vec<u64>,
     /// Taken for bad samples only.
     faults: Mutex<Vec<Fault>>,
-    /// By slot, where evaluation reads them: a remote shard may be gone when its batch has come.
+    /// By slot, where they are asked for: a remote shard may be gone when its batch has come.
     classes: Mutex<Vec<Class>>,
 }
 
@@ -553,6 +509,11 @@ impl Work {
 
     fn classes(&self) -> MutexGuard<'_, Vec<Class>> {
         self.classes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the class of the sample in a slot.
+    pub(crate) fn label(&self, index: usize, sample: &Sample<'_>) {
+        self.classes()[index] = sample.class().map_err(Arc::new);
     }
 
     fn note(&self, fault: Fault) {
@@ -674,7 +635,7 @@ impl Loader {
         let mut pool = Pool::new();
         let (free, free_slabs) = bounded(slabs);
         for _ in 0..slabs {
-            let sent = free.send(slab(layout)?);
+            let sent = free.send(slab(layout.clone())?);
             assert!(sent.is_ok(), "the receiver lives in this function");
         }
         let (task_sender, tasks) = bounded::<Task<Slot>>(TASKS_MAX);
@@ -737,21 +698,6 @@ impl Loader {
     /// How many slabs circulate, and the bytes of one.
     pub fn slabs(&self) -> (usize, usize) {
         (self.slabs, self.slab_bytes)
-    }
-
-    /// The class of each sample of a batch, in slot order; `None` where the shard has none. Of
-    /// evaluation's views ([`Views::Center`]) they were read with the samples, and no shard is needed
-    /// any more.
-    ///
-    /// # Errors
-    ///
-    /// A class that is no number, or a shard that changed: see [`ShardSet::class`].
-    pub fn classes(&self, batch: &Filled) -> Result<Vec<Option<u32>>, ShardError> {
-        if batch.classes.is_empty() {
-            return batch.samples.iter().map(|id| self.set.class(*id)).collect();
-        }
-        let shared = |error: &Arc<ShardError>| ShardError::Shared(Arc::clone(error));
-        batch.classes.iter().map(|class| class.as_ref().copied().map_err(shared)).collect()
     }
 }
 
@@ -1002,11 +948,8 @@ impl<R: Room, F> Dispatcher<R, F> {
             let samples: Vec<u64> =
                 slots.clone().map(|slot| epoch.sample(cursor.step, slot)).collect();
             let faults = Mutex::new(Vec::new());
-            let classes = match self.options.views {
-                Views::Center { .. } => vec![Ok(None); samples.len()],
-                _ => Vec::new(),
-            };
-            let classes = Mutex::new(classes);
+            let classes = if self.options.labels { samples.len() } else { 0 };
+            let classes = Mutex::new(vec![Ok(None); classes]);
             let work = Work { cursor, number, first_slot: slots.start, samples, faults, classes };
             if !self.dispatch(Arc::new(work)) {
                 return;
@@ -1114,8 +1057,6 @@ struct Worker<'a> {
     renderer: Renderer,
     plan: SamplePlan,
     image: Image,
-    /// Of the last sample, for evaluation.
-    class: Option<Class>,
     ended: &'a AtomicBool,
 }
 
@@ -1129,20 +1070,7 @@ impl<'a> Worker<'a> {
     ) -> Worker<'a> {
         let (decoder, renderer) = (Decoder::new(), Renderer::new());
         let (since, plan, image) = (Mark::now(), SamplePlan::default(), Image::new());
-        let class = None;
-        Worker {
-            set,
-            options,
-            stats,
-            recorder,
-            since,
-            decoder,
-            renderer,
-            plan,
-            image,
-            class,
-            ended,
-        }
+        Worker { set, options, stats, recorder, since, decoder, renderer, plan, image, ended }
     }
 
     fn run(&mut self, tasks: &Receiver<Task<Slot>>, finish: &Sender<Finished<Slab>>) {
@@ -1154,13 +1082,10 @@ impl<'a> Worker<'a> {
             self.stats.get().waited(self.since.wall - start, found);
             let (set, options) = (self.set, self.options);
             work.settle(index, set, options, |id| {
-                let made = self.sample(id, work.cursor, &mut slot);
+                let made = self.sample(id, &work, &mut slot);
                 held = None; // its shard may go, before a substitute's is waited for
                 made
             });
-            if let Some(class) = self.class.take() {
-                work.classes()[index] = class;
-            }
             let Some(slab) = slot.done() else { continue };
             let (start, found, number) = (self.since.wall, finish.len(), work.number);
             self.hold(Stage::Put);
@@ -1195,8 +1120,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn sample(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
-        let caught = catch_unwind(AssertUnwindSafe(|| self.render(id, cursor, slot)));
+    fn sample(&mut self, id: u64, work: &Work, slot: &mut Slot) -> Result<(), SampleError> {
+        let caught = catch_unwind(AssertUnwindSafe(|| self.render(id, work, slot)));
         caught.unwrap_or_else(|panic| {
             // What the panic left half-done is thrown away.
             (self.decoder, self.renderer) = (Decoder::new(), Renderer::new());
@@ -1205,14 +1130,14 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn render(&mut self, id: u64, cursor: Cursor, slot: &mut Slot) -> Result<(), SampleError> {
+    fn render(&mut self, id: u64, work: &Work, slot: &mut Slot) -> Result<(), SampleError> {
         let sample = self.set.sample_until(id, &|| self.ended.load(Ordering::Relaxed))?;
         touch(sample.jpeg(), &self.options.views);
         self.hold(Stage::Read);
         self.lap(Stage::Read, id);
         let mut part = None;
         if !matches!(self.options.views, Views::Read) {
-            let decoded = self.decode(id, cursor, sample.jpeg());
+            let decoded = self.decode(id, work.cursor, sample.jpeg());
             self.hold(Stage::Decode);
             self.lap(Stage::Decode, id);
             match decoded {
@@ -1230,8 +1155,8 @@ impl<'a> Worker<'a> {
             self.hold(Stage::Views);
             self.lap(Stage::Views, id);
         }
-        if matches!(self.options.views, Views::Center { .. }) {
-            self.class = Some(sample.class().map_err(Arc::new));
+        if self.options.labels {
+            work.label(slot.index(), &sample);
         }
         self.stats.sample(sample.jpeg().len());
         Ok(())
@@ -1243,39 +1168,16 @@ impl<'a> Worker<'a> {
         let (options, image) = (self.options, [header.width, header.height]);
         options.views.draw(image, (options.seed, cursor.epoch, id), &mut self.plan);
         let reduction = if options.reduce { u32::MAX } else { 1 };
-        let wanted = options.views.part(&self.plan, image, reduction);
+        let wanted = Views::part(&self.plan, image, reduction);
         self.decoder.decode_part(jpeg, &header, wanted, &mut self.image)
     }
 
     /// Renders the views of the decoded part.
     fn views(&mut self, part: Part, slot: &mut Slot) {
-        let (frame, plan) = (Frame { image: &self.image, part }, &self.plan);
-        let layout = self.options.views.layout(1);
-        for (view, plan) in plan.global[..layout.globals].iter().enumerate() {
-            self.renderer.global(frame, plan, slot.global(view));
-        }
-        for (view, plan) in plan.local.iter().flatten().take(layout.locals).enumerate() {
-            self.renderer.local(frame, plan, slot.local(view));
+        let frame = Frame { image: &self.image, part };
+        for (number, plan) in self.plan.views.iter().enumerate() {
+            self.renderer.view(frame, plan, slot.view(number));
+            slot.note(number, &Note::of(plan));
         }
     }
-}
-
-/// Brings an image's bytes in, so that waiting for the disk is told apart from decoding: a byte of
-/// each page, or, where nothing but reading is asked for, all of them.
-pub(crate) fn touch(jpeg: &[u8], views: &Views) {
-    let page = limits::page_size();
-    let sum = match views {
-        Views::Read => jpeg.iter().fold(0, |sum, byte| sum ^ byte),
-        _ => jpeg.iter().step_by(page).chain(jpeg.last()).fold(0, |sum, byte| sum ^ byte),
-    };
-    std::hint::black_box(sum);
-}
-
-/// The centred square of `share` of the short edge.
-fn center([width, height]: [u32; 2], size: u32, share: f32) -> ViewPlan {
-    let short = width.min(height);
-    let side = ((short as f32 * share).round() as u32).clamp(1, short.max(1));
-    let (left, top) = ((width - side) / 2, (height - side) / 2);
-    let crop = Rect { left, top, width: side, height: side };
-    ViewPlan { size, crop, ops: Vec::new(), flip: false }
 }

@@ -1,9 +1,9 @@
-//! Recycled host buffers that hold a batch of pixels, written by many workers at once.
+//! Recycled host buffers that hold a batch of views, written by many workers at once.
 //!
-//! A [`Slab`] is one allocation with a section for each view, laid out as the trainer reads it:
-//! `[n, h, w, 3]` u8 for a global crop, `[n, 9, p, p, 3]` for a patch set. Slabs circulate between
-//! pipeline and trainer; none is allocated after warm-up (wall 7). For a GPU they are page-locked, so
-//! that it copies from them by itself.
+//! A [`Slab`] is one allocation with a section for each group of views, laid out as the trainer reads
+//! it: for each view of the group `[n, h, w, 3]` bytes, or `[n, patches, p, p, 3]`. Behind them stand
+//! the views' notes. Slabs circulate between pipeline and trainer; none is allocated after warm-up
+//! (wall 7). For a GPU they are page-locked, so that it copies from them by itself.
 
 #![expect(unsafe_code, reason = "workers write disjoint slots of one allocation")]
 
@@ -19,55 +19,132 @@ use thiserror::Error;
 use crate::cuda::{CudaError, Device, Registered};
 #[cfg(feature = "cuda")]
 use crate::limits::page_size;
+use crate::views::Note;
 
-/// Sizes of a slab's sections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a batch holds of one group of views.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// The group's name.
+    pub name: String,
+    /// Views of a sample.
+    pub views: usize,
+    /// One view of one sample, in bytes: `[h, w, 3]` or `[patches, p, p, 3]`.
+    pub shape: Vec<usize>,
+}
+
+impl Section {
+    /// A group of so many views of this shape.
+    pub fn new(name: &str, views: usize, shape: Vec<usize>) -> Section {
+        Section { name: name.to_owned(), views, shape }
+    }
+
+    /// Bytes of one view of one sample.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What a batch holds, and where. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Samples.
-    pub n: usize,
-    /// Bytes of one global crop, `h * w * 3`.
-    pub global_bytes: usize,
-    /// Global crops of a sample: 2 for training, 1 for evaluation.
-    pub globals: usize,
-    /// Bytes of one patch set, `9 * p * p * 3`.
-    pub local_bytes: usize,
-    /// Patch sets of a sample: 2, or 0 without local views.
-    pub locals: usize,
+    n: usize,
+    sections: Arc<[Section]>,
+    /// Of each view of all sections, in order: where it begins, and the bytes of a sample's.
+    views: Arc<[(usize, usize)]>,
+    /// Bytes of all views.
+    pixels: usize,
 }
 
 impl Layout {
-    /// Bytes of the whole slab.
+    /// Of batches of up to `n` samples with these sections.
+    pub fn new(n: usize, sections: Vec<Section>) -> Layout {
+        let (mut views, mut pixels) = (Vec::new(), 0);
+        for section in &sections {
+            for _ in 0..section.views {
+                views.push((pixels, section.bytes()));
+                // Where that is too much, there is no memory for a slab either.
+                pixels = n.saturating_mul(section.bytes()).saturating_add(pixels);
+            }
+        }
+        Layout { n, sections: sections.into(), views: views.into(), pixels }
+    }
+
+    /// Samples that there is room for.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The groups of views.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Views of a sample, of all sections.
+    pub fn views(&self) -> usize {
+        self.views.len()
+    }
+
+    /// Bytes of each view of one sample, in order.
+    pub fn view_bytes(&self) -> impl Iterator<Item = usize> {
+        self.views.iter().map(|(_, bytes)| *bytes)
+    }
+
+    /// The number, among all views, of a section's view `view`; none where there is no such.
+    pub fn number(&self, name: &str, view: usize) -> Option<usize> {
+        let mut first = 0;
+        for section in &*self.sections {
+            if section.name == name {
+                return (view < section.views).then_some(first + view);
+            }
+            first += section.views;
+        }
+        None
+    }
+
+    /// [`Layout::number`] of a view that must be there.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub(crate) fn expect(&self, name: &str, view: usize) -> usize {
+        let number = self.number(name, view);
+        number.unwrap_or_else(|| panic!("no view {view} of {name:?} in {:?}", self.sections))
+    }
+
+    /// Bytes of all views of all samples.
+    pub fn pixels(&self) -> usize {
+        self.pixels
+    }
+
+    /// Bytes of the whole slab: views, and notes.
     pub fn bytes(&self) -> usize {
-        self.n * (self.globals * self.global_bytes + self.locals * self.local_bytes)
+        self.n.saturating_mul(self.views() * Note::BYTES).saturating_add(self.pixels)
     }
 
     /// [`Layout::bytes`] in a number that any layout fits.
     fn bytes_wide(&self) -> u128 {
-        let [n, globals, global, locals, local] =
-            [self.n, self.globals, self.global_bytes, self.locals, self.local_bytes]
-                .map(|number| number as u128);
-        n.saturating_mul(
-            globals.saturating_mul(global).saturating_add(locals.saturating_mul(local)),
-        )
+        let sample = |one: &Section| {
+            let bytes = one.shape.iter().map(|length| *length as u128);
+            one.views as u128 * (bytes.product::<u128>() + Note::BYTES as u128)
+        };
+        let sample = self.sections.iter().map(sample).sum::<u128>();
+        (self.n as u128).saturating_mul(sample)
     }
 
-    /// The section of global view `view`.
-    fn global(&self, view: usize) -> Range<usize> {
-        assert!(view < self.globals, "global view {view} of {}", self.globals);
-        let bytes = self.n * self.global_bytes;
-        view * bytes..(view + 1) * bytes
+    /// The section of a view, and the bytes of a sample's.
+    fn view(&self, number: usize) -> (Range<usize>, usize) {
+        let (start, bytes) = self.views[number];
+        (start..start + self.n * bytes, bytes)
     }
 
-    /// The section of patch set `view`.
-    fn local(&self, view: usize) -> Range<usize> {
-        assert!(view < self.locals, "patch set {view} of {}", self.locals);
-        let start = self.globals * self.n * self.global_bytes;
-        let bytes = self.n * self.local_bytes;
-        start + view * bytes..start + (view + 1) * bytes
+    /// The section of the notes of a view, and the bytes of a sample's.
+    fn note(&self, number: usize) -> (Range<usize>, usize) {
+        assert!(number < self.views(), "the note of view {number} of {}", self.views());
+        let start = self.pixels + number * self.n * Note::BYTES;
+        (start..start + self.n * Note::BYTES, Note::BYTES)
     }
 }
 
-/// One batch of pixels.
+/// One batch of views.
 #[derive(Debug)]
 pub struct Slab {
     // Before the bytes: pages are unlocked before they are freed.
@@ -127,8 +204,8 @@ impl Slab {
     /// When that much cannot be locked, or the driver fails.
     #[cfg(feature = "cuda")]
     pub fn locked(layout: Layout, device: &Arc<Device>) -> Result<Slab, CudaError> {
-        let mut slab = Slab::on_pages(layout)?;
         let len = layout.bytes().next_multiple_of(page_size());
+        let mut slab = Slab::on_pages(layout)?;
         let pointer = slab.bytes[slab.start..][..len].as_mut_ptr();
         // SAFETY: whole pages of `bytes`, which is neither moved nor freed before `_locked` is.
         slab._locked = Some(unsafe { Registered::new(device, pointer, len) }?);
@@ -146,19 +223,21 @@ impl Slab {
         Ok(Slab { _locked: None, bytes, start, layout })
     }
 
-    /// What the sections hold.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    /// What it holds.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    /// Global view `view` of the first `n` samples: `[n, h, w, 3]`.
-    pub fn global(&self, view: usize, n: usize) -> &[u8] {
-        &self.bytes[self.start..][self.layout.global(view)][..n * self.layout.global_bytes]
+    /// View `number`, among all views, of the first `n` samples: `[n, ...]` of its shape.
+    pub fn view(&self, number: usize, n: usize) -> &[u8] {
+        let (section, bytes) = self.layout.view(number);
+        &self.bytes[self.start..][section][..n * bytes]
     }
 
-    /// Patch set `view` of the first `n` samples: `[n, 9, p, p, 3]`.
-    pub fn local(&self, view: usize, n: usize) -> &[u8] {
-        &self.bytes[self.start..][self.layout.local(view)][..n * self.layout.local_bytes]
+    /// What was drawn for a view of a sample.
+    pub fn note(&self, number: usize, slot: usize) -> Note {
+        let (section, bytes) = self.layout.note(number);
+        Note::read(&self.bytes[self.start..][section][slot * bytes..][..bytes])
     }
 }
 
@@ -193,16 +272,16 @@ impl Slot {
         self.index
     }
 
-    /// Where global view `view` of this sample goes: `[h, w, 3]`.
-    pub fn global(&mut self, view: usize) -> &mut [u8] {
-        let layout = self.layout();
-        self.part(layout.global(view), layout.global_bytes)
+    /// Where view `number`, among all views, of this sample goes.
+    pub fn view(&mut self, number: usize) -> &mut [u8] {
+        let (section, bytes) = self.layout().view(number);
+        self.part(section, bytes)
     }
 
-    /// Where patch set `view` of this sample goes: `[9, p, p, 3]`.
-    pub fn local(&mut self, view: usize) -> &mut [u8] {
-        let layout = self.layout();
-        self.part(layout.local(view), layout.local_bytes)
+    /// Leaves the note of a view.
+    pub fn note(&mut self, number: usize, note: &Note) {
+        let (section, bytes) = self.layout().note(number);
+        note.write(self.part(section, bytes));
     }
 
     /// Ends the writing. The last slot to be done gets the slab back: exactly one does, since
@@ -211,10 +290,11 @@ impl Slot {
         Arc::into_inner(self.shared).map(|shared| shared.0.into_inner())
     }
 
-    fn layout(&self) -> Layout {
+    fn layout(&self) -> &Layout {
         // SAFETY: the pointer comes from a live UnsafeCell; `layout` is never written after
-        // `Slab::new`, so reading it beside the slots' writes (which touch `bytes` only) is sound.
-        unsafe { (*self.shared.0.get()).layout }
+        // `Slab::new`, so a reference to it beside the slots' writes (which touch what `bytes` points
+        // at only) is sound; it lives no longer than this slot, and so than the slab.
+        unsafe { &(*self.shared.0.get()).layout }
     }
 
     fn part(&mut self, section: Range<usize>, bytes: usize) -> &mut [u8] {
@@ -239,23 +319,27 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::Rect;
 
-    const LAYOUT: Layout =
-        Layout { n: 64, global_bytes: 12, globals: 2, local_bytes: 27, locals: 2 };
+    fn layout() -> Layout {
+        let sections = [("crops", vec![2, 2, 3]), ("patches", vec![9, 1, 1, 3])];
+        let section = |(name, shape)| Section::new(name, 2, shape);
+        Layout::new(64, sections.map(section).into())
+    }
 
     #[test]
     fn many_threads_fill_one_slab() {
-        fill(Slab::new(LAYOUT).unwrap());
+        fill(Slab::new(layout()).unwrap());
     }
 
     #[cfg(feature = "cuda")]
     #[test]
     fn a_slab_on_pages_of_its_own_is_filled_as_any() {
-        let slab = Slab::on_pages(LAYOUT).unwrap();
-        let first = slab.global(0, 64).as_ptr().addr();
+        let slab = Slab::on_pages(layout()).unwrap();
+        let first = slab.view(0, 64).as_ptr().addr();
         assert!(first.is_multiple_of(page_size()));
         let end = slab.bytes.as_ptr().addr() + slab.bytes.len();
-        assert!(first + LAYOUT.bytes().next_multiple_of(page_size()) <= end);
+        assert!(first + layout().bytes().next_multiple_of(page_size()) <= end);
         fill(slab);
     }
 
@@ -266,7 +350,7 @@ mod tests {
 
         match Device::open(0) {
             Ok(device) => {
-                fill(Slab::locked(LAYOUT, &device).unwrap());
+                fill(Slab::locked(layout(), &device).unwrap());
                 println!("locked for {}", device.name());
                 hold_nothing_against();
             }
@@ -288,8 +372,11 @@ mod tests {
                             let Some(mut slot) = slots.lock().unwrap().pop() else { break };
                             let value = slot.index() as u8;
                             for view in 0..2 {
-                                slot.global(view).fill(value + view as u8);
-                                slot.local(view).fill(value + 100 + view as u8);
+                                slot.view(view).fill(value + view as u8);
+                                slot.view(2 + view).fill(value + 100 + view as u8);
+                            }
+                            for view in 0..4 {
+                                slot.note(view, &note(slot.index(), view));
                             }
                             if let Some(slab) = slot.done() {
                                 assert!(last.lock().unwrap().replace(slab).is_none());
@@ -299,36 +386,55 @@ mod tests {
                 }
             });
             slab = last.into_inner().unwrap().expect("one slot was last");
-            for (i, crop) in slab.global(1, 64).chunks(12).enumerate() {
+            for (i, crop) in slab.view(1, 64).chunks(12).enumerate() {
                 assert!(crop.iter().all(|byte| *byte == i as u8 + 1));
             }
-            for (i, set) in slab.local(0, 64).chunks(27).enumerate() {
+            for (i, set) in slab.view(2, 64).chunks(27).enumerate() {
                 assert!(set.iter().all(|byte| *byte == i as u8 + 100));
             }
+            for (slot, view) in (0..64).flat_map(|slot| (0..4).map(move |view| (slot, view))) {
+                assert_eq!(slab.note(view, slot), note(slot, view));
+            }
+        }
+    }
+
+    fn note(slot: usize, view: usize) -> Note {
+        let [slot, view] = [slot, view].map(|number| number as u32);
+        Note {
+            picture: [slot, view],
+            crop: Rect { left: slot + 1, top: view + 2, width: slot + 3, height: view + 4 },
+            flip: slot % 2 == 0,
+            rotation: (slot % 4) as u8,
+            permutation: (view > 1).then_some(slot),
         }
     }
 
     #[test]
     fn a_slab_that_does_not_fit_is_an_error() {
-        let views = Layout { n: 1 << 20, global_bytes: 3 << 24, ..LAYOUT };
+        let of = |n, side| Layout::new(n, vec![Section::new("crops", 2, vec![side, side, 3])]);
         for n in [1 << 20, usize::MAX] {
-            let error = Slab::new(Layout { n, ..views }).unwrap_err();
+            let error = Slab::new(of(n, 4096)).unwrap_err();
             assert!(error.bytes >= (1 << 20) * 2 * (3 << 24), "{error}");
         }
-        assert_eq!(Slab::new(Layout { n: 0, ..LAYOUT }).unwrap().bytes.len(), 0);
+        assert_eq!(Slab::new(of(0, 4096)).unwrap().bytes.len(), 0);
     }
 
     #[test]
     fn sections_tile_the_slab() {
-        let parts = [LAYOUT.global(0), LAYOUT.global(1), LAYOUT.local(0), LAYOUT.local(1)];
+        let layout = layout();
+        let views = (0..4).map(|number| layout.view(number).0);
+        let notes = (0..4).map(|number| layout.note(number).0);
+        let parts: Vec<_> = views.chain(notes).collect();
         assert_eq!(parts[0].start, 0);
         assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
-        assert_eq!(parts[3].end, LAYOUT.bytes());
+        assert_eq!((parts[3].end, parts[7].end), (layout.pixels(), layout.bytes()));
+        assert_eq!(layout.number("patches", 1), Some(3));
+        assert_eq!((layout.number("patches", 2), layout.number("image", 0)), (None, None));
     }
 
     #[test]
     fn a_slab_in_work_is_not_given_out() {
-        let mut slots = Slab::new(LAYOUT).unwrap().into_slots(2);
+        let mut slots = Slab::new(layout()).unwrap().into_slots(2);
         assert!(slots.pop().unwrap().done().is_none());
         assert!(slots.pop().unwrap().done().is_some());
     }

@@ -120,8 +120,7 @@ fn parts(set: &ShardSet) -> Parts {
     let recipe = recipe();
     let (mut decoder, mut renderer, mut image) = (Decoder::new(), Renderer::new(), Image::new());
     let mut plan = SamplePlan::default();
-    let mut global = vec![0; recipe.global_bytes()];
-    let mut local = vec![0; recipe.local_bytes()];
+    let mut out = vec![0; recipe.bytes()];
     let mut sum = Parts { find: 0, decode: 0, draw: 0, render: 0 };
     let order = Order::shuffled(set.len(), BATCH, 7).unwrap();
     for epoch in 0..EPOCHS {
@@ -135,19 +134,15 @@ fn parts(set: &ShardSet) -> Parts {
             let header = probe(jpeg).unwrap();
             let size = [header.width, header.height];
             let draw = calls(|| recipe.draw_into(size, (7, epoch, id), &mut plan));
-            let locals = plan.local.iter().flatten().map(|local| &local.whole);
-            let wanted = needed(plan.global.iter().chain(locals), u32::MAX).unwrap();
+            let wanted = needed(&plan.views, u32::MAX).unwrap();
             let mut part = wanted;
             let decode = calls(|| {
                 part = decoder.decode_part(jpeg, &header, wanted, &mut image).unwrap();
             });
             let frame = Frame { image: &image, part };
             let render = calls(|| {
-                for view in &plan.global {
-                    renderer.global(frame, view, &mut global);
-                }
-                for view in plan.local.iter().flatten() {
-                    renderer.local(frame, view, &mut local);
+                for view in &plan.views {
+                    renderer.view(frame, view, &mut out[..view.bytes()]);
                 }
             });
             if epoch >= WARM {

@@ -15,7 +15,7 @@ use detco_shards::pipeline::{
     BadSample, Filled, Loader, LoaderOptions, OnBadSample, PipelineError, Views,
 };
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{MEAN, Recipe, STD};
+use detco_shards::views::{MEAN, Note, Recipe, STD};
 
 const SAMPLES: u32 = 200;
 
@@ -66,6 +66,7 @@ fn shards(folder: &Path) -> Arc<ShardSet> {
         for i in start..start + 50 {
             let bytes = if BAD.contains(&i) { damaged(i) } else { jpeg(i) };
             shard.append(&format!("s{i:05}.jpg"), &bytes).unwrap();
+            shard.append(&format!("s{i:05}.cls"), (i % 7).to_string().as_bytes()).unwrap();
         }
         shard.finish().unwrap().seal().unwrap();
     }
@@ -78,6 +79,7 @@ fn options(set: &ShardSet) -> LoaderOptions {
         workers: 2,
         on_bad_sample: OnBadSample::Skip,
         bad_share_max: 0.1,
+        labels: true,
         ..LoaderOptions::train(Recipe::detco().with_size(32), order, 7, 2)
     }
 }
@@ -88,36 +90,54 @@ struct Seen {
     cursor: Cursor,
     samples: Vec<u64>,
     bad: Vec<(u64, Option<u64>, String)>,
-    views: [Vec<u8>; 4],
+    views: Vec<Vec<u8>>,
+    notes: Vec<Note>,
+    labels: Vec<Option<u32>>,
 }
 
 fn bad(samples: &[BadSample]) -> Vec<(u64, Option<u64>, String)> {
     samples.iter().map(|bad| (bad.sample, bad.substitute, bad.error.to_string())).collect()
 }
 
-fn of_loader(filled: &Filled, globals: usize, locals: usize) -> Seen {
-    let global = |view| if view < globals { filled.global(view).to_vec() } else { Vec::new() };
-    let local = |view| if view < locals { filled.local(view).to_vec() } else { Vec::new() };
-    let views = [global(0), global(1), local(0), local(1)];
-    let (cursor, samples) = (filled.cursor, filled.samples.clone());
-    Seen { cursor, samples, bad: bad(&filled.bad), views }
+/// Group and number of each view.
+fn names(views: &Views) -> Vec<(String, usize)> {
+    let layout = views.layout(1);
+    let sections = layout.sections().iter();
+    sections.flat_map(|one| (0..one.views).map(|view| (one.name.clone(), view))).collect()
 }
 
-fn of_device(batch: &DeviceBatch<Host>) -> Seen {
+fn of_loader(filled: &Filled, names: &[(String, usize)]) -> Seen {
+    let views = names.iter().map(|(group, view)| filled.view(group, *view).to_vec()).collect();
+    let (cursor, samples) = (filled.cursor, filled.samples.clone());
+    let note = |group: &str, view, slot| filled.note(group, view, slot);
+    let notes = notes(names, filled.len(), note);
+    let labels = filled.labels().unwrap();
+    Seen { cursor, samples, bad: bad(&filled.bad), views, notes, labels }
+}
+
+fn of_device(batch: &DeviceBatch<Host>, names: &[(String, usize)]) -> Seen {
     let buffers = batch.buffers().expect("one rank has samples in each batch");
-    let views = [buffers.global(0), buffers.global(1), buffers.local(0), buffers.local(1)];
+    let views = names.iter().map(|(group, view)| buffers.view(group, *view).to_vec()).collect();
     let (cursor, samples) = (batch.cursor, batch.samples.clone());
-    Seen { cursor, samples, bad: bad(&batch.bad), views: views.map(<[u8]>::to_vec) }
+    let note = |group: &str, view, slot| batch.note(group, view, slot);
+    let notes = notes(names, batch.len(), note);
+    let labels = batch.labels().unwrap();
+    Seen { cursor, samples, bad: bad(&batch.bad), views, notes, labels }
+}
+
+fn notes(
+    names: &[(String, usize)],
+    n: usize,
+    note: impl Fn(&str, usize, usize) -> Note,
+) -> Vec<Note> {
+    let of = |slot| names.iter().map(move |(group, view)| (group, *view, slot));
+    (0..n).flat_map(of).map(|(group, view, slot)| note(group, view, slot)).collect()
 }
 
 fn with_loader(set: &Arc<ShardSet>, options: LoaderOptions) -> Vec<Seen> {
-    let (globals, locals) = match &options.views {
-        Views::Train(_) => (2, 2),
-        Views::Center { .. } | Views::Query(_) => (1, 0),
-        Views::Decode | Views::Read => (0, 0),
-    };
+    let names = names(&options.views);
     let loader = Loader::start(Arc::clone(set), options).unwrap();
-    loader.map(|filled| of_loader(&filled.unwrap(), globals, locals)).collect()
+    loader.map(|filled| of_loader(&filled.unwrap(), &names)).collect()
 }
 
 fn start(
@@ -148,14 +168,20 @@ fn a_consumer_that_keeps_every_batch_is_told_as_by_the_loader() {
 fn the_device_gives_what_the_loader_gives_whoever_decodes() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
+    let names = names(&options(&set).views);
     let expected = with_loader(&set, options(&set));
     assert_eq!(expected.len(), 24, "two epochs of twelve batches");
+    for seen in &expected {
+        let labels = seen.samples.iter().map(|id| set.class(*id).unwrap());
+        assert_eq!(seen.labels, labels.collect::<Vec<_>>(), "substitutes have their own");
+    }
     let replaced: usize = expected.iter().map(|seen| seen.bad.len()).sum();
     assert!((14..=16).contains(&replaced), "eight an epoch, less those in the dropped batch");
     for (share, workers, batches_ahead) in [(0.0, 1, 1), (0.5, 4, 3), (1.0, 3, 2)] {
         let loader = LoaderOptions { workers, batches_ahead, ..options(&set) };
         let mut device = start(&set, loader, Share::Fixed(share), true);
-        let found: Vec<Seen> = device.by_ref().map(|batch| of_device(&batch.unwrap())).collect();
+        let found: Vec<Seen> =
+            device.by_ref().map(|batch| of_device(&batch.unwrap(), &names)).collect();
         assert!(found == expected, "share {share}, {workers} workers");
         let counts = device.counts();
         // 4:1:1 went to the CPU, baseline and progressive to the device.
@@ -173,8 +199,10 @@ fn the_device_gives_what_the_loader_gives_whoever_decodes() {
 fn a_device_without_a_batch_decoder_decodes_one_by_one() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
+    let names = names(&options(&set).views);
     let mut device = start(&set, options(&set), Share::Fixed(1.0), false);
-    let found: Vec<Seen> = device.by_ref().map(|batch| of_device(&batch.unwrap())).collect();
+    let found: Vec<Seen> =
+        device.by_ref().map(|batch| of_device(&batch.unwrap(), &names)).collect();
     assert!(found == with_loader(&set, options(&set)));
     let counts = device.counts();
     assert_eq!((counts.batched, counts.share), (0, Some(0.0)));
@@ -184,12 +212,13 @@ fn a_device_without_a_batch_decoder_decodes_one_by_one() {
 fn a_device_that_starts_later_gives_the_same_from_there() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
+    let names = names(&options(&set).views);
     let whole = with_loader(&set, options(&set));
     for skip in [1, 11, 12, 17, 23] {
         let start_at = Cursor { epoch: skip as u32 / 12, step: skip as u64 % 12 };
         let loader = LoaderOptions { start: start_at, ..options(&set) };
         let device = start(&set, loader, Share::Fixed(0.7), true);
-        let rest: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap())).collect();
+        let rest: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap(), &names)).collect();
         assert!(rest == whole[skip..], "from {start_at:?}");
     }
 }
@@ -198,12 +227,13 @@ fn a_device_that_starts_later_gives_the_same_from_there() {
 fn two_ranks_together_give_what_one_gives() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
+    let names = names(&options(&set).views);
     let whole = with_loader(&set, options(&set));
     let ranks: Vec<Vec<Seen>> = (0..2)
         .map(|rank| {
             let loader = LoaderOptions { rank: (rank, 2), ..options(&set) };
             let device = start(&set, loader, Share::Fixed(0.5), true);
-            device.map(|batch| of_device(&batch.unwrap())).collect()
+            device.map(|batch| of_device(&batch.unwrap(), &names)).collect()
         })
         .collect();
     for (step, seen) in whole.iter().enumerate() {
@@ -221,11 +251,13 @@ fn two_ranks_together_give_what_one_gives() {
 fn other_views_are_those_of_the_loader() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
-    let center = Views::Center { size: 24, share: 0.875 };
-    for views in [center, Views::supervised(28), Views::Decode, Views::Read] {
+    let recipes = Recipe::presets().map(|name| Recipe::preset(name).unwrap().with_size(28));
+    let lists = recipes.map(Views::Recipe).chain([Views::Decode, Views::Read]);
+    for views in lists {
+        let names = names(&views);
         let loader = LoaderOptions { views: views.clone(), epochs: 1, ..options(&set) };
         let device = start(&set, loader.clone(), Share::Fixed(0.5), true);
-        let found: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap())).collect();
+        let found: Vec<Seen> = device.map(|batch| of_device(&batch.unwrap(), &names)).collect();
         assert!(found == with_loader(&set, loader), "{views:?}");
     }
 }
@@ -295,16 +327,17 @@ fn numbers(at: u64, len: usize, number: Number) -> Vec<f32> {
 fn pointers_lead_to_the_views_normalised() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path());
+    let names = names(&options(&set).views);
     for (number, most) in [(Number::F32, 0.0), (Number::Bf16, 1.0 / 256.0)] {
         let options = DeviceOptions { loader: options(&set), share: Share::Fixed(0.5) };
         let twin = Host::new(true).normalising(number);
         let mut device = DeviceLoader::start(Arc::clone(&set), twin, options).unwrap();
         let batch = device.next().unwrap().unwrap();
-        let (views, at) = (of_device(&batch).views, batch.pointers().unwrap());
-        let patch = Recipe::detco().with_size(32).local.unwrap().patch;
-        assert_eq!((at.samples, at.size, at.patch, at.number), (16, 32, patch, number));
-        let locals = at.local.unwrap();
-        for (bytes, at) in views.iter().zip(at.global.into_iter().chain(locals)) {
+        let (views, at) = (of_device(&batch, &names).views, batch.pointers().unwrap());
+        let sections = Recipe::detco().with_size(32).sections();
+        assert_eq!((at.layout.n(), at.layout.sections(), at.number), (16, &sections[..], number));
+        assert_eq!((at.view("patches", 1), at.view("crops", 2)), (Some(at.views[3]), None));
+        for (bytes, at) in views.iter().zip(at.views) {
             for (i, number) in numbers(at, bytes.len(), number).into_iter().enumerate() {
                 let exact = (f32::from(bytes[i]) / 255.0 - MEAN[i % 3]) / STD[i % 3];
                 assert!((number - exact).abs() <= exact.abs() * most, "{i}: {number} for {exact}");
@@ -322,7 +355,7 @@ fn buffers_circulate() {
     let loader = LoaderOptions { batches_ahead: 2, ..options(&set) };
     let device = start(&set, loader, Share::Fixed(0.5), true);
     let seen: std::collections::HashSet<*const u8> =
-        device.map(|batch| batch.unwrap().buffers().unwrap().global(0).as_ptr()).collect();
+        device.map(|batch| batch.unwrap().buffers().unwrap().view("crops", 0).as_ptr()).collect();
     assert_eq!(seen.len(), 3, "two ahead and the consumer's, for 24 batches");
 }
 

@@ -22,7 +22,7 @@ use detco_shards::format::writer::ShardWriter;
 use detco_shards::order::Order;
 use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, Views};
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{LocalRecipe, MEAN, Recipe, STD};
+use detco_shards::views::{MEAN, Recipe, STD};
 use detco_twin::driver;
 
 #[path = "support/images.rs"]
@@ -226,8 +226,10 @@ fn compare(
 /// wait for it is too early.
 fn small() -> Recipe {
     let mut recipe = Recipe::detco();
-    recipe.global.size = 16;
-    recipe.local = recipe.local.map(|local| LocalRecipe { size: 24, patch: 8, ..local });
+    recipe.group_mut("crops").unwrap().size = 16;
+    let patches = recipe.group_mut("patches").unwrap();
+    patches.size = 24;
+    patches.grid.as_mut().unwrap().patch = 8;
     recipe
 }
 
@@ -243,7 +245,7 @@ fn a_gpu_decodes_what_the_cpu_decodes() {
     let data = tempfile::tempdir().unwrap();
     let set = shard(data.path());
     for share in [0.0, 0.5, 1.0] {
-        for views in [Views::Decode, Views::Train(small())] {
+        for views in [Views::Decode, Views::Recipe(small())] {
             let cuda = Cuda::open(&setup(folder.path())).unwrap();
             let engines = cuda.hardware().map_err(ToString::to_string);
             let (difference, counts, refusal) = compare(&set, cuda, views, share);
@@ -268,32 +270,29 @@ fn a_gpu_decodes_what_the_cpu_decodes() {
 /// The views of a batch on their way to the host.
 struct Coming {
     views: Vec<PinnedBuffer>,
-    expected: [Vec<u8>; 4],
+    expected: Vec<Vec<u8>>,
 }
 
 impl Coming {
     /// Queues the copies as a trainer queues its step: behind the rendering, and before the batch's
     /// memory is used again.
     fn queue(batch: &DeviceBatch<Cuda>, at: &Pointers, stream: &Stream) -> Vec<PinnedBuffer> {
-        let n = at.samples;
-        let [global, local] =
-            [at.size, 3 * at.patch].map(|side| n * (side * side * 3) as usize * 4);
-        let [a, b] = at.global;
-        let [c, d] = at.local.expect("two patch sets");
+        let lens = at.layout.view_bytes().map(|bytes| at.layout.n() * bytes * 4);
         batch.wait_on(stream).unwrap();
         if driver::is_here() && batch.cursor.step % 4 == 1 {
             // A slow step: the pipeline has filled all of its batches meanwhile.
             driver::hold(stream.handle(), 400);
         }
-        let copied = [(a, global), (b, global), (c, local), (d, local)].map(|(address, len)| {
+        let copied = at.views.iter().zip(lens).map(|(address, len)| {
             // SAFETY: the batch's own memory, which is not used again before the stream is here.
-            let slice = unsafe { DeviceSlice::from_raw(address, len) };
+            let slice = unsafe { DeviceSlice::from_raw(*address, len) };
             let mut pinned = PinnedBuffer::new(stream.device(), len).unwrap();
             pinned.download(0..len, slice, stream).unwrap();
             pinned
         });
+        let copied = copied.collect();
         batch.release_on(stream).unwrap();
-        copied.into()
+        copied
     }
 
     /// Mean and largest difference from the loader's bytes, in levels.
@@ -344,8 +343,8 @@ fn a_trainer_reads_the_loaders_views_on_the_device() {
             assert_eq!((batch.cursor, &batch.samples), (host.cursor, &host.samples));
             let pointers = batch.pointers().expect("views");
             let views = Coming::queue(&batch, &pointers, &stream);
-            let expected = [host.global(0), host.global(1), host.local(0), host.local(1)];
-            let expected = expected.map(<[u8]>::to_vec);
+            let expected = [("crops", 0), ("crops", 1), ("patches", 0), ("patches", 1)];
+            let expected = expected.map(|(group, view)| host.view(group, view).to_vec()).into();
             coming.push_back(Coming { views, expected });
             if coming.len() > 2 {
                 let first = coming.pop_front().expect("three");
@@ -394,7 +393,7 @@ fn any_call_may_fail_and_the_run_ends_on_the_twin() {
     let mut cpu = 0;
     for at in 1..=opening {
         driver::fail_at(at);
-        match Decode::Auto.resolve(&setup(folder.path()), &Views::Train(small())) {
+        match Decode::Auto.resolve(&setup(folder.path()), &Views::Recipe(small())) {
             Ok(Decoding::Cpu { missing: Some(_) }) => cpu += 1,
             Ok(Decoding::Nvjpeg(_)) => {} // without the hardware engine, or a call that undoes
             other => panic!("call {at}: {other:?}"),

@@ -5,8 +5,7 @@
 mod images;
 
 use detco_shards::decode::{Decoder, Frame, Image, Part, Rect, probe};
-use detco_shards::pipeline::Views;
-use detco_shards::views::{Op, REDUCTIONS, Recipe, Renderer, SamplePlan, ViewPlan, needed};
+use detco_shards::views::{Crop, Op, REDUCTIONS, Recipe, Renderer, SamplePlan, ViewPlan, needed};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use proptest::prelude::*;
 
@@ -161,20 +160,15 @@ fn only_what_is_needed_is_decoded() {
 }
 
 fn views(plan: &SamplePlan) -> impl Iterator<Item = &ViewPlan> {
-    plan.global.iter().chain(plan.local.iter().flatten().map(|local| &local.whole))
+    plan.views.iter()
 }
 
-/// All four views of a plan.
+/// All views of a plan.
 fn render(renderer: &mut Renderer, frame: Frame<'_>, plan: &SamplePlan) -> Vec<Vec<u8>> {
     let mut outs = Vec::new();
-    for view in &plan.global {
-        let mut out = vec![0; (view.size * view.size * 3) as usize];
-        renderer.global(frame, view, &mut out);
-        outs.push(out);
-    }
-    for view in plan.local.iter().flatten() {
-        let mut out = vec![0; (9 * view.patch * view.patch * 3) as usize];
-        renderer.local(frame, view, &mut out);
+    for view in &plan.views {
+        let mut out = vec![0; view.bytes()];
+        renderer.view(frame, view, &mut out);
         outs.push(out);
     }
     outs
@@ -193,9 +187,10 @@ fn views_of_a_box_are_those_of_the_whole_to_the_byte() {
     let (mut decoder, mut renderer) = (Decoder::new(), Renderer::new());
     let (mut all, mut image) = (Image::new(), Image::new());
     decoder.decode(&bytes, &mut all).unwrap();
-    let Views::Query(mut supervised) = Views::supervised(48) else { panic!("a query's view") };
-    supervised.global.crop.scale = [0.01, 0.3];
-    for recipe in [Recipe::detco().with_size(48), supervised] {
+    let mut supervised = Recipe::supervised(48);
+    supervised.groups[0].crop = Crop::random([0.01, 0.3]);
+    let squash = Recipe::squash(64, 48);
+    for recipe in [Recipe::detco().with_size(48), supervised, squash] {
         for sample in 0..100 {
             let plan = recipe.draw(header.width, header.height, 7, 0, sample);
             let part = needed(views(&plan), 1).unwrap();
@@ -303,11 +298,16 @@ proptest! {
         let moved = Rect { left: left + inside.left, top: top + inside.top, ..inside };
         let part = Part { area: Rect { left, top, width, height }, reduction: cell };
         let frame = Frame { image: &image, part };
-        let plan = |crop| ViewPlan { size, crop, ops: vec![Op::Brightness(1.0)], flip: false };
+        let plan = |crop| ViewPlan {
+            size,
+            crop,
+            ops: vec![Op::Brightness(1.0)],
+            ..ViewPlan::default()
+        };
         let mut outs = [(); 3].map(|()| vec![0; (size * size * 3) as usize]);
-        Renderer::new().global(&whole, &plan(inside), &mut outs[0]);
-        Renderer::new().global(frame, &plan(moved), &mut outs[1]);
-        Renderer::plain().global(frame, &plan(moved), &mut outs[2]);
+        Renderer::new().view(&whole, &plan(inside), &mut outs[0]);
+        Renderer::new().view(frame, &plan(moved), &mut outs[1]);
+        Renderer::plain().view(frame, &plan(moved), &mut outs[2]);
         prop_assert!(outs[1] == outs[2]);
         let (_, largest) = distance(&outs[0], &outs[1]);
         prop_assert!(largest <= 1, "{largest}");

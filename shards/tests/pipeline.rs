@@ -13,7 +13,7 @@ use detco_shards::pipeline::{
     Filled, Loader, LoaderOptions, OnBadSample, PipelineError, TASKS_MAX, bad_budget,
 };
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{Recipe, Renderer};
+use detco_shards::views::{Note, Recipe, Renderer, permutations};
 
 /// A JPEG of its own for each number.
 fn jpeg(i: u32) -> Vec<u8> {
@@ -53,7 +53,8 @@ fn options(set: &ShardSet, batch: u64) -> LoaderOptions {
 type Bytes = (Cursor, Vec<u64>, Vec<Vec<u8>>);
 
 fn bytes(filled: &Filled) -> Bytes {
-    let sections = [filled.global(0), filled.global(1), filled.local(0), filled.local(1)];
+    let sections = [("crops", 0), ("crops", 1), ("patches", 0), ("patches", 1)];
+    let sections = sections.map(|(group, view)| filled.view(group, view));
     (filled.cursor, filled.samples.clone(), sections.iter().map(|s| s.to_vec()).collect())
 }
 
@@ -126,12 +127,13 @@ fn slots_hold_what_the_renderer_draws_for_their_sample() {
         for (slot, id) in filled.samples.iter().enumerate() {
             decoder.decode(set.sample(*id).unwrap().jpeg(), &mut image).unwrap();
             let plan = recipe().draw(image.width, image.height, 7, filled.cursor.epoch, *id);
-            let mut crop = vec![0; recipe().global_bytes()];
-            renderer.global(&image, &plan.global[1], &mut crop);
-            assert!(filled.global(1)[slot * crop.len()..][..crop.len()] == crop[..]);
-            let mut patches = vec![0; recipe().local_bytes()];
-            renderer.local(&image, &plan.local.unwrap()[0], &mut patches);
-            assert!(filled.local(0)[slot * patches.len()..][..patches.len()] == patches[..]);
+            let views = [("crops", 0), ("crops", 1), ("patches", 0), ("patches", 1)];
+            for ((group, view), plan) in views.into_iter().zip(&plan.views) {
+                let mut out = vec![0; plan.bytes()];
+                renderer.view(&image, plan, &mut out);
+                assert!(filled.view(group, view)[slot * out.len()..][..out.len()] == out[..]);
+                assert_eq!(filled.note(group, view, slot), Note::of(plan));
+            }
         }
     }
 }
@@ -141,22 +143,56 @@ fn evaluation_reads_everything_once_with_its_classes() {
     let folder = tempfile::tempdir().unwrap();
     let set = shards(folder.path(), 23, &[]);
     let order = Order::sequential(set.len(), 10).unwrap();
-    let options = LoaderOptions::evaluate(24, 0.875, order);
-    let mut loader = Loader::start(Arc::clone(&set), options).unwrap();
+    let options = LoaderOptions::evaluate(Recipe::center(24, 0.875), order);
+    let loader = Loader::start(Arc::clone(&set), options).unwrap();
     let (mut ids, mut sizes) = (Vec::new(), Vec::new());
-    while let Some(filled) = loader.next() {
+    for filled in loader {
         let filled = filled.unwrap();
-        let classes = loader.classes(&filled).unwrap();
+        let classes = filled.labels().unwrap();
         for (id, class) in filled.samples.iter().zip(classes) {
             let key: u32 = set.sample(*id).unwrap().key[1..].parse().unwrap();
             assert_eq!(class, Some(key % 3));
         }
         sizes.push(filled.len());
-        assert_eq!(filled.global(0).len(), filled.len() * 24 * 24 * 3);
+        assert_eq!(filled.view("image", 0).len(), filled.len() * 24 * 24 * 3);
         ids.extend(filled.samples.iter().copied());
     }
     assert_eq!(sizes, [10, 10, 3]);
     assert_eq!(ids, (0..23).collect::<Vec<u64>>());
+}
+
+/// Without a second look at the shard, and with what was drawn for each view.
+#[test]
+fn a_batch_carries_ids_labels_and_notes() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = shards(folder.path(), 23, &[4]);
+    let order = Order::shuffled(set.len(), 5, 7).unwrap();
+    let recipe = Recipe::jigsaw().with_size(48);
+    let options = LoaderOptions {
+        labels: true,
+        on_bad_sample: OnBadSample::Skip,
+        ..LoaderOptions::train(recipe.clone(), order, 7, 1)
+    };
+    let (mut decoder, mut image) = (Decoder::new(), Image::new());
+    let mut seen = HashSet::new();
+    for filled in Loader::start(Arc::clone(&set), options).unwrap() {
+        let filled = filled.unwrap();
+        let labels = filled.labels().unwrap();
+        assert_eq!(filled.layout().unwrap().sections(), recipe.sections());
+        for (slot, (id, label)) in filled.samples.iter().zip(labels).enumerate() {
+            assert_eq!(label, set.class(*id).unwrap());
+            decoder.decode(set.sample(*id).unwrap().jpeg(), &mut image).unwrap();
+            let plan = recipe.draw(image.width, image.height, 7, 0, *id);
+            let note = filled.note("patches", 0, slot);
+            assert_eq!(note, Note::of(&plan.views[0]));
+            let grid = plan.views[0].grid.as_ref().unwrap();
+            assert_eq!(permutations(9, 2000)[note.permutation.unwrap() as usize], grid.order);
+            seen.insert(note.permutation);
+        }
+    }
+    assert!(seen.len() > 15, "{seen:?}");
+    let unasked = Loader::start(Arc::clone(&set), self::options(&set, 5)).unwrap().next();
+    assert!(unasked.unwrap().unwrap().labels().unwrap().is_empty());
 }
 
 /// Labels in words, negative ones, none: nothing that training would look at.
@@ -171,12 +207,14 @@ fn a_class_that_is_no_number_is_no_fault_of_its_sample() {
     }
     shard.finish().unwrap().seal().unwrap();
     let set = Arc::new(ShardSet::open(&[folder.path().display().to_string()]).unwrap());
-    let mut loader = Loader::start(Arc::clone(&set), options(&set, 6)).unwrap();
-    let batches: Vec<Filled> = loader.by_ref().map(|batch| batch.expect("no fault")).collect();
+    let options = LoaderOptions { labels: true, ..options(&set, 6) };
+    let loader = Loader::start(Arc::clone(&set), options).unwrap();
+    let batches: Vec<Filled> = loader.map(|batch| batch.expect("no fault")).collect();
     assert_eq!(batches.len(), 2, "two epochs of one batch");
     assert!(batches.iter().all(|batch| batch.bad.is_empty()));
-    let error = loader.classes(&batches[0]).expect_err("five of six");
-    let named = matches!(&error, ShardError::Sample { fault: SampleFault::Class { .. }, .. });
+    let error = batches[0].labels().expect_err("five of six");
+    let ShardError::Shared(read) = &error else { panic!("{error}") };
+    let named = matches!(**read, ShardError::Sample { fault: SampleFault::Class { .. }, .. });
     assert!(named, "{error}");
     assert_eq!(set.class(5).unwrap(), Some(7));
     let error = set.class(1).unwrap_err().to_string();
@@ -385,7 +423,8 @@ fn a_set_with_1_percent_damaged_in_10_ways_runs_to_its_end_under_2_percent_and_s
     for (cursor, ids, sections) in &whole {
         assert_eq!(ids.len(), 20, "{cursor:?} is full");
         assert!(ids.iter().all(|id| !damaged.contains(id)), "{cursor:?}: {ids:?}");
-        let bytes = [recipe().global_bytes(), recipe().local_bytes()].map(|bytes| 20 * bytes);
+        let groups = recipe().sections();
+        let bytes = [0, 1].map(|group| 20 * groups[group].bytes());
         let found: Vec<usize> = sections.iter().map(Vec::len).collect();
         assert_eq!(found, [bytes[0], bytes[0], bytes[1], bytes[1]]);
     }
@@ -508,8 +547,8 @@ fn reduced_pictures_do_not_depend_on_the_workers_and_can_be_switched_off() {
     for (slot, id) in samples.iter().enumerate() {
         decoder.decode(set.sample(*id).unwrap().jpeg(), &mut image).unwrap();
         let plan = recipe().draw(image.width, image.height, 7, cursor.epoch, *id);
-        let mut crop = vec![0; recipe().global_bytes()];
-        renderer.global(&image, &plan.global[0], &mut crop);
+        let mut crop = vec![0; plan.views[0].bytes()];
+        renderer.view(&image, &plan.views[0], &mut crop);
         assert!(views[0][slot * crop.len()..][..crop.len()] == crop[..]);
     }
 }

@@ -447,8 +447,8 @@ fn a_cache_that_is_too_small_is_refused_and_one_in_use_is_named() {
 /// Where an evaluation has the classes from.
 #[derive(Clone, Copy)]
 enum Classes {
-    /// The loader, which read them with the samples.
-    Loader,
+    /// The batch: they were read with the samples.
+    Batch,
     /// The shards, once more, when a batch has come.
     Shards,
 }
@@ -460,13 +460,14 @@ fn evaluated(
     classes: Classes,
 ) -> Result<Vec<u64>, String> {
     let order = Order::spaced(set.len(), most, batch).expect("an order");
-    let options = LoaderOptions { workers: 2, ..LoaderOptions::evaluate(16, 1.0, order) };
-    let mut loader = Loader::start(Arc::clone(set), options).expect("starts");
+    let options =
+        LoaderOptions { workers: 2, ..LoaderOptions::evaluate(Recipe::center(16, 1.0), order) };
+    let loader = Loader::start(Arc::clone(set), options).expect("starts");
     let mut all = Vec::new();
-    while let Some(batch) = loader.next() {
+    for batch in loader {
         let batch = batch.map_err(|error| error.to_string())?;
         let classes = match classes {
-            Classes::Loader => loader.classes(&batch),
+            Classes::Batch => batch.labels(),
             Classes::Shards => {
                 batch.samples.iter().map(|id| set.sample(*id).and_then(|s| s.class())).collect()
             }
@@ -494,12 +495,12 @@ fn an_evaluation_needs_no_more_room_than_a_shard_takes() {
     let data = Data::new();
     let server = data.serve(|_| Answer::Well);
     for (shards, batch, classes) in [
-        (4, 128, Classes::Loader),
+        (4, 128, Classes::Batch),
         (4, 128, Classes::Shards),
-        (1, 128, Classes::Loader),
+        (1, 128, Classes::Batch),
         (1, 128, Classes::Shards),
         (4, 5, Classes::Shards),
-        (1, 5, Classes::Loader),
+        (1, 5, Classes::Batch),
         (1, 5, Classes::Shards),
     ] {
         for most in [SAMPLES, 20, 5, 1] {
@@ -519,7 +520,7 @@ fn an_evaluation_needs_no_more_room_than_a_shard_takes() {
             needed.dedup();
             let needed: Vec<String> = needed.iter().map(|at| format!("{at:06}.tar")).collect();
             assert_eq!(names, needed);
-            if matches!(classes, Classes::Loader) {
+            if matches!(classes, Classes::Batch) {
                 let fetched = set.fetched().expect("remote").shards;
                 assert_eq!(fetched, needed.len() as u64, "each once");
             }
@@ -541,10 +542,10 @@ fn evaluations_that_share_a_small_cache_all_end() {
         let url = server.url("set");
         std::thread::scope(|scope| {
             for (most, batch, classes) in [
-                (SAMPLES, 128, Classes::Loader),
+                (SAMPLES, 128, Classes::Batch),
                 (20, 128, Classes::Shards),
                 (SAMPLES, 7, Classes::Shards),
-                (SAMPLES, 7, Classes::Loader),
+                (SAMPLES, 7, Classes::Batch),
             ] {
                 let (small, url) = (&small, &url);
                 scope.spawn(move || {
@@ -606,7 +607,7 @@ fn a_batch_that_gets_no_room_is_told_within_the_patience() {
     let used = [other.sample(0).expect("room"), other.sample(EACH).expect("room")];
     let set = Arc::new(open(&server.url("set"), &small).expect("opens"));
     let since = Instant::now();
-    let error = evaluated(&set, (SAMPLES, 128), Classes::Loader).expect_err("no room");
+    let error = evaluated(&set, (SAMPLES, 128), Classes::Batch).expect_err("no room");
     assert!(error.contains("no room") && error.contains("000002.tar"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
 
@@ -625,7 +626,7 @@ fn a_batch_that_gets_no_room_is_told_within_the_patience() {
     assert!(error.contains("no room"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     // What did not fit at once does one after the other.
-    assert_eq!(evaluated(&set, (SAMPLES, 128), Classes::Loader), Ok(spaced(SAMPLES)));
+    assert_eq!(evaluated(&set, (SAMPLES, 128), Classes::Batch), Ok(spaced(SAMPLES)));
 }
 
 /// The disk's fault, not the server's: told with the folder, and nothing half is left.

@@ -1,6 +1,9 @@
 //! The drawn numbers: ranges, distributions, independence, and that they depend on nothing else.
 
-use detco_shards::views::{ColorStep, LocalPlan, Op, Recipe, RecipeError, SamplePlan, ViewPlan};
+use detco_shards::views::{
+    Crop, Grid, GridPlan, Group, Note, Op, RandAugment, Recipe, RecipeError, Rect, Region,
+    SamplePlan, Shuffle, Step, Steps, ViewPlan, permutations,
+};
 
 const SAMPLES: u64 = 20_000;
 
@@ -9,13 +12,28 @@ fn draw_all(recipe: &Recipe) -> Vec<SamplePlan> {
 }
 
 fn views(plans: &[SamplePlan]) -> impl Iterator<Item = &ViewPlan> + Clone {
-    plans.iter().flat_map(|plan| {
-        plan.global.iter().chain(plan.local.iter().flatten().map(|local| &local.whole))
-    })
+    plans.iter().flat_map(|plan| &plan.views)
 }
 
-fn locals(plans: &[SamplePlan]) -> impl Iterator<Item = &LocalPlan> + Clone {
-    plans.iter().flat_map(|plan| plan.local.iter().flatten())
+/// Of DetCo: the first two views are crops, the others are cut into patches.
+fn crops(plans: &[SamplePlan]) -> impl Iterator<Item = &ViewPlan> + Clone {
+    plans.iter().flat_map(|plan| &plan.views[..2])
+}
+
+fn patches(plans: &[SamplePlan]) -> impl Iterator<Item = &ViewPlan> + Clone {
+    plans.iter().flat_map(|plan| &plan.views[2..])
+}
+
+fn grids(plans: &[SamplePlan]) -> impl Iterator<Item = &GridPlan> + Clone {
+    views(plans).filter_map(|view| view.grid.as_ref())
+}
+
+/// The steps of a recipe's first group.
+fn steps(recipe: &mut Recipe) -> &mut Vec<Step> {
+    match &mut recipe.groups[0].steps {
+        Steps::Own(steps) => steps,
+        Steps::Of(_) => panic!("the first group's steps are its own"),
+    }
 }
 
 /// Mean of `values` must be within six standard errors of that of `[from, to]` uniform, and all of
@@ -49,8 +67,8 @@ fn crops_have_torchvisions_distribution() {
     let plans = draw_all(&Recipe::detco());
     let area = 500.0 * 375.0;
     for (what, least, crops) in [
-        ("global", 0.2, plans.iter().flat_map(|p| &p.global).map(|v| v.crop).collect::<Vec<_>>()),
-        ("local", 0.6, locals(&plans).map(|l| l.whole.crop).collect()),
+        ("crops", 0.2, crops(&plans).map(|v| v.crop).collect::<Vec<_>>()),
+        ("patches", 0.6, patches(&plans).map(|v| v.crop).collect()),
     ] {
         for crop in &crops {
             assert!(crop.width > 0 && crop.left + crop.width <= 500, "{crop:?}");
@@ -80,9 +98,10 @@ fn crops_have_torchvisions_distribution() {
 #[test]
 fn crop_area_and_position_are_uniform() {
     let mut recipe = Recipe::moco_v2();
-    recipe.global.crop.scale = [0.1, 0.5];
+    recipe.groups[0].crop = Crop::random([0.1, 0.5]);
     let crops: Vec<_> = (0..SAMPLES)
-        .flat_map(|s| recipe.draw(3000, 3000, 1, 0, s).global.map(|view| view.crop))
+        .flat_map(|s| recipe.draw(3000, 3000, 1, 0, s).views)
+        .map(|view| view.crop)
         .collect();
     let share = |c: &detco_shards::views::Rect| f64::from(c.width) * f64::from(c.height) / 9e6;
     // Boxes have whole sides: the share moves by up to a row and a column of 3000.
@@ -98,15 +117,15 @@ fn crop_area_and_position_are_uniform() {
 fn strips_fall_back_to_the_centre() {
     let recipe = Recipe::moco_v2();
     for sample in 0..50 {
-        for view in recipe.draw(1000, 100, 0, 0, sample).global {
+        for view in recipe.draw(1000, 100, 0, 0, sample).views {
             let crop = view.crop;
             assert!(crop.width <= 133 && crop.height <= 100, "{crop:?}");
         }
-        for view in recipe.draw(1, 400, 0, 0, sample).global {
+        for view in recipe.draw(1, 400, 0, 0, sample).views {
             assert_eq!((view.crop.left, view.crop.width, view.crop.height), (0, 1, 1));
             assert!(view.crop.top == 199 || view.crop.height == 1, "{:?}", view.crop);
         }
-        for view in recipe.draw(1, 1, 0, 0, sample).global {
+        for view in recipe.draw(1, 1, 0, 0, sample).views {
             assert_eq!((view.crop.width, view.crop.height), (1, 1));
         }
     }
@@ -129,12 +148,14 @@ fn value(op: &Op) -> (usize, f64) {
 #[test]
 fn randaugment_has_timms_distribution() {
     let mut recipe = Recipe::detco();
-    recipe.global.photometric.order = vec![ColorStep::RandAugment];
+    let own = Steps::Own(steps(&mut recipe).clone());
+    recipe.groups[1].steps = own;
+    *steps(&mut recipe) = vec![Step::RandAugment(RandAugment::default()), Step::Flip { p: 0.5 }];
     let plans = draw_all(&recipe);
     let mut kinds = std::collections::BTreeMap::<String, usize>::new();
     let (mut levels, mut negative, mut bicubics, mut affine) = (Vec::new(), 0, 0, 0);
     let mut counts = [0; 3];
-    for view in plans.iter().flat_map(|plan| &plan.global) {
+    for view in crops(&plans) {
         counts[view.ops.len()] += 1;
         for op in &view.ops {
             let mut kind = format!("{op:?}").split(['(', ' ']).next().unwrap().to_owned();
@@ -185,12 +206,12 @@ fn randaugment_has_timms_distribution() {
     let n = levels.len();
     hold_share("at most", levels.iter().filter(|x| **x > 0.999_999).count(), n, 0.5);
     hold_share("a deviation less", levels.iter().filter(|x| **x < 0.95).count(), n, 0.158_66);
-    assert!(plans.iter().flat_map(|p| p.local.as_ref().unwrap()).all(|l| l.whole.ops.is_empty()));
+    let turned = |view: &ViewPlan| view.ops.iter().any(|op| matches!(op, Op::Affine { .. }));
+    assert!(!patches(&plans).any(turned));
 
-    let mut own = recipe.clone();
-    own.local.as_mut().unwrap().photometric = Some(recipe.global.photometric.clone());
-    let asked = draw_all(&own);
-    assert!(asked.iter().flat_map(|p| p.local.as_ref().unwrap()).any(|l| !l.whole.ops.is_empty()));
+    let mut taken_over = recipe.clone();
+    taken_over.groups[1].steps = Steps::Of("crops".to_owned());
+    assert!(patches(&draw_all(&taken_over)).any(turned));
 }
 
 #[test]
@@ -244,17 +265,17 @@ fn moco_v1_has_gray_first_jitter_always_and_no_blur() {
     }
     hold_share("gray", grays, 2 * plans.len(), 0.2);
     hold_uniform("hue", &hues, -0.4000001, 0.4000001);
-    assert!(plans.iter().all(|plan| plan.local.is_none()));
+    assert!(grids(&plans).next().is_none());
 }
 
 #[test]
 fn offsets_are_uniform_and_reach_21() {
     let plans = draw_all(&Recipe::detco());
-    let n = locals(&plans).count() as f64;
+    let n = grids(&plans).count() as f64;
     for cell in 0..9 {
         for axis in 0..2 {
             let mut counts = [0.0; 22];
-            for local in locals(&plans) {
+            for local in grids(&plans) {
                 counts[local.offsets[cell][axis] as usize] += 1.0;
             }
             let want = n / 22.0;
@@ -264,7 +285,7 @@ fn offsets_are_uniform_and_reach_21() {
     }
     // Each cell and axis has its own: the correlation of any two is noise.
     let series = |cell: usize, axis: usize| -> Vec<f64> {
-        locals(&plans).map(|l| f64::from(l.offsets[cell][axis])).collect()
+        grids(&plans).map(|l| f64::from(l.offsets[cell][axis])).collect()
     };
     let bound = 6.0 / n.sqrt();
     for (a, b) in [((0, 0), (0, 1)), ((0, 0), (1, 0)), ((4, 0), (8, 1)), ((2, 1), (3, 0))] {
@@ -276,10 +297,10 @@ fn offsets_are_uniform_and_reach_21() {
 #[test]
 fn permutations_are_uniform() {
     let plans = draw_all(&Recipe::detco());
-    let total = locals(&plans).count();
+    let total = grids(&plans).count();
     let mut counts = [[0usize; 9]; 9];
-    for local in locals(&plans) {
-        let mut sorted = local.order;
+    for local in grids(&plans) {
+        let mut sorted = local.order.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
         for (slot, cell) in local.order.iter().enumerate() {
@@ -310,11 +331,7 @@ fn views_samples_epochs_and_seeds_are_independent() {
         (0..8000)
             .map(|sample| {
                 let plan = recipe.draw(640, 480, seed, epoch, sample + shift);
-                let local = plan.local.unwrap();
-                match view {
-                    0 | 1 => area(&plan.global[view]),
-                    _ => area(&local[view - 2].whole),
-                }
+                area(&plan.views[view])
             })
             .collect()
     };
@@ -341,20 +358,56 @@ fn plans_and_recipes_are_data() {
     let plan = Recipe::detco().draw(320, 240, 1, 2, 3);
     let text = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<SamplePlan>(&text).unwrap(), plan);
-    for recipe in [Recipe::detco(), Recipe::moco_v2(), Recipe::moco_v1()] {
+    for name in Recipe::presets() {
+        let recipe = Recipe::preset(name).unwrap();
         let text = serde_json::to_string(&recipe).unwrap();
         assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe, "{text}");
         recipe.validate().unwrap();
         recipe.with_size(32).validate().unwrap();
     }
     let read = |text: &str| serde_json::from_str::<Recipe>(text);
-    assert_eq!(read("{}").unwrap(), Recipe::detco());
-    assert_eq!(read(r#"{"local": false}"#).unwrap(), Recipe::moco_v2());
-    assert_eq!(read(r#"{"local": {"patch": 32}}"#).unwrap().local.unwrap().size, 255);
-    let error = read(r#"{"local": {"ptach": 32}}"#).unwrap_err().to_string();
-    assert!(error.contains("ptach") && error.contains("patch"), "{error}");
-    assert_eq!(Recipe::detco().global_bytes(), 224 * 224 * 3);
-    assert_eq!(Recipe::detco().local_bytes(), 9 * 64 * 64 * 3);
+    assert_eq!(read("[]").unwrap(), Recipe { groups: Vec::new() });
+    let group = |more: &str| read(&format!(r#"[{{"name": "image", "size": 224{more}}}]"#));
+    assert_eq!(group("").unwrap().groups, [Group::default()]);
+    for (more, named) in [
+        (r#", "sise": 3"#, "unknown field `sise`"),
+        (r#", "steps": [{"step": "gray", "q": 0.1}]"#, "unknown field `q`"),
+        (r#", "steps": [{"step": "grey", "p": 0.1}]"#, "unknown variant `grey`"),
+        (r#", "steps": [{"step": "gray"}]"#, "missing field `p`"),
+        (r#", "steps": [{"step": "randaugment", "k": 3}]"#, "unknown field `k`"),
+        (r#", "steps": 3"#, "a list of steps, or the name of a group"),
+        (r#", "crop": {"share": 3}"#, "unknown field `share`"),
+        (r#", "crop": {"center": 0.5, "scale": [0.1, 1.0]}"#, "a crop has one of"),
+        (r#", "grid": {"cells": 3, "patch": 64, "shuffle": "much"}"#, "true, false, or the number"),
+        (r#", "grid": {"cells": 3, "patch": 64, "shuffle": -1}"#, "a negative number"),
+    ] {
+        let error = group(more).unwrap_err().to_string();
+        assert!(error.contains(named), "{more}: {error}");
+    }
+    // As recipes were written before views were a list.
+    let old = read(r#"{"global": {"size": 224}, "local": false}"#).unwrap_err().to_string();
+    assert!(old.contains("[[views]] with name = \"crops\""), "{old}");
+    let [crops, patches] = &Recipe::detco().sections()[..] else { panic!("two groups") };
+    assert_eq!((crops.views, crops.bytes()), (2, 224 * 224 * 3));
+    assert_eq!((patches.views, patches.bytes()), (2, 9 * 64 * 64 * 3));
+}
+
+#[test]
+fn a_recipe_of_some_groups_draws_for_the_first_what_all_draw() {
+    let whole = Recipe::detco();
+    assert_eq!(whole.only(&["crops"]), Recipe::moco_v2());
+    let plan = whole.only(&["crops"]).draw(500, 375, 1, 2, 3);
+    assert_eq!(plan.views, whole.draw(500, 375, 1, 2, 3).views[..2]);
+    // Patches alone keep the steps that they took over.
+    let patches = whole.only(&["patches"]);
+    patches.validate().unwrap();
+    assert_eq!(patches.steps(&patches.groups[0]).len(), 4);
+    // A group of no views is left out.
+    let mut without = whole;
+    without.group_mut("patches").unwrap().count = 0;
+    without.validate().unwrap();
+    assert_eq!(without.draw(500, 375, 1, 2, 3).views, plan.views);
+    assert_eq!(without.sections().len(), 1);
 }
 
 #[test]
@@ -364,29 +417,62 @@ fn impossible_recipes_are_named() {
         change(&mut recipe);
         recipe.validate().unwrap_err()
     };
+    fn grid(recipe: &mut Recipe) -> &mut Grid {
+        recipe.groups[1].grid.as_mut().unwrap()
+    }
+    let name = || "patches".to_owned();
     assert_eq!(
-        broken(|r| r.local.as_mut().unwrap().patch = 86),
-        RecipeError::PatchTooLarge { patch: 86, cell: 85, size: 255 }
+        broken(|r| grid(r).patch = 86),
+        RecipeError::PatchTooLarge { name: name(), patch: 86, cell: 85, size: 255 }
     );
     assert_eq!(
-        broken(|r| r.local.as_mut().unwrap().size = 256),
-        RecipeError::NotAGrid { size: 256 }
+        broken(|r| r.groups[1].size = 256),
+        RecipeError::NotAGrid { name: name(), size: 256, cells: 3 }
     );
+    let of = |of: &str| RecipeError::StepsOf { name: name(), of: of.to_owned() };
+    assert_eq!(broken(|r| r.groups[1].steps = Steps::Of("crop".into())), of("crop"));
+    assert_eq!(broken(|r| r.groups[1].steps = Steps::Of("patches".into())), of("patches"));
+    let repeated = RecipeError::RepeatedName { name: "crops".to_owned() };
+    assert_eq!(broken(|r| r.groups[1].name = "crops".into()), repeated);
+    fn crop(recipe: &mut Recipe, scale: [f64; 2]) {
+        recipe.groups[0].crop = Crop::random(scale);
+    }
+    fn replace(recipe: &mut Recipe, at: usize, step: Step) {
+        steps(recipe)[at] = step;
+    }
     for (field, error) in [
-        ("global.flip", broken(|r| r.global.flip = 1.5)),
-        ("global.crop.scale", broken(|r| r.global.crop.scale = [0.0, 1.0])),
-        ("global.crop.scale", broken(|r| r.global.crop.scale = [0.9, 0.2])),
-        ("global.photometric.jitter.hue", broken(|r| r.global.photometric.jitter.hue = 0.6)),
+        ("crops.steps.flip.p", broken(|r| replace(r, 3, Step::Flip { p: 1.5 }))),
+        ("crops.crop.scale", broken(|r| crop(r, [0.0, 1.0]))),
+        ("crops.crop.scale", broken(|r| crop(r, [0.9, 0.2]))),
+        ("crops.crop.center", broken(|r| r.groups[0].crop = Crop::center(0.0))),
+        ("crops.crop.resize", broken(|r| r.groups[0].crop.resize = Some(5000))),
         (
-            "global.photometric.blur.sigma",
-            broken(|r| r.global.photometric.blur.sigma[1] = f64::NAN),
+            "crops.steps.jitter.hue",
+            broken(|r| match &mut steps(r)[0] {
+                Step::Jitter { hue, .. } => *hue = 0.6,
+                step => panic!("{step:?}"),
+            }),
         ),
-        ("global.size", broken(|r| r.global.size = 0)),
         (
-            "global.photometric.order",
+            "crops.steps.blur.sigma",
+            broken(|r| replace(r, 2, Step::Blur { p: 0.5, sigma: [0.1, f64::NAN] })),
+        ),
+        (
+            "crops.steps.solarize.threshold",
+            broken(|r| steps(r).push(Step::Solarize { p: 0.2, threshold: 257 })),
+        ),
+        ("crops.size", broken(|r| r.groups[0].size = 0)),
+        ("crops.count", broken(|r| r.groups[0].count = 65)),
+        ("count of all groups", broken(many)),
+        ("name = \"Crops\"", broken(|r| r.groups[0].name = "Crops".into())),
+        ("patches.grid.cells", broken(|r| grid(r).cells = 5)),
+        ("patches.grid.patch", broken(|r| grid(r).patch = 0)),
+        ("patches.grid.shuffle", broken(|r| grid(r).shuffle = Shuffle::Set(10_001))),
+        (
+            "crops.steps",
             broken(|r| {
-                let order = &mut r.global.photometric.order;
-                order.push(order[0]);
+                let again = steps(r)[0].clone();
+                steps(r).push(again);
             }),
         ),
     ] {
@@ -394,16 +480,154 @@ fn impossible_recipes_are_named() {
     }
     let scale = |scale: [f64; 2]| {
         let mut recipe = Recipe::detco();
-        recipe.local.as_mut().unwrap().crop.scale = scale;
+        recipe.groups[1].crop = Crop::random(scale);
         recipe.validate().unwrap_err().to_string()
     };
     // Not the smallest of all numbers, with its 324 digits.
-    assert_eq!(scale([0.0, 0.0]), "local.crop.scale = 0.0: must be above 0 and at most 1");
-    assert_eq!(scale([0.5, 1.5]), "local.crop.scale = 1.5: must be above 0 and at most 1");
-    assert_eq!(scale([f64::NAN, 1.0]), "local.crop.scale = NaN: must be above 0 and at most 1");
+    assert_eq!(scale([0.0, 0.0]), "patches.crop.scale = 0.0: must be above 0 and at most 1");
+    assert_eq!(scale([0.5, 1.5]), "patches.crop.scale = 1.5: must be above 0 and at most 1");
+    assert_eq!(scale([f64::NAN, 1.0]), "patches.crop.scale = NaN: must be above 0 and at most 1");
     let mut least = Recipe::detco();
-    least.global.crop.scale = [5e-324, 5e-324];
+    crop(&mut least, [5e-324, 5e-324]);
     least.validate().unwrap();
-    let crop = least.draw(640, 480, 7, 0, 0).global[0].crop;
+    let crop = least.draw(640, 480, 7, 0, 0).views[0].crop;
     assert!(crop.width > 0 && crop.height > 0, "{crop:?}");
+}
+
+/// Groups that are right by themselves, and too many together.
+fn many(recipe: &mut Recipe) {
+    recipe.groups =
+        (0..5).map(|at| Group { name: format!("g{at}"), count: 64, ..Group::default() }).collect();
+}
+
+#[test]
+fn solarize_and_flip_are_steps_with_probabilities_of_their_own() {
+    let plans = draw_all(&Recipe::byol());
+    for (at, blur, solarize) in [(0, 1.0, 0.0), (1, 0.1, 0.2)] {
+        let views: Vec<&ViewPlan> = plans.iter().map(|plan| &plan.views[at]).collect();
+        let count =
+            |of: fn(&Op) -> bool| views.iter().filter(|view| view.ops.iter().any(of)).count();
+        hold_share("blur", count(|op| matches!(op, Op::Blur(_))), views.len(), blur);
+        hold_share("solarize", count(|op| *op == Op::Solarize(128)), views.len(), solarize);
+        hold_share("flip", views.iter().filter(|view| view.flip).count(), views.len(), 0.5);
+        hold_share("jitter", count(|op| matches!(op, Op::Hue(_))), views.len(), 0.8);
+        // The last of its operations.
+        let last = |view: &&ViewPlan| view.ops.iter().rposition(|op| *op == Op::Solarize(128));
+        assert!(views.iter().all(|view| last(view).is_none_or(|at| at + 1 == view.ops.len())));
+    }
+    // Independent: a fifth of a tenth of the second views has both.
+    let both = |plan: &&SamplePlan| {
+        let ops = &plan.views[1].ops;
+        ops.contains(&Op::Solarize(128)) && ops.iter().any(|op| matches!(op, Op::Blur(_)))
+    };
+    hold_share("both", plans.iter().filter(both).count(), plans.len(), 0.02);
+}
+
+/// Mirroring is last, unless something follows that knows left and right.
+#[test]
+fn a_flip_stands_before_what_turns() {
+    let mut recipe = Recipe::moco_v2();
+    let randaugment = Step::RandAugment(RandAugment { p: 1.0, n: 3, ..RandAugment::default() });
+    *steps(&mut recipe) = vec![Step::Flip { p: 0.5 }, randaugment];
+    let plans = draw_all(&recipe);
+    let mut early = 0;
+    for view in views(&plans) {
+        let turn = view.ops.iter().position(|op| matches!(op, Op::Affine { .. }));
+        let flip = view.ops.iter().position(|op| *op == Op::Flip);
+        if let Some(flip) = flip {
+            early += 1;
+            assert!(!view.flip && turn == Some(flip + 1), "{view:?}");
+        }
+        assert!(!(view.flip && turn.is_some()), "{view:?}");
+        assert_eq!(Note::of(view).flip, view.flip || flip.is_some());
+    }
+    assert!(early > 1000, "{early}");
+    let mirrored = views(&plans).filter(|view| Note::of(view).flip).count();
+    hold_share("flip", mirrored, 2 * plans.len(), 0.5);
+}
+
+#[test]
+fn swavs_small_crops_are_small() {
+    let plans = draw_all(&Recipe::swav());
+    for plan in &plans {
+        assert_eq!(plan.views.len(), 8);
+        for (at, view) in plan.views.iter().enumerate() {
+            let share = f64::from(view.crop.width) * f64::from(view.crop.height) / 187_500.0;
+            let (size, least, most) = if at < 2 { (224, 0.14, 1.0) } else { (96, 0.05, 0.14) };
+            assert_eq!(view.size, size);
+            assert!((least - 0.005..=most + 0.005).contains(&share), "{share}");
+        }
+    }
+    let bound = 6.0 / (plans.len() as f64).sqrt();
+    let left = |at: usize| -> Vec<f64> {
+        plans.iter().map(|plan| f64::from(plan.views[at].crop.left)).collect()
+    };
+    for at in 3..8 {
+        let r = correlation(&left(2), &left(at));
+        assert!(r.abs() < bound, "small crops 0 and {}: correlation {r}", at - 2);
+    }
+}
+
+#[test]
+fn jigsaws_labels_are_uniform_and_name_the_order() {
+    let recipe = {
+        let mut recipe = Recipe::jigsaw();
+        recipe.groups[0].grid.as_mut().unwrap().shuffle = Shuffle::Set(50);
+        recipe
+    };
+    let plans = draw_all(&recipe);
+    let (mut counts, set) = ([0usize; 50], permutations(9, 50));
+    for view in views(&plans) {
+        let (grid, label) = (view.grid.as_ref().unwrap(), Note::of(view).permutation.unwrap());
+        assert_eq!(grid.order, set[label as usize]);
+        counts[label as usize] += 1;
+        // 500 x 375 to a short side of 256, and 255 of it.
+        assert_eq!((view.resized, view.crop.width, view.crop.height), (Some([341, 256]), 255, 255));
+        assert!(view.crop.left <= 86 && view.crop.top <= 1);
+        assert_eq!(Note::of(view).picture, [341, 256]);
+    }
+    for (label, count) in counts.into_iter().enumerate() {
+        hold_share(&format!("label {label}"), count, plans.len(), 0.02);
+    }
+    let lefts: Vec<f64> = views(&plans).map(|view| f64::from(view.crop.left) / 86.0).collect();
+    let mean = lefts.iter().sum::<f64>() / lefts.len() as f64;
+    assert!((mean - 0.5).abs() < 0.015, "{mean}");
+    let grays = views(&plans).filter(|view| view.ops == [Op::Gray]).count();
+    hold_share("gray", grays, plans.len(), 0.66);
+}
+
+#[test]
+fn quarter_turns_are_uniform_and_change_nothing_else() {
+    let plans = draw_all(&Recipe::rotation());
+    for turn in 0..4 {
+        let count = views(&plans).filter(|view| Note::of(view).rotation == turn).count();
+        hold_share(&format!("{turn} quarter turns"), count, plans.len(), 0.25);
+    }
+    let mut still = Recipe::rotation();
+    still.groups[0].rotate = false;
+    for (turned, still) in plans.iter().zip(draw_all(&still)).take(100) {
+        assert_eq!(ViewPlan { rotation: 0, ..turned.views[0].clone() }, still.views[0]);
+    }
+}
+
+#[test]
+fn evaluations_boxes_do_not_depend_on_chance() {
+    let draw = |recipe: &Recipe, sample| recipe.draw(500, 375, 1, 0, sample).views.remove(0);
+    for (recipe, resized, crop) in [
+        (Recipe::center(224, 0.875), None, [86, 23, 328, 328]),
+        (Recipe::center(32, 1.0), None, [62, 0, 375, 375]),
+        (Recipe::squash(256, 224), Some([341, 256]), [0, 0, 341, 256]),
+    ] {
+        let view = draw(&recipe, 0);
+        let [left, top, width, height] = crop;
+        assert_eq!((view.resized, view.crop), (resized, Rect { left, top, width, height }));
+        assert_eq!(view, draw(&recipe, 1));
+        assert_eq!((&view.ops[..], view.flip), (&[][..], false));
+    }
+    // torchvision's Resize(256) and CenterCrop(224).
+    let mut usual = Recipe::center(224, 0.875);
+    usual.groups[0].crop.resize = Some(256);
+    assert_eq!(usual.groups[0].crop.region, Region::Center(0.875));
+    let view = draw(&usual, 0);
+    assert_eq!(view.crop, Rect { left: 58, top: 16, width: 224, height: 224 });
 }

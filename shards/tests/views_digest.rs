@@ -10,7 +10,7 @@ use detco_shards::format::writer::ShardWriter;
 use detco_shards::order::Order;
 use detco_shards::pipeline::{Loader, LoaderOptions};
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{ColorStep, Op, Recipe, SamplePlan, ViewPlan};
+use detco_shards::views::{Op, Recipe, SamplePlan, ViewPlan};
 use sha2::{Digest, Sha256};
 
 /// Blocks, ramps and a little noise.
@@ -38,21 +38,9 @@ fn shard(folder: &Path) -> Arc<ShardSet> {
     Arc::new(ShardSet::open(&[folder.to_str().unwrap().to_string()]).unwrap())
 }
 
-/// DetCo with RandAugment where the recipe `detco-aa-r50` has it: on the crops alone.
-fn detco_aa() -> Recipe {
-    let mut recipe = Recipe::detco();
-    recipe.global.photometric.order =
-        vec![ColorStep::Jitter, ColorStep::Blur, ColorStep::RandAugment, ColorStep::Gray];
-    recipe
-}
-
 fn recipes() -> [(&'static str, Recipe); 4] {
-    [
-        ("detco", Recipe::detco()),
-        ("detco-aa", detco_aa()),
-        ("moco-v2", Recipe::moco_v2()),
-        ("moco-v1", Recipe::moco_v1()),
-    ]
+    ["detco", "detco-aa", "moco-v2", "moco-v1"]
+        .map(|name| (name, Recipe::preset(name).expect("a preset's name")))
 }
 
 fn hex(digest: Sha256) -> String {
@@ -74,16 +62,14 @@ fn add_view(digest: &mut Sha256, view: &ViewPlan) {
 }
 
 fn add_plan(digest: &mut Sha256, plan: &SamplePlan) {
-    for view in &plan.global {
+    for view in &plan.views {
         add_view(digest, view);
-    }
-    for local in plan.local.iter().flatten() {
-        add_view(digest, &local.whole);
-        digest.update(local.patch.to_le_bytes());
-        for offset in local.offsets.iter().flatten() {
+        let Some(grid) = &view.grid else { continue };
+        digest.update(grid.patch.to_le_bytes());
+        for offset in grid.offsets.iter().flatten() {
             digest.update(offset.to_le_bytes());
         }
-        digest.update(local.order);
+        digest.update(&grid.order);
     }
 }
 
@@ -107,7 +93,7 @@ fn the_bytes_of_batches_are_pinned() {
     let set = shard(folder.path());
     for ((name, recipe), expected) in recipes().into_iter().zip(BYTES) {
         let order = Order::shuffled(set.len(), 3, 7).unwrap();
-        let locals = if recipe.local.is_some() { 2 } else { 0 };
+        let sections = recipe.sections();
         let options = LoaderOptions::train(recipe, order, 7, 2);
         let mut digest = Sha256::new();
         for filled in Loader::start(Arc::clone(&set), options).unwrap() {
@@ -115,10 +101,10 @@ fn the_bytes_of_batches_are_pinned() {
             for id in &filled.samples {
                 digest.update(id.to_le_bytes());
             }
-            digest.update(filled.global(0));
-            digest.update(filled.global(1));
-            for view in 0..locals {
-                digest.update(filled.local(view));
+            for section in &sections {
+                for view in 0..section.views {
+                    digest.update(filled.view(&section.name, view));
+                }
             }
         }
         assert_eq!(hex(digest), expected, "{name}");

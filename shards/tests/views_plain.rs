@@ -1,7 +1,7 @@
 //! The renderer with vector instructions against the one in plain loops, to the byte.
 
 use detco_shards::decode::Image;
-use detco_shards::views::{LocalPlan, Op, Recipe, Rect, Renderer, ViewPlan};
+use detco_shards::views::{Filter, GridPlan, Op, Recipe, Rect, Renderer, ViewPlan};
 use proptest::prelude::*;
 
 /// Noise, flat areas, or a ramp: the ways a filter goes wrong differ.
@@ -33,6 +33,8 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Op::Gray),
         (0.01f32..4.0).prop_map(Op::Blur),
         (0.1f32..2.0).prop_map(Op::Blur),
+        Just(Op::Solarize(128)),
+        Just(Op::Flip),
     ]
 }
 
@@ -53,11 +55,13 @@ proptest! {
         ops in prop::collection::vec(op(), 0..5),
         size in 1u32..270,
         flip: bool,
+        filter in prop::sample::select(vec![Filter::Bilinear, Filter::Bicubic]),
     ) {
-        let plan = ViewPlan { size, crop: crop(&image, at), ops, flip };
+        let crop = crop(&image, at);
+        let plan = ViewPlan { size, crop, filter, ops, flip, ..ViewPlan::default() };
         let [fast, plain] = [Renderer::new(), Renderer::plain()].map(|mut renderer| {
             let mut out = vec![0; (size * size * 3) as usize];
-            renderer.global(&image, &plan, &mut out);
+            renderer.view(&image, &plan, &mut out);
             out
         });
         let differ = fast.iter().zip(&plain).position(|(a, b)| a != b);
@@ -74,13 +78,14 @@ proptest! {
     ) {
         let recipe = Recipe::detco();
         let drawn = recipe.draw(image.width, image.height, 1, 0, u64::from(patch));
-        let [mut plan, _] = drawn.local.expect("DetCo has local views");
-        let size = 3 * (patch + room);
-        let offsets = plan.offsets.map(|at| at.map(|offset| offset.min(room)));
-        plan = LocalPlan { whole: ViewPlan { size, ops, flip, ..plan.whole }, patch, offsets, ..plan };
+        let mut plan = drawn.views[2].clone();
+        let drawn = plan.grid.expect("DetCo's third view is cut");
+        let offsets = drawn.offsets.iter().map(|at| at.map(|offset| offset.min(room))).collect();
+        let grid = Some(GridPlan { patch, offsets, ..drawn });
+        plan = ViewPlan { size: 3 * (patch + room), ops, flip, grid, ..plan };
         let [fast, plain] = [Renderer::new(), Renderer::plain()].map(|mut renderer| {
             let mut out = vec![0; (9 * patch * patch * 3) as usize];
-            renderer.local(&image, &plan, &mut out);
+            renderer.view(&image, &plan, &mut out);
             out
         });
         let differ = fast.iter().zip(&plain).position(|(a, b)| a != b);
@@ -96,10 +101,11 @@ fn scratch_memory_leaves_no_trace() {
         let pixels = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
         let image = Image { width, height, pixels };
         let crop = Rect { left: 0, top: 0, width, height };
-        let plan = ViewPlan { size, crop, ops: vec![Op::Blur(1.2), Op::Hue(0.1)], flip: false };
+        let ops = vec![Op::Blur(1.2), Op::Hue(0.1)];
+        let plan = ViewPlan { size, crop, ops, ..ViewPlan::default() };
         let mut outs = [(); 2].map(|()| vec![0; (size * size * 3) as usize]);
-        used.global(&image, &plan, &mut outs[0]);
-        Renderer::new().global(&image, &plan, &mut outs[1]);
+        used.view(&image, &plan, &mut outs[0]);
+        Renderer::new().view(&image, &plan, &mut outs[1]);
         assert!(outs[0] == outs[1], "{width}x{height} to {size}");
     }
 }

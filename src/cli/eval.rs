@@ -223,7 +223,7 @@ mod knn {
         }
         let config = config(args)?;
         let mut model = Model::new(&config, device(&config)?)?;
-        let size = config.views.global.size;
+        let size = config.crop_size();
         if args.init {
             if let Some(file) = &config.model.init {
                 model.start_from(&weights::read_backbone(file)?)?;

@@ -214,10 +214,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// A run for each number of workers.
 fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     let config = Config::load(&args.recipe, &args.overrides)?;
-    let mut recipe = config.views.clone();
-    if !config.model.local {
-        recipe.local = None;
-    }
+    let recipe = config.training_views();
     let (spec, mut set, size) = cache::choose(&args.data, args.cold, &config.data)?;
     if args.cold && set.is_remote() {
         bail!(
@@ -345,9 +342,8 @@ fn operations(
     use detco_shards::pipeline::Views;
     let (seed, reduction_max) = (config.seed, if config.data.reduce { u32::MAX } else { 1 });
     match mode.views(recipe) {
-        Views::Train(recipe) => ops::measure(set, &recipe, 2, seed, reduction_max),
-        Views::Query(recipe) => ops::measure(set, &recipe, 1, seed, reduction_max),
-        Views::Read | Views::Decode | Views::Center { .. } => Default::default(),
+        Views::Recipe(recipe) => ops::measure(set, &recipe, seed, reduction_max),
+        Views::Read | Views::Decode => Default::default(),
     }
 }
 

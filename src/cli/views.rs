@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use detco_shards::decode::{Decoder, Image};
 use detco_shards::order::{Cursor, Order};
-use detco_shards::views::{Recipe, Rect, Renderer, SamplePlan};
+use detco_shards::views::{Group, Recipe, Rect, Renderer, SamplePlan};
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, Rgb, RgbImage};
 use serde::Serialize;
@@ -16,17 +16,17 @@ use crate::data;
 
 /// Draw a contact sheet of what the model is shown
 ///
-/// One row a sample, in the order of training: the original with the four crop boxes, the query's
-/// and the key's global view, the query's and the key's nine patches. The bar above a view has the
-/// colour of its box. The views are those that training with the same recipe, seed and epoch uses.
+/// One row a sample, in the order of training: the original with the views' crop boxes, then the views
+/// in the recipe's order, patches side by side as they come. The bar above a view has the colour of its
+/// box. The views are those that training with the same recipe, seed and epoch uses.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   detco views shards/train -o views.png
   detco views shards/train -o views.png --epoch 7 --seed 1
   detco views shards/train -o v1.png --recipe moco-v1-r50
-  detco views shards/train -o own.png --recipe own.toml --set views.global.size=160
-  detco views shards/train --plans | jq .plan.global[0].ops       # the drawn numbers")]
+  detco views shards/train -o own.png --recipe own.toml --set views.crops.size=160
+  detco views shards/train --plans | jq .plan.views[0].ops        # the drawn numbers")]
 pub struct Args {
     /// Folder of shards, .tar file, glob or brace list, or URLs of those
     #[arg(required = true)]
@@ -72,9 +72,17 @@ const LINE: u32 = 3;
 /// A view smaller than this is enlarged by a whole factor: 32-pixel views cannot be judged at 1:1.
 const LEGIBLE: u32 = 128;
 const BACKGROUND: Rgb<u8> = Rgb([34, 34, 38]);
-/// Query's and key's global view, query's and key's patches.
-const COLORS: [Rgb<u8>; 4] =
-    [Rgb([255, 196, 0]), Rgb([0, 200, 255]), Rgb([255, 90, 90]), Rgb([110, 230, 110])];
+/// Of the views in turn: DetCo's are the query's and the key's crop, the query's and the key's patches.
+const COLORS: [Rgb<u8>; 8] = [
+    Rgb([255, 196, 0]),
+    Rgb([0, 200, 255]),
+    Rgb([255, 90, 90]),
+    Rgb([110, 230, 110]),
+    Rgb([200, 130, 255]),
+    Rgb([255, 140, 60]),
+    Rgb([90, 130, 255]),
+    Rgb([235, 235, 235]),
+];
 
 /// A sample's drawn numbers, as `--plans` prints them.
 #[derive(Serialize)]
@@ -98,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     super::check_folder(&args.out)?;
     let config = Config::load(&args.recipe, &args.overrides)?;
-    let (recipe, seed) = (&config.views, args.seed.unwrap_or(config.seed));
+    let (recipe, seed) = (&config.training_views(), args.seed.unwrap_or(config.seed));
     let set = data::open(&args.data, &config.data)?;
     let order = Order::shuffled(set.len(), 1, seed)?;
     let rows = args.samples.min(set.len());
@@ -139,19 +147,27 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// The picture and where its columns are.
 struct Sheet {
     pixels: RgbImage,
-    /// Side of a cell: the larger of a global view and a patch set, after `scale`.
+    /// Side of a cell: that of the largest view, after `scale`.
     cell: u32,
     /// Whole factor that views are enlarged by.
     scale: u32,
 }
 
+/// Patches of a view that stand side by side: as many as there are rows of them.
+fn across(images: usize) -> u32 {
+    images.isqrt().max(1) as u32
+}
+
 impl Sheet {
     fn new(recipe: &Recipe, rows: u32) -> anyhow::Result<Sheet> {
-        let scale = LEGIBLE.div_ceil(recipe.global.size);
-        let patches = recipe.local.as_ref().map_or(0, |local| local.patch * 3 * scale + 2 * GAP);
-        let cell = patches.max(recipe.global.size * scale);
-        let views = if recipe.local.is_some() { 4 } else { 2 };
-        let width = GAP + cell + cell / 3 + views * (cell + GAP) + GAP;
+        let groups = || recipe.groups.iter().filter(|group| group.count > 0);
+        let scale = LEGIBLE.div_ceil(groups().next().map_or(LEGIBLE, |group| group.size));
+        let side = |group: &Group| {
+            let (images, side) = group.images();
+            side * scale * across(images) + GAP * (across(images) - 1)
+        };
+        let cell = groups().map(side).max().unwrap_or(LEGIBLE);
+        let width = GAP + cell + cell / 3 + recipe.views() as u32 * (cell + GAP) + GAP;
         let height = GAP + rows * (LINE + cell + GAP);
         let bytes = u64::from(width) * u64::from(height) * 3; // below 2^64: at most 2^17 by 2^24 pixels
         let mut pixels = Vec::new();
@@ -173,21 +189,16 @@ impl Sheet {
     fn row(&mut self, row: u32, image: &Image, plan: &SamplePlan, renderer: &mut Renderer) {
         let top = GAP + row * (LINE + self.cell + GAP);
         self.original(top, image, plan);
-        for (view, plan) in plan.global.iter().enumerate() {
-            let mut pixels = vec![0; (plan.size * plan.size * 3) as usize];
-            renderer.global(image, plan, &mut pixels);
+        for (view, plan) in plan.views.iter().enumerate() {
+            let mut pixels = vec![0; plan.bytes()];
+            renderer.view(image, plan, &mut pixels);
+            let (images, side) =
+                plan.grid.as_ref().map_or((1, plan.size), |grid| (grid.order.len(), grid.patch));
             let left = self.bar(view, top);
-            self.paste(&pixels, plan.size, left, top + LINE);
-        }
-        for (view, plan) in plan.local.iter().flatten().enumerate() {
-            let bytes = (plan.patch * plan.patch * 3) as usize;
-            let mut pixels = vec![0; bytes * 9];
-            renderer.local(image, plan, &mut pixels);
-            let left = self.bar(view + 2, top);
-            let step = plan.patch * self.scale + GAP;
-            for (slot, patch) in (0u32..).zip(pixels.chunks_exact(bytes)) {
-                let (x, y) = (left + slot % 3 * step, top + LINE + slot / 3 * step);
-                self.paste(patch, plan.patch, x, y);
+            let step = side * self.scale + GAP;
+            for (slot, pixels) in (0u32..).zip(pixels.chunks_exact(plan.bytes() / images)) {
+                let [x, y] = [slot % across(images), slot / across(images)];
+                self.paste(pixels, side, left + x * step, top + LINE + y * step);
             }
         }
     }
@@ -202,10 +213,10 @@ impl Sheet {
             .expect("an Image holds width * height * 3 bytes");
         let mut small =
             imageops::resize(&whole, fitted(width), fitted(height), FilterType::Triangle);
-        let crops = plan.global.iter().map(|view| view.crop);
-        let crops = crops.chain(plan.local.iter().flatten().map(|view| view.whole.crop));
-        for (crop, color) in crops.zip(COLORS) {
-            outline(&mut small, crop, factor, color);
+        for (view, color) in plan.views.iter().zip(COLORS.iter().cycle()) {
+            // Of a picture that is resized first, the box lies in that.
+            let resized = view.resized.map_or(1.0, |sides| width / f64::from(sides[0]));
+            outline(&mut small, view.crop, factor * resized, *color);
         }
         imageops::replace(&mut self.pixels, &small, GAP.into(), (top + LINE).into());
     }
@@ -213,7 +224,7 @@ impl Sheet {
     /// The bar above a view; gives the view's left edge.
     fn bar(&mut self, view: usize, top: u32) -> u32 {
         let left = 2 * GAP + self.cell + self.cell / 3 + view as u32 * (self.cell + GAP);
-        fill(&mut self.pixels, [left, top, self.cell, LINE - 1], COLORS[view]);
+        fill(&mut self.pixels, [left, top, self.cell, LINE - 1], COLORS[view % COLORS.len()]);
         left
     }
 

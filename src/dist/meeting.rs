@@ -128,10 +128,7 @@ const OWN_KEYS: &[&str] =
 impl Card {
     /// For this program.
     pub fn new(config: &Config, samples: u64, fingerprint: u64) -> Card {
-        let table: toml::Table =
-            config.to_toml().parse().expect("what Config writes can be read back");
-        let mut keys = BTreeMap::new();
-        flatten("", &toml::Value::Table(table), &mut keys);
+        let mut keys = config.flat();
         keys.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
         Card { program: program(), config: keys, samples, fingerprint }
     }
@@ -160,20 +157,6 @@ impl Card {
             }
         }
         lines
-    }
-}
-
-fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let dot = if prefix.is_empty() { "" } else { "." };
-                flatten(&format!("{prefix}{dot}{key}"), value, into);
-            }
-        }
-        value => {
-            into.insert(prefix.to_string(), value.to_string());
-        }
     }
 }
 
@@ -382,14 +365,14 @@ mod tests {
         let own = Card::new(&config(&["data.shards=[\"x\"]", "data.workers=3"]), 10, 1);
         assert!(own.differences(1, &first).is_empty());
 
-        let other = Card::new(&config(&["views.local.crop.scale=[0.5, 1.0]", "seed=3"]), 10, 2);
+        let other = Card::new(&config(&["views.patches.crop.scale=[0.5, 1.0]", "seed=3"]), 10, 2);
         let other = Card { program: "detco 9".into(), ..other };
         let lines = other.differences(4, &first).join("\n");
         for part in [
             "rank 4 runs detco 9, rank 0 detco ",
             "rank 4 reads 10 samples, fingerprint 0000000000000002; rank 0 10 samples",
             "seed is 3 on rank 4, 0 on rank 0",
-            "views.local.crop.scale is [0.5, 1.0] on rank 4, [",
+            "views.patches.crop.scale is [0.5, 1.0] on rank 4, [",
         ] {
             assert!(lines.contains(part), "{lines}");
         }

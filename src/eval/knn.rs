@@ -15,6 +15,7 @@ use detco_shards::format::ShardError;
 use detco_shards::order::{Order, OrderError};
 use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError};
 use detco_shards::stream::ShardSet;
+use detco_shards::views::{IMAGE, Recipe};
 use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
@@ -251,14 +252,14 @@ fn extract(
         on_bad_sample: options.on_bad_sample,
         bad_share_max: options.bad_share_max,
         bad_run_max: options.bad_run_max,
-        ..LoaderOptions::evaluate(options.size, share, order)
+        ..LoaderOptions::evaluate(Recipe::center(options.size, share.into()), order)
     };
     let pipeline = |error| KnnError::Pipeline(Box::new(error));
-    let mut loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
+    let loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
     let (mut rows, mut classes) = (Vec::new(), Vec::new());
-    while let Some(batch) = loader.next() {
+    for batch in loader {
         let batch = batch.map_err(pipeline)?;
-        for (id, class) in batch.samples.iter().zip(loader.classes(&batch)?) {
+        for (id, class) in batch.samples.iter().zip(batch.labels()?) {
             classes.push(class.ok_or_else(|| {
                 let (shard, key, _) = set.place(*id).unwrap_or((Path::new(""), "", 0));
                 let (shard, key) = (shard.display().to_string(), key.to_string());
@@ -266,7 +267,7 @@ fn extract(
             })?);
         }
         let edge = options.size as usize;
-        let images = batch::images(batch.global(0), batch.len(), edge, device)?;
+        let images = batch::images(batch.view(IMAGE, 0), batch.len(), edge, device)?;
         rows.push(encoder.features(&images)?);
         tick(batch.len() as u64)?;
     }

@@ -199,11 +199,9 @@ pub struct Limits {
 impl Load {
     /// What of a configuration's model travels.
     pub fn of(config: &Config) -> Load {
-        let (model, views) = (&config.model, &config.views);
-        let patch =
-            views.local.as_ref().filter(|_| model.local).map(|local| u64::from(local.patch));
-        let crop = u64::from(views.global.size).pow(2);
-        let pixels = crop + patch.map_or(0, |patch| 9 * patch * patch);
+        let model = &config.model;
+        let crop = u64::from(config.crop_size()).pow(2);
+        let pixels = crop + config.patch_size().map_or(0, |patch| 9 * u64::from(patch).pow(2));
         let scopes = if model.local { 2 } else { 1 };
         let embedding_values = model.dim as u64 * model.levels.len() as u64 * scopes;
         Load {

@@ -34,16 +34,16 @@ fn heads(config: &Config) -> [u64; 2] {
 /// and the key's forward pass, over the global view and, with local views, the nine patches.
 pub fn training(config: &Config) -> f64 {
     let [global_heads, local_heads] = heads(config);
-    let mut forward = backbone(config, u64::from(config.views.global.size)) + global_heads;
-    if let Some(local) = config.views.local.as_ref().filter(|_| config.model.local) {
-        forward += 9 * backbone(config, u64::from(local.patch)) + local_heads;
+    let mut forward = backbone(config, u64::from(config.crop_size())) + global_heads;
+    if let Some(patch) = config.patch_size() {
+        forward += 9 * backbone(config, u64::from(patch)) + local_heads;
     }
     2.0 * forward as f64 * (TRAINED + 1.0)
 }
 
 /// Floating-point operations of one supervised step an image: one view, forward and backward.
 pub fn supervised(config: &Config) -> f64 {
-    2.0 * backbone(config, u64::from(config.views.global.size)) as f64 * TRAINED
+    2.0 * backbone(config, u64::from(config.crop_size())) as f64 * TRAINED
 }
 
 #[cfg(test)]

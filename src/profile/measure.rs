@@ -64,8 +64,11 @@ impl Mode {
         match self {
             Mode::Read => Views::Read,
             Mode::Decode => Views::Decode,
-            Mode::Supervised => Views::supervised(recipe.global.size),
-            Mode::Detco => Views::Train(recipe.clone()),
+            Mode::Supervised => {
+                let size = recipe.groups.first().map_or(224, |group| group.size);
+                Views::Recipe(Recipe::supervised(size))
+            }
+            Mode::Detco => Views::Recipe(recipe.clone()),
         }
     }
 }

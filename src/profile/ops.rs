@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use detco_shards::decode::{DecodeError, Decoder, Frame, Image, Part, probe};
 use detco_shards::stats::Mark;
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{LocalPlan, Op, Recipe, Renderer, ViewPlan, needed};
+use detco_shards::views::{Op, Recipe, Renderer, ViewPlan, needed};
 
 /// Images at most.
 const IMAGES_MAX: u64 = 48;
@@ -21,14 +21,13 @@ const TIME_MAX: Duration = Duration::from_secs(2);
 /// Each rendering is timed this often; the least time counts.
 const REPEATS: usize = 3;
 
-/// Microseconds an image by operation: `draw`, `resize global`, `resize local` (both with the way
-/// into the slab), then the operations by the names they have in plans. Images that do not decode
-/// are passed over. `views` says how many of the two global views are rendered, `reduction_max` the
-/// most that a picture is reduced by its decoder ([`needed`]).
+/// Microseconds an image by operation: `draw`, for each group of views `resize` with its name (crop,
+/// resize, and the way into the slab), then the operations by the names they have in plans. Images that
+/// do not decode are passed over. `reduction_max` is the most that a picture is reduced by its decoder
+/// ([`needed`]).
 pub fn measure(
     set: &ShardSet,
     recipe: &Recipe,
-    views: usize,
     seed: u64,
     reduction_max: u32,
 ) -> BTreeMap<String, f64> {
@@ -37,7 +36,7 @@ pub fn measure(
         renderer: Renderer::new(),
         image: Image::new(),
         part: Part::whole(0, 0),
-        out: vec![0; recipe.global_bytes().max(recipe.local_bytes())],
+        out: vec![0; recipe.bytes()],
         sums: BTreeMap::new(),
     };
     let (mut done, count, begin) = (0, set.len().min(IMAGES_MAX), Instant::now());
@@ -45,7 +44,7 @@ pub fn measure(
         // Spread evenly; below `len`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(count)) as u64;
         let Ok(sample) = set.sample(id) else { continue };
-        if bench.sample(sample.jpeg(), recipe, (views, reduction_max), (seed, id)).is_ok() {
+        if bench.sample(sample.jpeg(), recipe, reduction_max, (seed, id)).is_ok() {
             done += 1;
         }
         if begin.elapsed() > TIME_MAX {
@@ -71,35 +70,25 @@ impl Bench {
         &mut self,
         jpeg: &[u8],
         recipe: &Recipe,
-        (views, reduction_max): (usize, u32),
+        reduction_max: u32,
         (seed, id): (u64, u64),
     ) -> Result<(), DecodeError> {
         let header = probe(jpeg)?;
         let draw = || recipe.draw(header.width, header.height, seed, 0, id);
         let plan = draw();
-        let locals = plan.local.iter().flatten().map(|local| &local.whole);
-        let part = needed(plan.global[..views].iter().chain(locals), reduction_max);
+        let part = needed(&plan.views, reduction_max);
         let part = part.unwrap_or(Part::whole(header.width, header.height));
         self.part = self.decoder.decode_part(jpeg, &header, part, &mut self.image)?;
         let seconds = least(|| {
             black_box(draw());
         });
         self.add("draw", seconds);
-        for view in &plan.global[..views] {
-            self.prefixes(view, "resize global", |bench, ops| {
+        let groups = recipe.groups.iter().flat_map(|one| (0..one.count).map(move |_| one));
+        for (view, group) in plan.views.iter().zip(groups) {
+            self.prefixes(view, &format!("resize {}", group.name), |bench, ops| {
                 let cut = ViewPlan { ops, ..view.clone() };
-                let bytes = (cut.size * cut.size * 3) as usize;
                 let frame = Frame { image: &bench.image, part: bench.part };
-                least(|| bench.renderer.global(frame, &cut, &mut bench.out[..bytes]))
-            });
-        }
-        for view in plan.local.iter().flatten() {
-            self.prefixes(&view.whole, "resize local", |bench, ops| {
-                let whole = ViewPlan { ops, ..view.whole.clone() };
-                let cut = LocalPlan { whole, ..view.clone() };
-                let bytes = (9 * cut.patch * cut.patch * 3) as usize;
-                let frame = Frame { image: &bench.image, part: bench.part };
-                least(|| bench.renderer.local(frame, &cut, &mut bench.out[..bytes]))
+                least(|| bench.renderer.view(frame, &cut, &mut bench.out[..cut.bytes()]))
             });
         }
         Ok(())

@@ -11,8 +11,8 @@ pub(crate) const TINY: &[&str] = &[
     "train.threads=1",
     "optim.lr=0.2",
     "optim.lr_batch=8",
-    "views.global.size=32",
-    "views.local.size=36",
-    "views.local.patch=8",
+    "views.crops.size=32",
+    "views.patches.size=36",
+    "views.patches.grid.patch=8",
     "monitor.every_steps=1",
 ];

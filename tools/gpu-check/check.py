@@ -76,7 +76,7 @@ class Sizes:
         self.decode_batch = 64 if not smoke else 16
         self.patience = 1 if not smoke else 4  # of limits: a machine without a GPU is slow
         self.bench = [] if not smoke else ["--warm-up", 1, "--windows", 1, "--steps", 2]
-        small = ["model.backbone=resnet18", "loss.queue=64", "views.global.size=32", "views.local.patch=16"]
+        small = ["model.backbone=resnet18", "loss.queue=64", "views.crops.size=32", "views.patches.grid.patch=16"]
         small += ["model.width=8", "model.bn_splits=2"]
         self.sets = [word for one in small for word in ("--set", one)] if smoke else []
         self.torch = []

@@ -2,8 +2,8 @@
 
     python views.py FOLDER
 
-FOLDER holds `plans.json`: a list of cases {image, width, height, plan, local, out}. `image` and `out` are
-files of raw RGB bytes; `out` is [size, size, 3] or, for a local view, [9, patch, patch, 3].
+FOLDER holds `plans.json`: a list of cases {image, width, height, plan, out}. `image` and `out` are files of
+raw RGB bytes; `out` is [size, size, 3] or, for a view with a grid, [patches, patch, patch, 3].
 Prints one JSON line a case: {"mean": .., "worst": .., "share": ..} in grey levels and share of bytes that differ.
 """
 
@@ -27,6 +27,8 @@ SIMPLE = {
 def apply(image, op):
     if op == "gray":
         return F.rgb_to_grayscale(image, num_output_channels=3)
+    if op == "flip":
+        return F.hflip(image)
     if isinstance(op, str):
         return SIMPLE[op](image)
     (name, value), = op.items()
@@ -60,9 +62,14 @@ def apply(image, op):
 
 def view(image, plan):
     box, size = plan["crop"], plan["size"]
+    filter = InterpolationMode(plan["filter"])
+    if plan.get("resized"):
+        # torchvision's Resize(short), whose sides have to be those of the plan.
+        image = F.resize(image, min(plan["resized"]), interpolation=filter, antialias=True)
+        assert image.size == tuple(plan["resized"]), (image.size, plan["resized"])
     image = F.resized_crop(
         image, box["top"], box["left"], box["height"], box["width"], [size, size],
-        interpolation=InterpolationMode.BILINEAR, antialias=True,
+        interpolation=filter, antialias=True,
     )
     for op in plan["ops"]:
         image = apply(image, op)
@@ -70,12 +77,13 @@ def view(image, plan):
 
 
 def patches(image, plan):
-    whole = np.asarray(view(image, plan["whole"]))
-    cell, patch = plan["whole"]["size"] // 3, plan["patch"]
+    whole, grid = np.asarray(view(image, plan)), plan["grid"]
+    cells, patch = grid["cells"], grid["patch"]
+    cell = plan["size"] // cells
     out = []
-    for i in plan["order"]:
-        left, top = plan["offsets"][i]
-        top, left = (i // 3) * cell + top, (i % 3) * cell + left
+    for i in grid["order"]:
+        left, top = grid["offsets"][i]
+        top, left = (i // cells) * cell + top, (i % cells) * cell + left
         out.append(whole[top:top + patch, left:left + patch])
     return np.stack(out)
 
@@ -87,7 +95,7 @@ def main(folder):
             raw = (folder / case["image"]).read_bytes()
             images[case["image"]] = Image.frombytes("RGB", (case["width"], case["height"]), raw)
         image = images[case["image"]]
-        want = patches(image, case["plan"]) if case["local"] else np.asarray(view(image, case["plan"]))
+        want = patches(image, case["plan"]) if case["plan"].get("grid") else np.asarray(view(image, case["plan"]))
         got = np.frombuffer((folder / case["out"]).read_bytes(), np.uint8).reshape(want.shape)
         error = np.abs(got.astype(np.int16) - want.astype(np.int16))
         print(json.dumps({

@@ -30,7 +30,7 @@ impl Yardstick {
     /// pixels hold `batch` samples.
     pub(crate) fn new(set: &ShardSet, images: u64, workers: usize, batch: u64) -> Yardstick {
         let recipe = Recipe::detco();
-        let bytes = batch as usize * bytes(&recipe);
+        let bytes = batch as usize * recipe.bytes();
         let workers = (0..workers).map(|_| Worker {
             decoder: Decoder::new(),
             image: Image::new(),
@@ -50,7 +50,7 @@ impl Yardstick {
             for worker in &mut self.workers {
                 let (next, failed) = (&next, &failed);
                 scope.spawn(move || {
-                    let room = bytes(recipe);
+                    let room = recipe.bytes();
                     for turn in 0.. {
                         let sample = next.fetch_add(1, Ordering::Relaxed);
                         if sample >= images {
@@ -86,21 +86,11 @@ impl Worker {
         }
         let plan = recipe.draw(self.image.width, self.image.height, 1, 0, id);
         let mut rest = &mut self.pixels[start..];
-        for view in &plan.global {
-            let (pixels, after) = rest.split_at_mut(recipe.global_bytes());
-            self.renderer.global(&self.image, view, pixels);
-            rest = after;
-        }
-        for view in plan.local.iter().flatten() {
-            let (pixels, after) = rest.split_at_mut(recipe.local_bytes());
-            self.renderer.local(&self.image, view, pixels);
+        for view in &plan.views {
+            let (pixels, after) = rest.split_at_mut(view.bytes());
+            self.renderer.view(&self.image, view, pixels);
             rest = after;
         }
         Ok(())
     }
-}
-
-/// Bytes of a sample's views.
-fn bytes(recipe: &Recipe) -> usize {
-    2 * (recipe.global_bytes() + recipe.local_bytes())
 }

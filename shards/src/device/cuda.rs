@@ -38,17 +38,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use thiserror::Error;
 
 use super::{
-    Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Shape,
-    Way, lock,
+    Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Way, lock,
 };
 use crate::cuda::{
     CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
 use crate::decode::nvjpeg::{Asker, Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
 use crate::decode::{Decoder, Image, Probe};
+use crate::slab::Layout;
 use crate::views::SamplePlan;
 use crate::views::cuda::{
-    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels, Outputs,
+    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels,
 };
 
 /// Alignment of frames: that of device allocations.
@@ -72,14 +72,6 @@ pub enum GpuError {
     /// The kernels.
     #[error(transparent)]
     Views(#[from] DeviceViewsError),
-    /// The kernels render two global views, and two patch sets or none.
-    #[error("{globals} global views and {locals} patch sets of a sample: rendered by the CPU only")]
-    OtherViews {
-        /// Global views asked for.
-        globals: usize,
-        /// Patch sets asked for.
-        locals: usize,
-    },
 }
 
 /// One GPU as an [`Engine`].
@@ -322,11 +314,11 @@ impl Frames {
 /// One batch on the GPU.
 #[derive(Debug)]
 pub struct CudaBuffers {
-    shape: Shape,
+    layout: Layout,
     number: Number,
     frames: Frames,
-    global: [DeviceBuffer; 2],
-    local: [DeviceBuffer; 2],
+    /// Each view of all groups, of all samples that the batch has room for.
+    views: Vec<DeviceBuffer>,
     /// By worker: behind what it queued for this batch.
     decoded: Vec<Event>,
     /// Behind the hardware engine's part.
@@ -342,11 +334,9 @@ impl DeviceBatch<Cuda> {
     /// is queued behind [`DeviceBatch::wait_on`].
     pub fn pointers(&self) -> Option<Pointers> {
         let buffers = self.buffers()?;
-        let CudaBuffers { shape, number, global, local, .. } = buffers;
-        let [global, local] = [global, local].map(|views| slices(views).map(DeviceSlice::address));
-        let local = (shape.locals > 0).then_some(local);
-        let (samples, size, patch) = (shape.n, shape.size, shape.patch);
-        Some(Pointers { global, local, samples, size, patch, number: *number })
+        let CudaBuffers { layout, number, views, .. } = buffers;
+        let views = slices(views).into_iter().map(DeviceSlice::address).collect();
+        Some(Pointers { views, layout: layout.clone(), number: *number })
     }
 
     /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
@@ -473,33 +463,25 @@ impl Engine for Cuda {
     type Buffers = CudaBuffers;
     type Worker = CudaWorker;
 
-    fn buffers(&self, shape: &Shape, hands: usize) -> Result<CudaBuffers, GpuError> {
-        let Shape { globals, locals, .. } = *shape;
-        if !matches!((globals, locals), (2, 2 | 0) | (0, 0)) {
-            return Err(GpuError::OtherViews { globals, locals });
-        }
+    fn buffers(&self, layout: &Layout, hands: usize) -> Result<CudaBuffers, GpuError> {
         let mut submit = lock(&self.submit);
-        if submit.renderer.is_none() && globals > 0 {
-            let shape = self.setup.batch_shape(shape);
+        if submit.renderer.is_none() && layout.views() > 0 {
+            let shape = self.setup.batch_shape(layout);
             submit.renderer = Some(DeviceRenderer::new(&self.device, &self.kernels, shape)?);
         }
-        let device = &self.device;
+        let (device, n) = (&self.device, layout.n());
         // Also makes the context current, in which nvJPEG allocates.
-        let frames = Frames::new(device, shape.n)?;
+        let frames = Frames::new(device, n)?;
         if let Some(hardware) = &mut submit.hardware {
-            hardware.reserve(shape.n);
+            hardware.reserve(n);
         }
-        let bytes = self.setup.number.bytes();
-        let views = |count: usize, len: usize| {
-            let len = if count > 0 { len * bytes } else { 0 };
-            Ok::<_, CudaError>([DeviceBuffer::new(device, len)?, DeviceBuffer::new(device, len)?])
-        };
+        let number = self.setup.number;
+        let view = |bytes| DeviceBuffer::new(device, n * bytes * number.bytes());
         Ok(CudaBuffers {
-            shape: *shape,
-            number: self.setup.number,
+            layout: layout.clone(),
+            number,
             frames,
-            global: views(globals, shape.global_len())?,
-            local: views(locals, shape.local_len())?,
+            views: layout.view_bytes().map(view).collect::<Result<_, _>>()?,
             decoded: (0..hands).map(|_| Event::new(device)).collect::<Result<_, _>>()?,
             batched: Event::new(device)?,
             rendered: Event::new(device)?,
@@ -521,8 +503,8 @@ impl Engine for Cuda {
     }
 
     fn bytes(buffers: &CudaBuffers) -> usize {
-        let CudaBuffers { frames, global, local, .. } = buffers;
-        let views = global.iter().chain(local).map(DeviceBuffer::len).sum::<usize>();
+        let CudaBuffers { frames, views, .. } = buffers;
+        let views = views.iter().map(DeviceBuffer::len).sum::<usize>();
         frames.common.len() + views
     }
 
@@ -628,10 +610,8 @@ impl Engine for Cuda {
             stream.wait(decoded)?;
         }
         if let Some(renderer) = renderer {
-            let CudaBuffers { frames, global, local, shape, .. } = &mut *buffers;
-            let local = (shape.locals > 0).then(|| slices(local));
-            let out = Outputs { global: slices(global), local };
-            renderer.render(&frames.items(plans)?, &out, stream)?;
+            let CudaBuffers { frames, views, .. } = &mut *buffers;
+            renderer.render(&frames.items(plans)?, &slices(views), stream)?;
         }
         Ok(mark(&buffers.rendered, stream)?)
     }
@@ -650,8 +630,8 @@ fn mark(event: &Event, stream: &Stream) -> Result<(), CudaError> {
     })
 }
 
-fn slices(views: &[DeviceBuffer; 2]) -> [DeviceSlice<'_>; 2] {
-    views.each_ref().map(DeviceBuffer::as_slice)
+fn slices(views: &[DeviceBuffer]) -> Vec<DeviceSlice<'_>> {
+    views.iter().map(DeviceBuffer::as_slice).collect()
 }
 
 impl From<Number> for Element {
@@ -664,11 +644,10 @@ impl From<Number> for Element {
 }
 
 impl Setup {
-    fn batch_shape(&self, shape: &Shape) -> BatchShape {
+    fn batch_shape(&self, layout: &Layout) -> BatchShape {
         BatchShape {
-            samples: shape.n,
-            size: shape.size,
-            patch: (shape.locals > 0).then_some(shape.patch),
+            samples: layout.n(),
+            views: layout.view_bytes().collect(),
             element: self.number.into(),
             mean: self.mean,
             std: self.std,

@@ -7,8 +7,9 @@
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Pointers, Shape, Way};
+use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Pointers, Way};
 use crate::decode::{Components, Decoder, Image};
+use crate::slab::Layout;
 use crate::views::{MEAN, Renderer, STD, SamplePlan};
 
 /// Host memory as a device.
@@ -34,30 +35,30 @@ impl Host {
 /// One batch in host memory.
 #[derive(Debug)]
 pub struct HostBuffers {
-    shape: Shape,
+    layout: Layout,
     frames: Vec<Mutex<Image>>,
-    globals: [Vec<u8>; 2],
-    locals: [Vec<u8>; 2],
+    /// Each view of all groups, of all samples that the batch has room for.
+    views: Vec<Vec<u8>>,
     numbers: Option<Numbers>,
 }
 
-/// The views as numbers, channels last: global 0 and 1, local 0 and 1.
+/// The views as numbers, channels last.
 #[derive(Debug)]
 enum Numbers {
-    F32([Vec<f32>; 4]),
+    F32(Vec<Vec<f32>>),
     /// Their bits.
-    Bf16([Vec<u16>; 4]),
+    Bf16(Vec<Vec<u16>>),
 }
 
 impl Numbers {
-    fn new(number: Number, lens: [usize; 4]) -> Numbers {
+    fn new(number: Number, lens: impl Iterator<Item = usize>) -> Numbers {
         match number {
-            Number::F32 => Numbers::F32(lens.map(|len| vec![0.0; len])),
-            Number::Bf16 => Numbers::Bf16(lens.map(|len| vec![0; len])),
+            Number::F32 => Numbers::F32(lens.map(|len| vec![0.0; len]).collect()),
+            Number::Bf16 => Numbers::Bf16(lens.map(|len| vec![0; len]).collect()),
         }
     }
 
-    fn fill(&mut self, views: [&[u8]; 4]) {
+    fn fill(&mut self, views: &[Vec<u8>]) {
         match self {
             Numbers::F32(numbers) => each(numbers, views, |number| number),
             Numbers::Bf16(numbers) => each(numbers, views, to_bf16),
@@ -71,15 +72,15 @@ impl Numbers {
         }
     }
 
-    fn addresses(&self) -> [u64; 4] {
+    fn addresses(&self) -> Vec<u64> {
         match self {
-            Numbers::F32(numbers) => numbers.each_ref().map(|view| view.as_ptr() as u64),
-            Numbers::Bf16(numbers) => numbers.each_ref().map(|view| view.as_ptr() as u64),
+            Numbers::F32(numbers) => numbers.iter().map(|view| view.as_ptr() as u64).collect(),
+            Numbers::Bf16(numbers) => numbers.iter().map(|view| view.as_ptr() as u64).collect(),
         }
     }
 }
 
-fn each<T>(numbers: &mut [Vec<T>; 4], views: [&[u8]; 4], to: impl Fn(f32) -> T) {
+fn each<T>(numbers: &mut [Vec<T>], views: &[Vec<u8>], to: impl Fn(f32) -> T) {
     for (numbers, bytes) in numbers.iter_mut().zip(views) {
         for (at, (number, byte)) in numbers.iter_mut().zip(bytes).enumerate() {
             *number = to((f32::from(*byte) / 255.0 - MEAN[at % 3]) / STD[at % 3]);
@@ -97,24 +98,21 @@ impl DeviceBatch<Host> {
     /// Where the numbers lie; none in an empty batch, or from a [`Host`] that does not normalise.
     /// Valid until the batch is dropped.
     pub fn pointers(&self) -> Option<Pointers> {
-        let HostBuffers { shape, numbers, .. } = self.buffers()?;
+        let HostBuffers { layout, numbers, .. } = self.buffers()?;
         let numbers = numbers.as_ref()?;
-        let [a, b, c, d] = numbers.addresses();
-        let (samples, size, patch) = (shape.n, shape.size, shape.patch);
-        let local = (shape.locals > 0).then_some([c, d]);
-        Some(Pointers { global: [a, b], local, samples, size, patch, number: numbers.number() })
+        let (views, layout) = (numbers.addresses(), layout.clone());
+        Some(Pointers { views, layout, number: numbers.number() })
     }
 }
 
 impl HostBuffers {
-    /// Global view 0 (query) or 1 (key) of all samples that the batch has room for, `[n, h, w, 3]`.
-    pub fn global(&self, view: usize) -> &[u8] {
-        &self.globals[view]
-    }
-
-    /// Patch set 0 (query) or 1 (key), `[n, 9, p, p, 3]`.
-    pub fn local(&self, view: usize) -> &[u8] {
-        &self.locals[view]
+    /// View `view` of a group, of all samples that the batch has room for: `[n, h, w, 3]` or
+    /// `[n, patches, p, p, 3]`.
+    ///
+    /// # Panics
+    /// Where the recipe has no such view.
+    pub fn view(&self, group: &str, view: usize) -> &[u8] {
+        &self.views[self.layout.expect(group, view)]
     }
 }
 
@@ -130,18 +128,14 @@ impl Engine for Host {
     type Buffers = HostBuffers;
     type Worker = HostWorker;
 
-    fn buffers(&self, shape: &Shape, _threads: usize) -> Result<HostBuffers, Infallible> {
-        let lens = |count: usize, len: usize| [0, 1].map(|view| if view < count { len } else { 0 });
-        let globals = lens(shape.globals, shape.global_len());
-        let locals = lens(shape.locals, shape.local_len());
-        let all = [globals[0], globals[1], locals[0], locals[1]];
-        let [globals, locals] = [globals, locals].map(|lens| lens.map(|len| vec![0; len]));
+    fn buffers(&self, layout: &Layout, _threads: usize) -> Result<HostBuffers, Infallible> {
+        let n = layout.n();
+        let lens = || layout.view_bytes().map(|bytes| n * bytes);
         Ok(HostBuffers {
-            shape: *shape,
-            frames: (0..shape.n).map(|_| Mutex::new(Image::new())).collect(),
-            globals,
-            locals,
-            numbers: self.number.map(|number| Numbers::new(number, all)),
+            layout: layout.clone(),
+            frames: (0..n).map(|_| Mutex::new(Image::new())).collect(),
+            views: lens().map(|len| vec![0; len]).collect(),
+            numbers: self.number.map(|number| Numbers::new(number, lens())),
         })
     }
 
@@ -150,7 +144,7 @@ impl Engine for Host {
     }
 
     fn bytes(buffers: &HostBuffers) -> usize {
-        let views: usize = buffers.globals.iter().chain(&buffers.locals).map(Vec::len).sum();
+        let views = buffers.layout.pixels();
         let number = buffers.numbers.as_ref().map_or(0, |numbers| numbers.number().bytes());
         views * (1 + number)
     }
@@ -201,23 +195,20 @@ impl Engine for Host {
         buffers: &mut HostBuffers,
         plans: &[&SamplePlan],
     ) -> Result<(), Infallible> {
-        let HostBuffers { shape, frames, globals, locals, numbers } = buffers;
-        let [global, local] = [shape.global_len(), shape.local_len()].map(|len| len / shape.n);
+        let HostBuffers { frames, views, numbers, .. } = buffers;
         for (slot, (frame, plan)) in frames.iter_mut().zip(plans).enumerate() {
             let image = frame.get_mut().unwrap_or_else(PoisonError::into_inner);
             // A sample that ends the run has no picture.
             if image.width == 0 {
                 continue;
             }
-            for (plan, out) in plan.global.iter().zip(&mut globals[..shape.globals]) {
-                worker.renderer.global(&*image, plan, &mut out[slot * global..][..global]);
-            }
-            for (plan, out) in plan.local.iter().flatten().zip(&mut locals[..shape.locals]) {
-                worker.renderer.local(&*image, plan, &mut out[slot * local..][..local]);
+            for (plan, out) in plan.views.iter().zip(&mut *views) {
+                let bytes = plan.bytes();
+                worker.renderer.view(&*image, plan, &mut out[slot * bytes..][..bytes]);
             }
         }
         if let Some(numbers) = numbers {
-            numbers.fill([&globals[0], &globals[1], &locals[0], &locals[1]]);
+            numbers.fill(views);
         }
         Ok(())
     }

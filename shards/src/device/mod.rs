@@ -42,16 +42,18 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::decode::{Components, DecodeError, Format, Probe, probe};
+use crate::format::ShardError;
 use crate::order::Cursor;
 use crate::pipe::Pool;
 use crate::pipeline::{
-    BadSample, DISPATCHER, Dispatcher, Finished, Holding, Judged, LoaderOptions, PipelineError,
-    Room, Rooms, SampleError, Sequence, TASKS_MAX, Task, Views, Work, touch,
+    BadSample, Class, DISPATCHER, Dispatcher, Finished, Holding, Judged, LoaderOptions,
+    PipelineError, Room, Rooms, SampleError, Sequence, TASKS_MAX, Task, Views, Work, labels, touch,
 };
+use crate::slab::Layout;
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
 use crate::stream::{Sample, ShardSet};
 use crate::trace::Recorder;
-use crate::views::SamplePlan;
+use crate::views::{Note, SamplePlan};
 
 #[cfg(feature = "nvjpeg")]
 pub use cuda::{Cuda, CudaBuffers, GpuError};
@@ -61,54 +63,13 @@ pub use share::{Share, balance};
 
 use share::Meter;
 
-/// What a batch of views is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Samples a batch has room for.
-    pub n: usize,
-    /// Side of a global view in pixels.
-    pub size: u32,
-    /// Global views of a sample: 0, 1 or 2.
-    pub globals: usize,
-    /// Side of a patch in pixels.
-    pub patch: u32,
-    /// Patch sets of a sample: 0 or 2.
-    pub locals: usize,
-}
-
 /// Bytes of a decoded image, on average, that memory is first planned with: ImageNet's have 0.55 MB.
 const FRAME_BYTES: usize = 640 << 10;
 
-impl Shape {
-    /// Of a batch of `n` samples with these views.
-    pub fn of(views: &Views, n: usize) -> Shape {
-        let layout = views.layout(n);
-        let (size, patch) = match views {
-            Views::Train(recipe) | Views::Query(recipe) => {
-                (recipe.global.size, recipe.local.as_ref().map_or(0, |local| local.patch))
-            }
-            Views::Center { size, .. } => (*size, 0),
-            Views::Decode | Views::Read => (0, 0),
-        };
-        Shape { n, size, globals: layout.globals, patch, locals: layout.locals }
-    }
-
-    /// Pixels of one global view of all samples, times three channels.
-    pub fn global_len(&self) -> usize {
-        self.n * self.size as usize * self.size as usize * 3
-    }
-
-    /// Pixels of one patch set of all samples, times three channels.
-    pub fn local_len(&self) -> usize {
-        self.n * 9 * self.patch as usize * self.patch as usize * 3
-    }
-
-    /// Bytes on the device that a batch is first given: its views, and decoded images of a usual
-    /// size. Where images are larger it grows.
-    pub fn bytes(&self, number: Number) -> usize {
-        let views = self.globals * self.global_len() + self.locals * self.local_len();
-        views * number.bytes() + self.n * FRAME_BYTES
-    }
+/// Bytes on the device that a batch is first given: its views, and decoded images of a usual size.
+/// Where images are larger it grows.
+pub fn bytes(layout: &Layout, number: Number) -> usize {
+    layout.pixels() * number.bytes() + layout.n() * FRAME_BYTES
 }
 
 /// Batches that a loader has memory for: those ahead, and the one that the consumer reads.
@@ -117,20 +78,21 @@ pub fn batches_held(batches_ahead: usize) -> usize {
 }
 
 /// Where the views of a batch lie on its device: numbers channels last, normalised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
-    /// Addresses of the query's and the key's global views, `[n, size, size, 3]`.
-    pub global: [u64; 2],
-    /// Addresses of the query's and the key's patch sets, `[n, 9, patch, patch, 3]`.
-    pub local: Option<[u64; 2]>,
-    /// Samples a batch has room for; a short one fills the first.
-    pub samples: usize,
-    /// Side of a global view.
-    pub size: u32,
-    /// Side of a patch.
-    pub patch: u32,
+    /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
+    pub views: Vec<u64>,
+    /// What the views are. A short batch fills the first samples.
+    pub layout: Layout,
     /// What the numbers are.
     pub number: Number,
+}
+
+impl Pointers {
+    /// The address of view `view` of a group, if there is such.
+    pub fn view(&self, group: &str, view: usize) -> Option<u64> {
+        self.layout.number(group, view).map(|number| self.views[number])
+    }
 }
 
 /// The ways to decode an image, as its header decides.
@@ -226,7 +188,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     type Worker: Send + 'static;
 
     /// Allocates what a batch needs, for so many threads that decode into it.
-    fn buffers(&self, shape: &Shape, threads: usize) -> Result<Self::Buffers, Self::Error>;
+    fn buffers(&self, layout: &Layout, threads: usize) -> Result<Self::Buffers, Self::Error>;
 
     /// Makes what thread `number` decodes with; anew after it panicked.
     fn worker(&self, number: usize) -> Result<Self::Worker, Self::Error>;
@@ -349,6 +311,9 @@ pub struct DeviceBatch<E: Engine> {
     pub samples: Vec<u64>,
     /// Samples that could not be used, in slot order.
     pub bad: Vec<BadSample>,
+    /// Read with the samples; empty where they were not asked for.
+    classes: Vec<Class>,
+    layout: Layout,
     tray: Option<Tray<E>>,
     free: Sender<Tray<E>>,
     stats: Arc<Stats>,
@@ -364,6 +329,25 @@ impl<E: Engine> DeviceBatch<E> {
     /// Whether the batch holds nothing (a rank beyond the batch).
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
+    }
+
+    /// What was drawn for view `view` of a group, of the sample in this slot.
+    ///
+    /// # Panics
+    /// Where the recipe has no such view, or the batch no such slot.
+    pub fn note(&self, group: &str, view: usize, slot: usize) -> Note {
+        assert!(slot < self.samples.len(), "slot {slot} of {}", self.samples.len());
+        let tray = self.tray.as_ref().expect("a batch with samples has buffers");
+        Note::of(&lock(&tray.plans[slot]).views[self.layout.expect(group, view)])
+    }
+
+    /// The class of each sample, in slot order, as
+    /// [`Filled::labels`](crate::pipeline::Filled::labels).
+    ///
+    /// # Errors
+    /// A class that is no number.
+    pub fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
+        labels(&self.classes)
     }
 
     /// The engine's buffers, which hold the views; none in an empty batch.
@@ -432,6 +416,7 @@ pub struct DeviceLoader<E: Engine> {
     set: Arc<ShardSet>,
     stats: Arc<Stats>,
     common: Arc<Common<E>>,
+    layout: Layout,
     /// How many circulate, and the bytes of one at the start.
     buffers: (usize, usize),
     failed: bool,
@@ -470,6 +455,7 @@ impl<E: Engine> DeviceLoader<E> {
         let workers = if options.workers == 0 { cores } else { options.workers };
         let (rank, world) = options.rank;
         let n = options.order.slots(0, rank, world).count().max(1);
+        let layout = options.views.layout(n);
         let trays = batches_held(options.batches_ahead);
         let engine = Arc::new(engine);
         let share = if engine.batches() { share } else { Share::Fixed(0.0) };
@@ -487,7 +473,7 @@ impl<E: Engine> DeviceLoader<E> {
         let mut bytes = 0;
         for _ in 0..trays {
             // The workers, and the submit thread.
-            let tray = tray(&engine, &Shape::of(&options.views, n), workers + 1)?;
+            let tray = tray(&engine, &layout, workers + 1)?;
             bytes = E::bytes(&tray.buffers);
             let sent = free.send(tray);
             assert!(sent.is_ok(), "the receiver lives in this function");
@@ -519,6 +505,7 @@ impl<E: Engine> DeviceLoader<E> {
             set,
             stats,
             common,
+            layout,
             buffers,
             failed,
             sequence,
@@ -577,12 +564,12 @@ impl<E: Engine> DeviceLoader<E> {
 
 fn tray<E: Engine>(
     engine: &Arc<E>,
-    shape: &Shape,
+    layout: &Layout,
     threads: usize,
 ) -> Result<Tray<E>, DeviceError<E::Error>> {
-    let buffers = engine.buffers(shape, threads).map_err(DeviceError::Engine)?;
-    let plans = (0..shape.n).map(|_| Mutex::new(SamplePlan::default())).collect();
-    let (deferred, failed) = (Mutex::new(Vec::with_capacity(shape.n)), Mutex::new(None));
+    let (n, buffers) = (layout.n(), engine.buffers(layout, threads).map_err(DeviceError::Engine)?);
+    let plans = (0..n).map(|_| Mutex::new(SamplePlan::default())).collect();
+    let (deferred, failed) = (Mutex::new(Vec::with_capacity(n)), Mutex::new(None));
     Ok(Tray { engine: Arc::clone(engine), buffers, plans, deferred, failed })
 }
 
@@ -602,7 +589,7 @@ impl<E: Engine> Iterator for DeviceLoader<E> {
         if self.failed {
             return None;
         }
-        let Judged { cursor, samples, bad, room, .. } = match self.sequence.next()? {
+        let Judged { cursor, samples, bad, classes, room } = match self.sequence.next()? {
             Ok(judged) => judged,
             Err(error) => return Some(Err(error.into())),
         };
@@ -614,8 +601,9 @@ impl<E: Engine> Iterator for DeviceLoader<E> {
             }
         };
         let (free, stats) = (self.free.clone(), Arc::clone(&self.stats));
+        let layout = self.layout.clone();
         let _holding = tray.is_some().then(|| self.sequence.holding());
-        Some(Ok(DeviceBatch { cursor, samples, bad, tray, free, stats, _holding }))
+        Some(Ok(DeviceBatch { cursor, samples, bad, classes, layout, tray, free, stats, _holding }))
     }
 }
 
@@ -657,9 +645,8 @@ impl<E: Engine> Hand<E> {
             self.lap(&mut laps, Stage::Get, work.samples[index]);
             stats.get().waited(laps.since.wall - start, found);
             work.settle(index, &common.set, &common.options, |id| {
-                let made = self.guarded(&tray, |hand| {
-                    hand.sample(id, index, work.cursor, &tray, Some(&mut laps))
-                });
+                let made = self
+                    .guarded(&tray, |hand| hand.sample(id, index, &work, &tray, Some(&mut laps)));
                 held = None; // its shard may go, before a substitute's is waited for
                 made
             });
@@ -705,7 +692,7 @@ impl<E: Engine> Hand<E> {
         &mut self,
         id: u64,
         slot: usize,
-        cursor: Cursor,
+        work: &Work,
         tray: &Tray<E>,
         mut laps: Option<&mut Laps<'_>>,
     ) -> Result<(), SampleError> {
@@ -722,7 +709,7 @@ impl<E: Engine> Hand<E> {
                 set.check_file(&sample)?;
                 Err(SampleError::from(error))
             })?;
-            let (share, at) = (common.meter.current(), (cursor.epoch, id));
+            let (share, at) = (common.meter.current(), (work.cursor.epoch, id));
             let way = Way::of(&header, sample.jpeg());
             let job = Job { slot, jpeg: sample.jpeg(), header };
             let wanted = laps.is_some() && way == Way::Batch && share.takes(at);
@@ -741,11 +728,14 @@ impl<E: Engine> Hand<E> {
                 }
             }
             let image = [header.width, header.height];
-            let at = (options.seed, cursor.epoch, id);
+            let at = (options.seed, work.cursor.epoch, id);
             options.views.draw(image, at, &mut lock(&tray.plans[slot]));
         }
         // Zeros in the place of a shard that shrank may decode as well.
         set.check(&sample)?;
+        if options.labels {
+            work.label(slot, &sample);
+        }
         if defer {
             lock(&tray.deferred).push((slot, id));
         }
@@ -858,7 +848,7 @@ impl<E: Engine> Hand<E> {
         };
         for slot in again {
             work.resettle(slot, &common.set, &common.options, |id| {
-                self.guarded(tray, |hand| hand.sample(id, slot, work.cursor, tray, None))
+                self.guarded(tray, |hand| hand.sample(id, slot, work, tray, None))
             });
         }
         Ok(())

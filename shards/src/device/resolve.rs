@@ -140,13 +140,12 @@ impl Decode {
 
 fn nvjpeg(setup: &Setup, views: &Views) -> Result<Decoding, Unavailable> {
     match views {
-        Views::Train(_) | Views::Decode => {}
-        Views::Center { .. } | Views::Query(_) => {
-            return Err(Unavailable::Views { what: "single views" });
+        Views::Recipe(recipe) if recipe.groups.iter().any(|group| group.crop.resize.is_some()) => {
+            Err(Unavailable::Views { what: "views of images that are resized before the crop" })
         }
-        Views::Read => return Err(Unavailable::Views { what: "bytes" }),
+        Views::Read => Err(Unavailable::Views { what: "bytes" }),
+        Views::Recipe(_) | Views::Decode => open(setup),
     }
-    open(setup)
 }
 
 #[cfg(feature = "nvjpeg")]
@@ -202,7 +201,7 @@ mod tests {
 
     #[test]
     fn auto_goes_on_with_the_cpu_and_names_what_is_missing() {
-        let views = Views::Train(Recipe::detco());
+        let views = Views::Recipe(Recipe::detco());
         let Ok(Decoding::Cpu { missing: Some(missing) }) = Decode::Auto.resolve(&setup(), &views)
         else {
             panic!("no such GPU");
@@ -218,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_had_or_is_an_error() {
-        let views = Views::Train(Recipe::detco());
+        let views = Views::Recipe(Recipe::detco());
         assert!(Decode::Nvjpeg.resolve(&setup(), &views).is_err());
         let cpu = Decode::Cpu.resolve(&setup(), &views).unwrap();
         assert!(matches!(cpu, Decoding::Cpu { missing: None }));
@@ -228,7 +227,8 @@ mod tests {
 
     #[test]
     fn views_that_the_kernels_lack_are_named_before_a_gpu_is_looked_for() {
-        for (views, what) in [(Views::supervised(32), "single views"), (Views::Read, "bytes")] {
+        let squash = Views::Recipe(Recipe::squash(256, 224));
+        for (views, what) in [(squash, "resized before the crop"), (Views::Read, "bytes")] {
             let error = Decode::Nvjpeg.resolve(&setup(), &views).unwrap_err();
             assert!(error.to_string().ends_with(what), "{error}");
         }

@@ -390,7 +390,8 @@ const fn in_turn(first: u8) -> [u8; LANES] {
 #[target_feature(enable = "avx2")]
 fn rounded(high: __m256i, low: __m256i) -> __m256i {
     let sum = _mm256_add_epi32(high, _mm256_srli_epi32::<{ SPLIT as i32 }>(low));
-    _mm256_srli_epi32::<{ (WEIGHT_BITS - SPLIT) as i32 }>(sum)
+    // Signed: a cubic's sums may be below 0.
+    _mm256_srai_epi32::<{ (WEIGHT_BITS - SPLIT) as i32 }>(sum)
 }
 
 /// Sixteen columns of sixteen rows as rows: the first with the ninth, and so on.

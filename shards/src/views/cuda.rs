@@ -85,16 +85,18 @@ pub enum DeviceViewsError {
     /// A view or a patch has no pixels.
     #[error("a view or a patch of 0 pixels")]
     Empty,
-    /// A plan with local views for a batch without, or the other way round.
-    #[error("the batch has local views, the plan has none, or the other way round")]
-    Local,
+    /// The image is resized before the crop, which is for the CPU.
+    #[error(
+        "the kernels crop an image as it is: a view that is resized before is rendered on the CPU"
+    )]
+    Resized,
 }
 
-/// Whether the kernels can render all views of a plan: all that a valid recipe draws. What they
-/// cannot, such as a blur of more than 1,000 pixels, is for the CPU.
+/// Whether the kernels can render all views of a plan: all that a valid recipe draws but images that
+/// are resized before the crop. What they cannot, such as a blur of more than 1,000 pixels, is for the
+/// CPU.
 pub fn supports(plan: &SamplePlan) -> bool {
-    let locals = plan.local.iter().flatten().map(|local| &local.whole);
-    plan.global.iter().chain(locals).flat_map(|view| &view.ops).all(|op| pack::has(*op))
+    plan.views.iter().all(|view| view.resized.is_none() && view.ops.iter().all(|op| pack::has(*op)))
 }
 
 /// Numbers of the batch tensors.
@@ -117,33 +119,18 @@ impl Element {
 }
 
 /// What a batch looks like.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BatchShape {
     /// Samples of a batch, n.
     pub samples: usize,
-    /// Side of the global views.
-    pub size: u32,
-    /// Side of the patches, where there are local views.
-    pub patch: Option<u32>,
+    /// Numbers of each view of a sample, in order: `size * size * 3`, or those of its patches.
+    pub views: Vec<usize>,
     /// Type of the numbers.
     pub element: Element,
     /// Means of the channels, of bytes / 255.
     pub mean: [f32; 3],
     /// Deviations of the channels.
     pub std: [f32; 3],
-}
-
-impl BatchShape {
-    /// Numbers of a global view, `[size, size, 3]`.
-    pub fn global_numbers(&self) -> usize {
-        self.size as usize * self.size as usize * 3
-    }
-
-    /// Numbers of a local view, `[9, patch, patch, 3]`; 0 without local views.
-    pub fn local_numbers(&self) -> usize {
-        let patch = self.patch.unwrap_or(0) as usize;
-        9 * patch * patch * 3
-    }
 }
 
 /// A decoded image on the device: RGB bytes `[height, width, 3]`, rows `pitch` bytes apart.
@@ -168,15 +155,6 @@ pub struct Item<'a> {
     pub frame: DeviceFrame<'a>,
     /// What was drawn for it.
     pub plan: &'a SamplePlan,
-}
-
-/// Tensors that a batch goes to, channels last.
-#[derive(Debug, Clone, Copy)]
-pub struct Outputs<'a> {
-    /// `[n, size, size, 3]`, for the query and for the key.
-    pub global: [DeviceSlice<'a>; 2],
-    /// `[n, 9, patch, patch, 3]`, for the query and for the key.
-    pub local: Option<[DeviceSlice<'a>; 2]>,
 }
 
 /// The kernels, loaded on a device.
@@ -257,8 +235,9 @@ impl DeviceRenderer {
         &self.shape
     }
 
-    /// Queues one launch that renders all views of `items` into their slots of `out`. Does not
-    /// wait. Other slots are left alone.
+    /// Queues one launch that renders all views of `items` into their slots of `out`, a tensor for each
+    /// view, `[n, size, size, 3]` or `[n, patches, patch, patch, 3]`. Does not wait. Other slots are
+    /// left alone.
     ///
     /// # Errors
     /// When a plan or a tensor does not fit the shape, a plan is not [supported](supports), or the
@@ -266,7 +245,7 @@ impl DeviceRenderer {
     pub fn render(
         &mut self,
         items: &[Item<'_>],
-        out: &Outputs<'_>,
+        out: &[DeviceSlice<'_>],
         stream: &Stream,
     ) -> Result<(), DeviceViewsError> {
         self.packed.fill(&self.shape, items, out)?;

@@ -1,6 +1,7 @@
 //! Crop, resize, interleave, mirror.
 
 use super::Vectors;
+use super::crop::Filter;
 use super::plan::Rect;
 use super::planes::Planes;
 use crate::decode::Frame;
@@ -69,25 +70,35 @@ pub(super) struct Pair {
 pub(super) const SPLIT: u32 = 8;
 
 impl Axis {
-    /// A triangle as wide as the reduction (no narrower than for none), cut off at the edges.
+    /// A filter as wide as the reduction (no narrower than for none), cut off at the edges.
     ///
     /// Of a picture that was decoded at less than its size an input stands for `1 << bits` pixels,
     /// and `skipped` of the first one's lie before the box. Its weight is the sum of those of the
     /// pixels in the box: the filter stays where it was, and as wide.
     #[inline(always)]
-    fn triangle(&mut self, pixels: usize, outputs: usize, (bits, skipped): (u32, usize)) {
+    fn lay(
+        &mut self,
+        filter: Filter,
+        pixels: usize,
+        outputs: usize,
+        (bits, skipped): (u32, usize),
+    ) {
         let inputs = ((skipped + pixels - 1) >> bits) + 1;
         let scale = pixels as f64 / outputs as f64;
         let stretch = scale.max(1.0);
+        let support = match filter {
+            Filter::Bilinear => stretch,
+            Filter::Bicubic => 2.0 * stretch,
+        };
         let Axis { centers, firsts, ends, real, .. } = self;
         // Where the filter would reach beyond the first pixel or the last one, it ends there.
         let at = |place: f64| place.floor().clamp(0.0, pixels as f64);
         centers.clear();
         centers.extend((0..outputs as u32).map(|output| (f64::from(output) + 0.5) * scale));
         firsts.clear();
-        firsts.extend(centers.iter().map(|center| at(center - stretch + 0.5)));
+        firsts.extend(centers.iter().map(|center| at(center - support + 0.5)));
         ends.clear();
-        ends.extend(centers.iter().map(|center| at(center + stretch + 0.5)));
+        ends.extend(centers.iter().map(|center| at(center + support + 0.5)));
         let covered = firsts.iter().zip(ends.iter()).map(|(first, end)| (end - first) as usize);
         let most = covered.max().unwrap_or(0);
 
@@ -97,8 +108,12 @@ impl Axis {
             let spans = centers.iter().zip(firsts.iter()).zip(ends.iter());
             for (real, ((center, first), end)) in real.iter_mut().zip(spans) {
                 let pixel = first + tap as f64;
-                let weight = 1.0 - ((pixel - center + 0.5) * inverse).abs();
-                *real = if weight > 0.0 && pixel < *end { weight } else { 0.0 };
+                let distance = ((pixel - center + 0.5) * inverse).abs();
+                let weight = match filter {
+                    Filter::Bilinear => (1.0 - distance).max(0.0),
+                    Filter::Bicubic => cubic(distance),
+                };
+                *real = if pixel < *end { weight } else { 0.0 };
             }
         }
         let most = if bits > 0 { self.fold(most, bits, skipped) } else { most };
@@ -123,7 +138,7 @@ impl Axis {
         }
         self.pairs.clear();
         self.pairs.extend(self.weights.as_chunks::<2>().0.iter().map(|[a, b]| Pair {
-            high: a >> SPLIT | b >> SPLIT << 16,
+            high: (a >> SPLIT & 0xFFFF) | b >> SPLIT << 16,
             low: (a & 0xFF) | (b & 0xFF) << 16,
         }));
     }
@@ -164,7 +179,8 @@ impl Axis {
         let rows = rounded.chunks_exact_mut(outputs).zip(real.chunks_exact(outputs));
         for (rounded, real) in rows.take(taps) {
             for ((rounded, real), sum) in rounded.iter_mut().zip(real).zip(sums.iter()) {
-                *rounded = (0.5 + real / sum * f64::from(1 << WEIGHT_BITS)) as i32;
+                let half = if *real < 0.0 { -0.5 } else { 0.5 };
+                *rounded = (half + real / sum * f64::from(1 << WEIGHT_BITS)) as i32;
             }
         }
     }
@@ -207,20 +223,33 @@ impl Axis {
     }
 }
 
+/// Pillow's cubic, of a distance of 0 or more.
+#[inline(always)]
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
 impl Scratch {
-    /// Cuts `crop` out of `image` and resizes it to `side` x `side`: along rows, then along columns,
-    /// each rounded to 8 bits, as Pillow's `BILINEAR`. Pixels outside the box are not looked at,
-    /// because torchvision crops first.
+    /// Cuts `crop` out of `image` and resizes it to `across_to` x `down_to`: along rows, then along columns,
+    /// each rounded to 8 bits, as Pillow's `BILINEAR` or `BICUBIC`. Pixels outside the box are not looked
+    /// at, because torchvision crops first.
     #[inline(always)]
     pub(super) fn crop_resize(
         &mut self,
         frame: Frame<'_>,
         crop: Rect,
-        side: usize,
+        (filter, [across_to, down_to]): (Filter, [usize; 2]),
         vectors: Vectors,
         out: &mut Planes,
     ) {
-        out.reshape(side, side);
+        out.reshape(across_to, down_to);
         let Frame { image, part } = frame;
         let inside = crop.width > 0 && crop.height > 0 && part.area.contains(&crop);
         assert!(inside, "{crop:?} in {part:?}");
@@ -231,12 +260,12 @@ impl Scratch {
         let [columns, rows] = [crop.width, crop.height].map(|length| length as usize);
         let (width, height) =
             (((x + columns - 1) >> bits) + 1 - left, ((y + rows - 1) >> bits) + 1 - top);
-        self.columns.triangle(columns, side, (bits, x - (left << bits)));
-        self.rows.triangle(rows, side, (bits, y - (top << bits)));
+        self.columns.lay(filter, columns, across_to, (bits, x - (left << bits)));
+        self.rows.lay(filter, rows, down_to, (bits, y - (top << bits)));
         // One column more than there are: what a weight of zero may point at.
         grow(&mut self.lines, 6 * (width + 1));
         let lines = &mut self.lines[..6 * (width + 1)];
-        let (plane, taps) = (side.next_multiple_of(PLANE), self.rows.taps);
+        let (plane, taps) = (across_to.next_multiple_of(PLANE), self.rows.taps);
         let stride = 3 * plane;
         let count = (taps + ROWS).next_power_of_two();
         grow(&mut self.narrow, count * stride);
@@ -244,7 +273,7 @@ impl Scratch {
         let source =
             |y: usize| &image.pixels[((top + y) * image.width as usize + left) * 3..][..width * 3];
         let mut done = 0;
-        for y in 0..side {
+        for y in 0..down_to {
             let start = self.rows.starts[y];
             while done < (start + taps).min(height) {
                 // Beyond the last row stands the last row.
@@ -270,7 +299,7 @@ impl Scratch {
                     avx2.across(ring, (start, self.rows.pairs_of(y)), plane, out.row_on(y))
                 }
                 Vectors::Plain => {
-                    let row = out.row_on(y).map(|row| &mut row[..side]);
+                    let row = out.row_on(y).map(|row| &mut row[..across_to]);
                     across(ring, (start, self.rows.weights_of(y)), plane, row);
                 }
             }
@@ -338,7 +367,7 @@ fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
             }
             let rows = out.chunks_exact_mut(3 * plane).skip(half * sums.len());
             for (row, sum) in rows.zip(sums) {
-                row[channel * plane + x] = (sum >> WEIGHT_BITS) as u8;
+                row[channel * plane + x] = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
             }
         }
     }
@@ -357,9 +386,17 @@ fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: 
                 }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
-                *out = (sum >> WEIGHT_BITS) as u8;
+                *out = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
             }
         }
+    }
+}
+
+/// Exchanges left and right.
+pub(super) fn mirror(view: &mut Planes) {
+    let width = view.width();
+    for plane in view.planes() {
+        plane.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the model is shown: draw, then render.
 //!
-//! A [`Recipe`] says what may be drawn. [`Recipe::draw`] turns it and an address (run seed, epoch,
-//! sample) into a [`SamplePlan`]: crop boxes, colour factors and their order, blur radii, flips,
-//! patch offsets, permutations. A [`Renderer`] turns pixels and a plan into views and draws nothing:
-//! the same plan gives the same bytes on any thread, in any run.
+//! A [`Recipe`] is a list of groups of views and says what may be drawn for them. [`Recipe::draw`]
+//! turns it and an address (run seed, epoch, sample) into a [`SamplePlan`]: for each view its crop box,
+//! operations with their numbers and order, flip, patches and permutation. A [`Renderer`] turns pixels
+//! and a plan into views and draws nothing: the same plan gives the same bytes on any thread, in any
+//! run.
 //!
 //! Rendering follows Pillow on 8-bit pixels, which is what torchvision does with `PIL` images and
 //! what MoCo and DetCo were trained with.
@@ -12,22 +13,29 @@
 mod avx2;
 mod blur;
 mod color;
+mod crop;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod geometry;
-mod numbers;
+mod grid;
 mod plan;
 mod planes;
+mod presets;
 mod randaugment;
 mod recipe;
 mod render;
+mod rng;
+mod step;
+mod valid;
 
-pub use plan::{LocalPlan, Op, REDUCTIONS, Rect, SamplePlan, ViewPlan, needed};
-pub use recipe::{
-    Blur, ColorStep, Crop, GlobalRecipe, Jitter, LocalRecipe, Photometric, RandAugment, Recipe,
-    RecipeError,
-};
+pub use crop::{Crop, Filter, Region};
+pub use grid::{Grid, Shuffle, permutations};
+pub use plan::{GridPlan, Note, Op, REDUCTIONS, Rect, SamplePlan, ViewPlan, needed};
+pub use presets::IMAGE;
+pub use recipe::{Group, Recipe};
 pub use render::Renderer;
+pub use step::{RandAugment, Step, Steps};
+pub use valid::RecipeError;
 
 /// ImageNet's channel means, of bytes / 255: what torchvision normalises with.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -39,7 +47,7 @@ pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
 enum Vectors {
     /// What the compiler makes of plain loops: every CPU.
     Plain,
-    /// The operations of DetCo's views by hand.
+    /// The most used operations by hand.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
 }

@@ -2,19 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::numbers::{self, Numbers};
-use super::recipe::{CELLS, ColorStep, Crop, GRID, Photometric, Recipe};
+use super::crop::Filter;
+use super::recipe::Recipe;
+use super::rng::Rng;
 use crate::decode::Part;
 pub use crate::decode::Rect;
 
-/// Streams of a sample's views. Part of the address of every drawn number: never renumber.
-const GLOBAL_VIEWS: [u8; 2] = [0, 1];
-const LOCAL_VIEWS: [u8; 2] = [2, 3];
-
-/// Tries at a random box before the central one is taken; torchvision's number.
-const CROP_TRIES: usize = 10;
-
-/// One photometric operation with its drawn number.
+/// One operation with its drawn number.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
@@ -42,6 +36,8 @@ pub enum Op {
     Solarize(u16),
     /// Add to values below 128.
     SolarizeAdd(u8),
+    /// Exchange left and right.
+    Flip,
     /// Blend with the smoothed image: factor 0 is smooth, 1 the image.
     Sharpness(f32),
     /// Fetch pixel (x, y) from `matrix` * (x + 1/2, y + 1/2, 1); grey outside the image.
@@ -53,39 +49,77 @@ pub enum Op {
     },
 }
 
-/// Everything drawn for one global view.
+/// Everything drawn for one view.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ViewPlan {
-    /// Side of the view in pixels.
+    /// Side of the view in pixels; with a grid, of the image that is cut, a multiple of its cells.
     pub size: u32,
-    /// The box of the image that is resized to `size` x `size`.
+    /// Width and height of the image.
+    pub picture: [u32; 2],
+    /// Width and height that the whole image is resized to before the crop, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resized: Option<[u32; 2]>,
+    /// How pixels are weighed in a resize.
+    #[serde(default)]
+    pub filter: Filter,
+    /// The box that is resized to `size` x `size`: of the image, or of what it was resized to.
     pub crop: Rect,
-    /// Colour and blur, in the order they are applied.
+    /// What is done to it, in this order.
     pub ops: Vec<Op>,
-    /// Mirror left and right, last.
+    /// Exchange left and right, after the operations.
     pub flip: bool,
+    /// The patches it is cut into, last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<GridPlan>,
+    /// Quarter turns against the clock, 0 to 3, that whoever reads the view is to do.
+    #[serde(default)]
+    pub rotation: u8,
 }
 
-/// Everything drawn for one local view.
+/// The patches of a view.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct LocalPlan {
-    /// The whole image before the cut, `size` a multiple of 3.
-    pub whole: ViewPlan,
+pub struct GridPlan {
+    /// Cells along a side.
+    pub cells: u32,
     /// Side of a patch in pixels.
     pub patch: u32,
-    /// For each cell of the grid, row-major: the patch's left and top edge within its cell.
-    pub offsets: [[u32; 2]; CELLS as usize],
-    /// Slot `i` of the output holds the patch of cell `order[i]`. A permutation of `0..9`.
-    pub order: [u8; CELLS as usize],
+    /// For each cell, row by row: the patch's left and top edge within its cell.
+    pub offsets: Vec<[u32; 2]>,
+    /// Slot `i` of the output holds the patch of cell `order[i]`: a permutation of the cells.
+    pub order: Vec<u8>,
+    /// Which permutation of its set it is, where it was drawn from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permutation: Option<u32>,
 }
 
 /// Everything drawn for one sample in one epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SamplePlan {
-    /// The query's and the key's global view.
-    pub global: [ViewPlan; 2],
-    /// The query's and the key's patch set.
-    pub local: Option<[LocalPlan; 2]>,
+    /// The views of all groups, in the recipe's order.
+    pub views: Vec<ViewPlan>,
+}
+
+impl ViewPlan {
+    /// Bytes of the view: `size * size * 3`, or those of its patches.
+    pub fn bytes(&self) -> usize {
+        let (images, side) =
+            self.grid.as_ref().map_or((1, self.size), |grid| (grid.order.len(), grid.patch));
+        images * side as usize * side as usize * 3
+    }
+
+    /// The part of the image that rendering reads, and the short side of what it is resized to first.
+    fn looked_at(&self) -> (Rect, u32) {
+        match self.resized {
+            None => (self.crop, self.size),
+            Some([width, height]) => (self.whole(), width.min(height)),
+        }
+    }
+
+    /// All of the image.
+    pub(super) fn whole(&self) -> Rect {
+        let [width, height] = self.picture;
+        Rect { left: 0, top: 0, width, height }
+    }
 }
 
 /// The reductions a picture may be decoded at, and how many of its pixels along each side a pixel of
@@ -93,7 +127,8 @@ pub struct SamplePlan {
 ///
 /// So no view of a photograph was further than 0.84 levels of 255 on average from that of the whole
 /// picture, colour and blur included, where a level is allowed. With two decoded ones it would be
-/// 1.2 before colour; at 1/8 hardly a photo has so many (`benches/record/2026-11-23-scale.md`).
+/// 1.2 before colour; at 1/8 hardly a photo has so many (`benches/record/2026-11-23-scale.md`). That was
+/// measured for bilinear resizes; of a picture for bicubic ones all pixels are decoded.
 pub const REDUCTIONS: [(u32, u32); 2] = [(2, 6), (4, 16)];
 
 /// The part of a picture that views look at: the smallest box around their crops, and the largest
@@ -105,12 +140,14 @@ pub fn needed<'a>(
 ) -> Option<Part> {
     let mut reduction = reduction_max;
     let boxes = views.into_iter().map(|view| {
-        let short = u64::from(view.crop.width.min(view.crop.height));
+        let (area, side) = view.looked_at();
+        let short = u64::from(area.width.min(area.height));
         let allowed = REDUCTIONS.iter().rfind(|(reduction, ratio)| {
-            *reduction <= reduction_max && short >= u64::from(view.size) * u64::from(*ratio)
+            let measured = view.filter == Filter::Bilinear;
+            measured && *reduction <= reduction_max && short >= u64::from(side) * u64::from(*ratio)
         });
         reduction = reduction.min(allowed.map_or(1, |allowed| allowed.0));
-        view.crop
+        area
     });
     let area = boxes.reduce(|all, one| all.union(&one))?;
     Some(Part { area, reduction })
@@ -118,11 +155,11 @@ pub fn needed<'a>(
 
 impl Recipe {
     /// Draws the views of `sample` (of `width` x `height` pixels, both at least 1) in `epoch` of the
-    /// run with this `seed`. The four views have independent streams.
+    /// run with this `seed`. Each view has a random stream of its own.
     ///
     /// Numbers follow torchvision's distributions: `RandomResizedCrop`, `ColorJitter`,
-    /// `RandomGrayscale`, `RandomHorizontalFlip`; blur as in MoCo v2. The recipe is expected to be
-    /// [valid](Recipe::validate).
+    /// `RandomGrayscale`, `RandomHorizontalFlip`, `RandomSolarize`; blur as in MoCo v2. The recipe is
+    /// expected to be [valid](Recipe::validate).
     pub fn draw(&self, width: u32, height: u32, seed: u64, epoch: u32, sample: u64) -> SamplePlan {
         let mut plan = SamplePlan::default();
         self.draw_into([width, height], (seed, epoch, sample), &mut plan);
@@ -139,134 +176,86 @@ impl Recipe {
     ) {
         let [width, height] = image;
         assert!(width > 0 && height > 0, "an image of {width}x{height} has no views");
-        for (view, plan) in GLOBAL_VIEWS.into_iter().zip(&mut into.global) {
-            let recipe = &self.global;
-            let mut numbers = Numbers::at(seed, epoch, sample, view);
-            draw_view(
-                (recipe.size, &recipe.crop, recipe.flip),
-                (&recipe.photometric, true),
-                image,
-                &mut numbers,
-                plan,
-            );
-        }
-        let Some(recipe) = &self.local else {
-            into.local = None;
-            return;
-        };
-        // RandAugment is the global views' alone unless the local views ask for it themselves.
-        let photometric = match &recipe.photometric {
-            Some(own) => (own, true),
-            None => (&self.global.photometric, false),
-        };
-        for (view, plan) in LOCAL_VIEWS.into_iter().zip(into.local.get_or_insert_default()) {
-            let mut numbers = Numbers::at(seed, epoch, sample, view);
-            draw_view(
-                (recipe.size, &recipe.crop, recipe.flip),
-                photometric,
-                image,
-                &mut numbers,
-                &mut plan.whole,
-            );
-            plan.patch = recipe.patch;
-            let room = recipe.size / GRID - recipe.patch + 1;
-            for offset in plan.offsets.iter_mut().flatten() {
-                *offset = numbers.below(room);
+        into.views.resize_with(self.views(), ViewPlan::default);
+        let groups = self.groups.iter().flat_map(|group| (0..group.count).map(move |_| group));
+        // A view's place in the list is part of the address of every number drawn for it.
+        for ((stream, group), view) in (0..).zip(groups).zip(&mut into.views) {
+            let mut rng = Rng::at(seed, epoch, sample, stream);
+            view.size = group.size;
+            view.ops.clear();
+            view.flip = false;
+            group.crop.draw(image, &mut rng, view);
+            for step in self.steps(group) {
+                step.draw(group.size, view, &mut rng);
             }
-            plan.order = std::array::from_fn(|cell| cell as u8);
-            numbers.shuffle(&mut plan.order);
-        }
-    }
-}
-
-fn draw_view(
-    (size, crop, flip): (u32, &Crop, f64),
-    (photometric, with_randaugment): (&Photometric, bool),
-    image: [u32; 2],
-    numbers: &mut Numbers,
-    into: &mut ViewPlan,
-) {
-    into.size = size;
-    into.crop = draw_crop(crop, image, numbers);
-    into.ops.clear();
-    for step in &photometric.order {
-        if *step != ColorStep::RandAugment || with_randaugment {
-            draw_step(*step, photometric, size, &mut into.ops, numbers);
-        }
-    }
-    into.flip = numbers.chance(flip);
-}
-
-/// torchvision's `RandomResizedCrop.get_params`.
-fn draw_crop(crop: &Crop, [width, height]: [u32; 2], numbers: &mut Numbers) -> Rect {
-    let area = f64::from(width) * f64::from(height);
-    let (ratio_least, ratio_largest) = (crop.ratio[0], crop.ratio[1]);
-    let log_ratio = [numbers::ln(ratio_least), numbers::ln(ratio_largest)];
-    for _ in 0..CROP_TRIES {
-        let target = area * numbers.uniform(crop.scale[0], crop.scale[1]);
-        let ratio = numbers::exp(numbers.uniform(log_ratio[0], log_ratio[1]));
-        // Python's round(): half to even. The casts saturate, and an overlong side fails the test.
-        let w = (target * ratio).sqrt().round_ties_even() as u32;
-        let h = (target / ratio).sqrt().round_ties_even() as u32;
-        if 0 < w && w <= width && 0 < h && h <= height {
-            let top = numbers.below(height - h + 1);
-            let left = numbers.below(width - w + 1);
-            return Rect { left, top, width: w, height: h };
-        }
-    }
-    let ratio = f64::from(width) / f64::from(height);
-    // A one-pixel strip can round to a side of 0, where torchvision fails: take one pixel.
-    let (w, h) = if ratio < ratio_least {
-        (width, ((f64::from(width) / ratio_least).round_ties_even() as u32).clamp(1, height))
-    } else if ratio > ratio_largest {
-        (((f64::from(height) * ratio_largest).round_ties_even() as u32).clamp(1, width), height)
-    } else {
-        (width, height)
-    };
-    Rect { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
-}
-
-fn draw_step(
-    step: ColorStep,
-    from: &Photometric,
-    size: u32,
-    ops: &mut Vec<Op>,
-    numbers: &mut Numbers,
-) {
-    match step {
-        ColorStep::Jitter => {
-            let jitter = &from.jitter;
-            if !numbers.chance(jitter.probability) {
-                return;
-            }
-            let mut which = [0u8, 1, 2, 3];
-            numbers.shuffle(&mut which);
-            let mut factor = |x: f64| numbers.uniform((1.0 - x).max(0.0), 1.0 + x) as f32;
-            let brightness = factor(jitter.brightness);
-            let contrast = factor(jitter.contrast);
-            let saturation = factor(jitter.saturation);
-            let hue = numbers.uniform(-jitter.hue, jitter.hue) as f32;
-            for op in which {
-                match op {
-                    0 if jitter.brightness > 0.0 => ops.push(Op::Brightness(brightness)),
-                    1 if jitter.contrast > 0.0 => ops.push(Op::Contrast(contrast)),
-                    2 if jitter.saturation > 0.0 => ops.push(Op::Saturation(saturation)),
-                    3 if jitter.hue > 0.0 => ops.push(Op::Hue(hue)),
-                    _ => {}
+            match &group.grid {
+                None => view.grid = None,
+                Some(grid) => {
+                    grid.draw(group.size, &mut rng, view.grid.get_or_insert_default());
                 }
             }
+            view.rotation = if group.rotate { rng.below(4) as u8 } else { 0 };
         }
-        ColorStep::Gray => {
-            if numbers.chance(from.gray) {
-                ops.push(Op::Gray);
-            }
-        }
-        ColorStep::Blur => {
-            if numbers.chance(from.blur.probability) {
-                let [least, largest] = from.blur.sigma;
-                ops.push(Op::Blur(numbers.uniform(least, largest) as f32));
-            }
-        }
-        ColorStep::RandAugment => from.randaugment.draw(size, ops, numbers),
     }
 }
+
+/// What of a view's plan a method may want to know: small, and beside the pixels in every batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// Width and height of the picture that the box lies in: the image, or what it was resized to.
+    pub picture: [u32; 2],
+    /// The box that the view shows.
+    pub crop: Rect,
+    /// Whether it is mirrored.
+    pub flip: bool,
+    /// Quarter turns against the clock that are to be done.
+    pub rotation: u8,
+    /// Index of the patches' permutation in its set, where it was drawn from one.
+    pub permutation: Option<u32>,
+}
+
+impl Note {
+    /// Bytes of a note in a slab.
+    pub(crate) const BYTES: usize = 4 * WORDS;
+
+    /// Of a view.
+    pub fn of(view: &ViewPlan) -> Note {
+        Note {
+            picture: view.resized.unwrap_or(view.picture),
+            crop: view.crop,
+            flip: view.flip ^ view.ops.contains(&Op::Flip),
+            rotation: view.rotation,
+            permutation: view.grid.as_ref().and_then(|grid| grid.permutation),
+        }
+    }
+
+    pub(crate) fn write(&self, to: &mut [u8]) {
+        let Rect { left, top, width, height } = self.crop;
+        let permutation = self.permutation.unwrap_or(u32::MAX);
+        let [w, h] = self.picture;
+        let flip = u32::from(self.flip);
+        let rotation = self.rotation.into();
+        let words: [u32; WORDS] = [w, h, left, top, width, height, flip, rotation, permutation];
+        for (to, word) in to.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *to = word.to_ne_bytes();
+        }
+    }
+
+    pub(crate) fn read(from: &[u8]) -> Note {
+        let mut words = [0; WORDS];
+        for (word, from) in words.iter_mut().zip(from.as_chunks::<4>().0) {
+            *word = u32::from_ne_bytes(*from);
+        }
+        let [w, h, left, top, width, height, flip, rotation, permutation] = words;
+        Note {
+            picture: [w, h],
+            crop: Rect { left, top, width, height },
+            flip: flip != 0,
+            rotation: rotation as u8,
+            permutation: Some(permutation).filter(|index| *index != u32::MAX),
+        }
+    }
+}
+
+/// 32-bit words of a note in a slab.
+const WORDS: usize = 9;

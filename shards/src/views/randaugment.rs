@@ -1,14 +1,14 @@
 //! RandAugment (Cubuk et al., 2020): operations drawn from a list of fifteen, all at one magnitude.
 //!
-//! DetCo's second version names it without its numbers. List, strengths and noise here are those of
+//! DetCo's second version names it without its rng. List, strengths and noise here are those of
 //! timm's `rand-n2-m10-mstd0.5`, which the contrastive recipes of its time used (InfoMin in
 //! PyContrast). Pixels are those of Pillow's `ImageOps`, `ImageEnhance` and `Image.transform`.
 
 use super::color;
-use super::numbers::{self, Numbers};
 use super::plan::Op;
 use super::planes::Planes;
-use super::recipe::RandAugment;
+use super::rng::{self, Rng};
+use super::step::RandAugment;
 
 /// The strongest magnitude; timm's scale.
 const MAGNITUDE_MAX: f64 = 10.0;
@@ -18,14 +18,14 @@ const OUTSIDE: [u8; 3] = [124, 116, 104];
 impl RandAugment {
     /// Draws the operations of one view of `size` pixels. Each draw consumes the same words whatever
     /// comes of it, but for the rejections of a normal number.
-    pub(super) fn draw(&self, size: u32, ops: &mut Vec<Op>, numbers: &mut Numbers) {
+    pub(super) fn draw(&self, size: u32, ops: &mut Vec<Op>, rng: &mut Rng) {
         for _ in 0..self.n {
-            let which = numbers.below(15);
-            let applied = numbers.chance(self.probability);
-            let magnitude = self.m + self.mstd * numbers.normal();
+            let which = rng.below(15);
+            let applied = rng.chance(self.p);
+            let magnitude = self.m + self.mstd * rng.normal();
             let level = magnitude.clamp(0.0, MAGNITUDE_MAX) / MAGNITUDE_MAX;
-            let sign = if numbers.chance(0.5) { -1.0 } else { 1.0 };
-            let bicubic = numbers.chance(0.5);
+            let sign = if rng.chance(0.5) { -1.0 } else { 1.0 };
+            let bicubic = rng.chance(0.5);
             if applied {
                 ops.push(operation(which, level, sign, bicubic, f64::from(size)));
             }
@@ -57,7 +57,7 @@ fn operation(which: u32, level: f64, sign: f64, bicubic: bool, size: f64) -> Op 
 
 /// The matrix of Pillow's `Image.rotate`: about the centre, counter-clockwise in degrees.
 fn turn(degrees: f64, size: f64) -> [f64; 6] {
-    let (sin, cos) = numbers::sin_cos(degrees.to_radians());
+    let (sin, cos) = rng::sin_cos(degrees.to_radians());
     let center = size / 2.0;
     // Of the input: x' = cos (x - c) - sin (y - c) + c, y' = sin (x - c) + cos (y - c) + c.
     let shift_x = -cos * center + sin * center + center;

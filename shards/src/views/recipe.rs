@@ -1,276 +1,176 @@
-//! What may be drawn: the augmentation recipe and its presets.
+//! What may be drawn: a list of groups of views.
 //!
-//! Defaults are DetCo's (arXiv 2102.04803, section 3.4): MoCo v2's augmentation for the global
-//! views, PIRL's 3x3 jigsaw for the local ones with the same colour and blur before the cut.
+//! A group says how many views there are of it, their size, which part of an image they show
+//! ([`Crop`]), what is done to it ([`Step`], in order), and whether it is cut into patches ([`Grid`]).
+//! In a file each group is a `[[views]]` table. The presets are in [`presets`](Recipe::preset).
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// Patches in a set: a 3x3 grid.
-pub(super) const CELLS: u32 = 9;
-/// Cells along a side of the grid.
-pub(super) const GRID: u32 = 3;
-/// Largest side of a view. Slab sizes are products of it, so it is bounded where it enters.
-const SIDE_MAX: u32 = 4096;
+use super::crop::Crop;
+use super::grid::Grid;
+use super::step::{Step, Steps};
+use super::valid::{RecipeError, side, within};
+use crate::slab::Section;
 
-/// The recipe of all four views of a sample: two global crops and two sets of nine patches.
+/// Views of a group, at most.
+const COUNT_MAX: u32 = 64;
+/// Views of all groups, at most: a plan is drawn for each sample, and a slab holds them all.
+const VIEWS_MAX: u32 = 256;
+
+/// The views of a sample, as a list of groups.
 ///
-/// Every field has a default, and the default is the DetCo paper's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// The order of the list belongs to what is drawn: the first view of the first group has random
+/// stream 0, and so on. The default is DetCo's, see [`Recipe::detco`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
 pub struct Recipe {
-    /// The two global views.
-    pub global: GlobalRecipe,
-    /// The two local views (patch sets). In a file: a table, or `local = false` for none (MoCo).
-    #[serde(deserialize_with = "local_or_false", serialize_with = "false_or_local")]
-    pub local: Option<LocalRecipe>,
+    /// The groups, in order. Their names differ.
+    pub groups: Vec<Group>,
 }
 
-/// A global view: random resized crop, colour, blur, flip.
+/// Views of one kind: they differ only in what was drawn for them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GlobalRecipe {
-    /// Side of the square view in pixels. DetCo and MoCo: 224.
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Its name, by which a batch gives its views: small letters, digits, `-` and `_`.
+    pub name: String,
+    /// Views of a sample. 0 leaves the group out.
+    #[serde(default = "one")]
+    pub count: u32,
+    /// Side of the square view in pixels; with a grid, of the image that is cut.
     pub size: u32,
-    /// The random resized crop. DetCo and MoCo: 20 % to 100 % of the image.
+    /// Which part of the image is resized to `size` x `size`.
+    #[serde(default)]
     pub crop: Crop,
-    /// Colour and blur.
-    pub photometric: Photometric,
-    /// Probability of a horizontal flip.
-    pub flip: f64,
+    /// What is done to it, in order: a list of steps, or the name of a group whose steps they are.
+    #[serde(default)]
+    pub steps: Steps,
+    /// Cuts the view into patches, after the steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
+    /// Whether one of four quarter turns is drawn and told in the view's [`Note`](super::Note). The
+    /// pixels are not turned: whoever reads the batch does that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub rotate: bool,
 }
 
-/// A local view: the image is cropped, resized, coloured, blurred and flipped as a whole, then cut
-/// into a 3x3 grid; from each cell a patch is cut at its own random offset, and the nine patches are
-/// put in a random order.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LocalRecipe {
-    /// Side of the square image that is cut, in pixels; a multiple of 3. DetCo: 255.
-    pub size: u32,
-    /// Side of a patch in pixels, at most `size / 3`. DetCo: 64, cut from cells of 85.
-    pub patch: u32,
-    /// The random resized crop. DetCo (after PIRL): 60 % to 100 % of the image.
-    pub crop: Crop,
-    /// Colour and blur. Absent: the global view's, as in the paper.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub photometric: Option<Photometric>,
-    /// Probability of a horizontal flip of the whole image, before the cut.
-    pub flip: f64,
+fn one() -> u32 {
+    1
 }
 
-/// torchvision's `RandomResizedCrop`: ten tries at a box of random area and aspect ratio, then the
-/// largest central box whose ratio is allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Crop {
-    /// Least and largest share of the image's area, uniform.
-    pub scale: [f64; 2],
-    /// Least and largest width / height, uniform in its logarithm.
-    pub ratio: [f64; 2],
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
-/// Colour and blur of a view.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Photometric {
-    /// The steps in the order they are applied; a step left out is never applied.
-    /// MoCo v2 and DetCo: jitter, gray, blur. MoCo v1: gray, jitter.
-    pub order: Vec<ColorStep>,
-    /// Brightness, contrast, saturation and hue, in random order.
-    pub jitter: Jitter,
-    /// Probability of turning the view gray (three equal channels).
-    pub gray: f64,
-    /// Gaussian blur.
-    pub blur: Blur,
-    /// RandAugment; applied where `order` names it.
-    pub randaugment: RandAugment,
-}
-
-/// A photometric step of a recipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ColorStep {
-    /// Brightness, contrast, saturation and hue, in random order.
-    Jitter,
-    /// Gray.
-    Gray,
-    /// Gaussian blur.
-    Blur,
-    /// RandAugment. In the global views' recipe it is theirs alone: local views that take over their
-    /// colour and blur leave it out (DetCo).
-    RandAugment,
-}
-
-/// torchvision's `ColorJitter`, applied with a probability.
-///
-/// Brightness, contrast and saturation factors are uniform in `[max(0, 1 - x), 1 + x]`, the hue
-/// shift is uniform in `[-hue, hue]` turns; the four are applied in random order. A value of 0
-/// leaves its operation out.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Jitter {
-    /// Probability that the view is jittered at all.
-    pub probability: f64,
-    /// Half width of the brightness factor.
-    pub brightness: f64,
-    /// Half width of the contrast factor.
-    pub contrast: f64,
-    /// Half width of the saturation factor.
-    pub saturation: f64,
-    /// Half width of the hue shift in turns, at most 0.5.
-    pub hue: f64,
-}
-
-/// Pillow's Gaussian blur, applied with a probability.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Blur {
-    /// Probability of a blur.
-    pub probability: f64,
-    /// Least and largest standard deviation in pixels, uniform.
-    pub sigma: [f64; 2],
-}
-
-/// RandAugment (Cubuk et al., 2020) with timm's fifteen operations and its noise on the magnitude.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RandAugment {
-    /// Operations drawn for a view, with replacement.
-    pub n: u32,
-    /// Magnitude, 0 to 10.
-    pub m: f64,
-    /// Standard deviation of the magnitude of each operation.
-    pub mstd: f64,
-    /// Probability that a drawn operation is applied.
-    pub probability: f64,
-}
-
-impl Default for RandAugment {
-    /// timm's `rand-n2-m10-mstd0.5`.
+impl Default for Group {
+    /// One view of 224 pixels, by torchvision's `RandomResizedCrop`, without steps.
     fn default() -> Self {
-        RandAugment { n: 2, m: 10.0, mstd: 0.5, probability: 0.5 }
+        Group {
+            name: "image".to_owned(),
+            count: 1,
+            size: 224,
+            crop: Crop::default(),
+            steps: Steps::default(),
+            grid: None,
+            rotate: false,
+        }
     }
 }
 
 impl Default for Recipe {
     fn default() -> Self {
-        Recipe { global: GlobalRecipe::default(), local: Some(LocalRecipe::default()) }
+        Recipe::detco()
     }
 }
 
-impl Default for GlobalRecipe {
-    fn default() -> Self {
-        GlobalRecipe {
-            size: 224,
-            crop: Crop { scale: [0.2, 1.0], ..Crop::default() },
-            photometric: Photometric::default(),
-            flip: 0.5,
+impl Group {
+    /// What one view of it is in a batch: `[size, size, 3]`, or `[patches, patch, patch, 3]`.
+    pub fn shape(&self) -> Vec<usize> {
+        match &self.grid {
+            None => vec![self.size as usize, self.size as usize, 3],
+            Some(grid) => {
+                let patch = grid.patch as usize;
+                vec![grid.patches(), patch, patch, 3]
+            }
         }
     }
-}
 
-impl Default for LocalRecipe {
-    fn default() -> Self {
-        LocalRecipe {
-            size: 255,
-            patch: 64,
-            crop: Crop { scale: [0.6, 1.0], ..Crop::default() },
-            photometric: None,
-            flip: 0.5,
-        }
-    }
-}
-
-impl Default for Crop {
-    /// torchvision's defaults: scale (0.08, 1), ratio (3/4, 4/3).
-    fn default() -> Self {
-        Crop { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
-    }
-}
-
-impl Default for Photometric {
-    fn default() -> Self {
-        Photometric {
-            order: vec![ColorStep::Jitter, ColorStep::Gray, ColorStep::Blur],
-            jitter: Jitter::default(),
-            gray: 0.2,
-            blur: Blur::default(),
-            randaugment: RandAugment::default(),
-        }
-    }
-}
-
-impl Default for Jitter {
-    fn default() -> Self {
-        Jitter { probability: 0.8, brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }
-    }
-}
-
-impl Default for Blur {
-    fn default() -> Self {
-        Blur { probability: 0.5, sigma: [0.1, 2.0] }
+    /// Images of one view and their side in pixels: one, or its patches.
+    pub fn images(&self) -> (usize, u32) {
+        self.grid.as_ref().map_or((1, self.size), |grid| (grid.patches(), grid.patch))
     }
 }
 
 impl Recipe {
-    /// DetCo (arXiv 2102.04803, section 3.4) without RandAugment. The default.
-    pub fn detco() -> Recipe {
-        Recipe::default()
+    /// A group by its name.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.name == name)
     }
 
-    /// MoCo v2 (`main_moco.py --aug-plus`): DetCo's global views alone.
-    pub fn moco_v2() -> Recipe {
-        Recipe { local: None, ..Recipe::default() }
+    /// A group by its name, to be changed.
+    pub fn group_mut(&mut self, name: &str) -> Option<&mut Group> {
+        self.groups.iter_mut().find(|group| group.name == name)
     }
 
-    /// MoCo v1: gray before the jitter, which is always applied with hue 0.4; no blur.
-    pub fn moco_v1() -> Recipe {
-        let photometric = Photometric {
-            order: vec![ColorStep::Gray, ColorStep::Jitter],
-            jitter: Jitter { probability: 1.0, hue: 0.4, ..Jitter::default() },
-            blur: Blur { probability: 0.0, ..Blur::default() },
-            ..Photometric::default()
+    /// The groups of these names alone, in the recipe's order. Steps of a group that is left out and
+    /// whose steps another takes over are that one's own now.
+    #[must_use]
+    pub fn only(&self, names: &[&str]) -> Recipe {
+        let kept = self.groups.iter().filter(|group| names.contains(&group.name.as_str()));
+        let owned = |group: &Group| {
+            let steps = match &group.steps {
+                Steps::Of(other) if !names.contains(&other.as_str()) => {
+                    Steps::Own(self.steps(group).to_vec())
+                }
+                steps => steps.clone(),
+            };
+            Group { steps, ..group.clone() }
         };
-        Recipe { global: GlobalRecipe { photometric, ..GlobalRecipe::default() }, local: None }
+        Recipe { groups: kept.map(owned).collect() }
     }
 
-    /// A preset by name: `detco`, `moco-v2` or `moco-v1`.
-    pub fn preset(name: &str) -> Option<Recipe> {
-        match name {
-            "detco" => Some(Recipe::detco()),
-            "moco-v2" => Some(Recipe::moco_v2()),
-            "moco-v1" => Some(Recipe::moco_v1()),
-            _ => None,
+    /// What is done to the views of a group of this recipe.
+    pub fn steps<'a>(&'a self, group: &'a Group) -> &'a [Step] {
+        match &group.steps {
+            Steps::Own(steps) => steps,
+            Steps::Of(name) => match self.group(name).map(|other| &other.steps) {
+                Some(Steps::Own(steps)) => steps,
+                _ => &[], // refused by `validate`
+            },
         }
     }
 
-    /// The names [`Recipe::preset`] knows.
-    pub const PRESETS: [&'static str; 3] = ["detco", "moco-v2", "moco-v1"];
+    /// Views of a sample, of all groups.
+    pub fn views(&self) -> usize {
+        self.groups.iter().map(|group| group.count as usize).sum()
+    }
 
-    /// The same recipe at another global size; the local sizes shrink with it in the paper's
-    /// proportions (255 and 64 for 224), rounded so that the grid still divides the image.
+    /// Bytes of all views of a sample.
+    pub fn bytes(&self) -> usize {
+        self.sections().iter().map(|section| section.views * section.bytes()).sum()
+    }
+
+    /// What a batch holds of each group that has views.
+    pub fn sections(&self) -> Vec<Section> {
+        let groups = self.groups.iter().filter(|group| group.count > 0);
+        groups.map(|group| Section::new(&group.name, group.count as usize, group.shape())).collect()
+    }
+
+    /// The same recipe at another size of its first group; the others' sizes, and patches, change in
+    /// proportion, rounded so that grids still divide their images.
+    #[must_use]
     pub fn with_size(mut self, size: u32) -> Recipe {
-        if let Some(local) = &mut self.local {
-            let scaled = |side: u32| (side * size + 112) / 224;
-            local.size = (scaled(255) / GRID).max(1) * GRID;
-            local.patch = scaled(64).clamp(1, local.size / GRID);
+        let first = self.groups.first().map_or(size, |group| group.size);
+        let scaled = |side: u32| (side * size + first / 2) / first;
+        for group in &mut self.groups {
+            let cells = group.grid.as_ref().map_or(1, |grid| grid.cells);
+            group.size = (scaled(group.size) / cells).max(1) * cells;
+            if let Some(grid) = &mut group.grid {
+                grid.patch = scaled(grid.patch).clamp(1, group.size / cells);
+            }
+            group.crop.resize = group.crop.resize.map(|side| scaled(side).max(1));
         }
-        self.global.size = size;
         self
-    }
-
-    /// Bytes of one global view, `[size, size, 3]`.
-    pub fn global_bytes(&self) -> usize {
-        let side = self.global.size as usize;
-        side * side * 3
-    }
-
-    /// Bytes of one local view, `[9, patch, patch, 3]`; 0 without local views.
-    pub fn local_bytes(&self) -> usize {
-        self.local.as_ref().map_or(0, |local| {
-            let side = local.patch as usize;
-            CELLS as usize * side * side * 3
-        })
     }
 
     /// Checks every number of the recipe.
@@ -278,189 +178,62 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] names the first field that is out of range, in the spelling of a recipe file.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        let global = &self.global;
-        side("global.size", global.size, 1)?;
-        global.crop.validate("global.crop")?;
-        global.photometric.validate("global.photometric")?;
-        within("global.flip", global.flip, 0.0, 1.0)?;
-        let Some(local) = &self.local else { return Ok(()) };
-        side("local.size", local.size, GRID)?;
-        if local.size % GRID != 0 {
-            return Err(RecipeError::NotAGrid { size: local.size });
-        }
-        side("local.patch", local.patch, 1)?;
-        if local.patch > local.size / GRID {
-            return Err(RecipeError::PatchTooLarge {
-                patch: local.patch,
-                cell: local.size / GRID,
-                size: local.size,
-            });
-        }
-        local.crop.validate("local.crop")?;
-        if let Some(photometric) = &local.photometric {
-            photometric.validate("local.photometric")?;
-        }
-        within("local.flip", local.flip, 0.0, 1.0)
-    }
-}
-
-impl Crop {
-    fn validate(&self, field: &str) -> Result<(), RecipeError> {
-        // A scale of 0 would draw empty boxes, one above 1 boxes larger than the image.
-        let scale = format!("{field}.scale");
-        for value in self.scale {
-            // Written so that NaN fails too.
-            let share = value > 0.0 && value <= 1.0;
-            if !share {
-                return Err(RecipeError::NotAShare { field: scale, value });
+        for (at, group) in self.groups.iter().enumerate() {
+            group.validate()?;
+            let (name, before) = (&group.name, &self.groups[..at]);
+            if before.iter().any(|other| other.name == *name) {
+                return Err(RecipeError::RepeatedName { name: name.clone() });
+            }
+            if let Steps::Of(of) = &group.steps
+                && !matches!(self.group(of), Some(Group { steps: Steps::Own(_), .. }))
+            {
+                return Err(RecipeError::StepsOf { name: name.clone(), of: of.clone() });
             }
         }
-        ordered(&scale, self.scale)?;
-        range(&format!("{field}.ratio"), self.ratio, 0.01, 100.0)
+        let views = self.groups.iter().map(|group| group.count).sum::<u32>();
+        within("count of all groups", f64::from(views), 0.0, f64::from(VIEWS_MAX))
     }
 }
 
-impl Photometric {
-    fn validate(&self, field: &str) -> Result<(), RecipeError> {
-        for (at, step) in self.order.iter().enumerate() {
-            if self.order[..at].contains(step) {
-                return Err(RecipeError::RepeatedStep {
-                    field: format!("{field}.order"),
-                    step: *step,
-                });
+impl Group {
+    fn validate(&self) -> Result<(), RecipeError> {
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+        if self.name.is_empty() || !self.name.chars().all(legal) {
+            return Err(RecipeError::Name { name: self.name.clone() });
+        }
+        let name = &self.name;
+        within(&format!("{name}.count"), f64::from(self.count), 0.0, f64::from(COUNT_MAX))?;
+        side(&format!("{name}.size"), self.size, 1)?;
+        self.crop.validate(&format!("{name}.crop"))?;
+        self.steps.validate(&format!("{name}.steps"))?;
+        self.grid.as_ref().map_or(Ok(()), |grid| grid.validate(name, self.size))
+    }
+}
+
+impl<'de> Deserialize<'de> for Recipe {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Recipe, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Recipe;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of groups of views, each a [[views]] table")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, list: A) -> Result<Recipe, A::Error> {
+                let list = serde::de::value::SeqAccessDeserializer::new(list);
+                Vec::deserialize(list).map(|groups| Recipe { groups })
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, _: A) -> Result<Recipe, A::Error> {
+                Err(serde::de::Error::custom(TABLES))
             }
         }
-        let jitter = &self.jitter;
-        within(&format!("{field}.jitter.probability"), jitter.probability, 0.0, 1.0)?;
-        within(&format!("{field}.jitter.brightness"), jitter.brightness, 0.0, 10.0)?;
-        within(&format!("{field}.jitter.contrast"), jitter.contrast, 0.0, 10.0)?;
-        within(&format!("{field}.jitter.saturation"), jitter.saturation, 0.0, 10.0)?;
-        within(&format!("{field}.jitter.hue"), jitter.hue, 0.0, 0.5)?;
-        within(&format!("{field}.gray"), self.gray, 0.0, 1.0)?;
-        within(&format!("{field}.blur.probability"), self.blur.probability, 0.0, 1.0)?;
-        range(&format!("{field}.blur.sigma"), self.blur.sigma, 0.0, 100.0)?;
-        let randaugment = &self.randaugment;
-        within(&format!("{field}.randaugment.n"), f64::from(randaugment.n), 0.0, 100.0)?;
-        within(&format!("{field}.randaugment.m"), randaugment.m, 0.0, 10.0)?;
-        within(&format!("{field}.randaugment.mstd"), randaugment.mstd, 0.0, 100.0)?;
-        within(&format!("{field}.randaugment.probability"), randaugment.probability, 0.0, 1.0)
+        from.deserialize_any(Visitor)
     }
 }
 
-/// A recipe that cannot be drawn from.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RecipeError {
-    /// A number lies outside what is allowed, or is not a number.
-    #[error("{field} = {value}: must lie in [{least}, {largest}]")]
-    OutOfRange {
-        /// The field as a recipe file spells it.
-        field: String,
-        /// What was given.
-        value: f64,
-        /// Least allowed value.
-        least: f64,
-        /// Largest allowed value.
-        largest: f64,
-    },
-    /// A share of an image that is nothing, more than the image, or not a number.
-    #[error("{field} = {value:?}: must be above 0 and at most 1")]
-    NotAShare {
-        /// The field as a recipe file spells it.
-        field: String,
-        /// What was given.
-        value: f64,
-    },
-    /// A range whose lower end is above its upper end.
-    #[error("{field} = [{from}, {to}]: the first must not be above the second")]
-    Reversed {
-        /// The field as a recipe file spells it.
-        field: String,
-        /// Given lower end.
-        from: f64,
-        /// Given upper end.
-        to: f64,
-    },
-    /// The local image cannot be cut into three equal columns.
-    #[error("local.size = {size}: must be a multiple of 3 (the grid is 3x3)")]
-    NotAGrid {
-        /// What was given.
-        size: u32,
-    },
-    /// A patch does not fit into its cell.
-    #[error("local.patch = {patch}: must be at most {cell}, a cell of local.size = {size}")]
-    PatchTooLarge {
-        /// What was given.
-        patch: u32,
-        /// Side of a cell.
-        cell: u32,
-        /// Side of the local image.
-        size: u32,
-    },
-    /// A step appears twice.
-    #[error("{field}: {step:?} appears twice")]
-    RepeatedStep {
-        /// The field as a recipe file spells it.
-        field: String,
-        /// The step.
-        step: ColorStep,
-    },
-}
-
-fn within(field: &str, value: f64, least: f64, largest: f64) -> Result<(), RecipeError> {
-    // Written so that NaN fails too.
-    if value >= least && value <= largest {
-        return Ok(());
-    }
-    Err(RecipeError::OutOfRange { field: field.to_owned(), value, least, largest })
-}
-
-fn range(field: &str, [from, to]: [f64; 2], least: f64, largest: f64) -> Result<(), RecipeError> {
-    within(field, from, least, largest)?;
-    within(field, to, least, largest)?;
-    ordered(field, [from, to])
-}
-
-fn ordered(field: &str, [from, to]: [f64; 2]) -> Result<(), RecipeError> {
-    if from > to {
-        return Err(RecipeError::Reversed { field: field.to_owned(), from, to });
-    }
-    Ok(())
-}
-
-fn side(field: &str, value: u32, least: u32) -> Result<(), RecipeError> {
-    within(field, f64::from(value), f64::from(least), f64::from(SIDE_MAX))
-}
-
-/// Reads `local = false`, `local = true` or a table. Not an untagged enum: that would replace
-/// "unknown field `sise`" by "did not match any variant".
-fn local_or_false<'de, D: Deserializer<'de>>(from: D) -> Result<Option<LocalRecipe>, D::Error> {
-    struct Visitor;
-    impl<'de> serde::de::Visitor<'de> for Visitor {
-        type Value = Option<LocalRecipe>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a table of local view settings, or false")
-        }
-
-        fn visit_bool<E>(self, on: bool) -> Result<Self::Value, E> {
-            Ok(on.then(LocalRecipe::default))
-        }
-
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-            LocalRecipe::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Some)
-        }
-    }
-    from.deserialize_any(Visitor)
-}
-
-/// The inverse of [`local_or_false`]: a resolved recipe says `false` where TOML has no null.
-fn false_or_local<S: Serializer>(local: &Option<LocalRecipe>, to: S) -> Result<S::Ok, S::Error> {
-    match local {
-        Some(local) => local.serialize(to),
-        None => to.serialize_bool(false),
-    }
-}
+/// Of recipes as they were written before views were a list.
+const TABLES: &str = "views are a list of groups: [[views]] with name = \"crops\" takes the place of \
+    [views.global], one with name = \"patches\" that of [views.local], and what was under \
+    `photometric` and `flip` is its list of steps. `detco-r50` shows all of it";

@@ -1,10 +1,9 @@
 //! Pixels and a plan in, a view out.
 
-use super::plan::{LocalPlan, Op, ViewPlan};
+use super::plan::{GridPlan, Op, ViewPlan};
 use super::planes::Planes;
-use super::recipe::{CELLS, GRID};
 use super::{Vectors, blur, color, geometry, randaugment};
-use crate::decode::Frame;
+use crate::decode::{Frame, Image};
 
 /// Renders plans. Holds the scratch memory of one thread, which stops growing after the largest
 /// image and view have been seen.
@@ -17,6 +16,8 @@ pub struct Renderer {
     view: Planes,
     /// A patch of it, and what its blur reaches.
     patch: Planes,
+    /// A picture that was resized as a whole.
+    resized: Image,
 }
 
 /// Memory of the operations.
@@ -44,71 +45,69 @@ impl Renderer {
             scratch: Scratch::default(),
             view: Planes::default(),
             patch: Planes::default(),
+            resized: Image::new(),
         }
     }
 
-    /// Renders a global view of an [`Image`](crate::decode::Image), or of as much of it as was
-    /// decoded, into `out`, `[size, size, 3]`.
+    /// Renders a view of an [`Image`](crate::decode::Image), or of as much of it as was decoded, into
+    /// `out`: `[size, size, 3]`, or the patches in plan order, `[patches, patch, patch, 3]`.
     ///
     /// # Panics
-    /// Where `out` has another length, or the plan's box is not in the frame.
-    pub fn global<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &ViewPlan, out: &mut [u8]) {
-        let side = plan.size as usize;
-        assert_eq!(out.len(), side * side * 3, "a global view is [{side}, {side}, 3]");
+    /// Where `out` has another length, the plan's box is not in the frame, or a patch leaves its cell.
+    pub fn view<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &ViewPlan, out: &mut [u8]) {
+        assert_eq!(out.len(), plan.bytes(), "bytes of a view");
         match self.vectors {
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx2(_) => {
                 #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
                 // SAFETY: this CPU has AVX2: the value proves it.
                 unsafe {
-                    self.global_avx2(frame.into(), plan, out);
+                    self.view_avx2(frame.into(), plan, out);
                 }
             }
-            Vectors::Plain => self.global_any(frame.into(), plan, out),
+            Vectors::Plain => self.view_any(frame.into(), plan, out),
         }
     }
 
-    /// Renders a local view into `out`, `[9, patch, patch, 3]`: the nine patches in plan order.
-    ///
-    /// # Panics
-    /// Where `out` has another length, the plan's box is not in the frame, or a patch leaves its
-    /// cell.
-    pub fn local<'a>(&mut self, frame: impl Into<Frame<'a>>, plan: &LocalPlan, out: &mut [u8]) {
-        let patch = plan.patch as usize;
-        let bytes = CELLS as usize * patch * patch * 3;
-        assert_eq!(out.len(), bytes, "a local view is [9, {patch}, {patch}, 3]");
-        match self.vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2(_) => {
-                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
-                // SAFETY: this CPU has AVX2: the value proves it.
-                unsafe {
-                    self.local_avx2(frame.into(), plan, out);
-                }
-            }
-            Vectors::Plain => self.local_any(frame.into(), plan, out),
-        }
-    }
-
-    /// [`Renderer::global_any`] with vectors of 32 bytes instead of 16: half the time.
+    /// [`Renderer::view_any`] with vectors of 32 bytes instead of 16: half the time.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn global_avx2(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
-        self.global_any(frame, plan, out);
-    }
-
-    /// [`Renderer::local_any`], likewise.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn local_avx2(&mut self, frame: Frame<'_>, plan: &LocalPlan, out: &mut [u8]) {
-        self.local_any(frame, plan, out);
+    fn view_avx2(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
+        self.view_any(frame, plan, out);
     }
 
     // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
     #[inline(always)]
-    fn global_any(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
+    fn view_any(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
+        if let Some(sides) = plan.resized {
+            self.resize(frame, plan, sides);
+        }
+        let frame = if plan.resized.is_some() { Frame::from(&self.resized) } else { frame };
+        let to = (plan.filter, [plan.size as usize; 2]);
+        self.geometry.crop_resize(frame, plan.crop, to, self.vectors, &mut self.view);
+        match &plan.grid {
+            None => self.whole(plan, out),
+            Some(grid) => self.patches(plan, grid, out),
+        }
+    }
+
+    /// The whole picture to these sides, rounded to bytes.
+    #[inline(always)]
+    fn resize(&mut self, frame: Frame<'_>, plan: &ViewPlan, sides: [u32; 2]) {
+        [self.resized.width, self.resized.height] = sides;
+        let [width, height] = sides.map(|side| side as usize);
+        let to = (plan.filter, [width, height]);
+        self.geometry.crop_resize(frame, plan.whole(), to, self.vectors, &mut self.view);
+        let pixels = &mut self.resized.pixels;
+        pixels.resize(3 * width * height, 0);
+        for (y, row) in pixels.chunks_exact_mut(3 * width).enumerate() {
+            geometry::interleave(self.view.row(y), false, self.vectors, row);
+        }
+    }
+
+    #[inline(always)]
+    fn whole(&mut self, plan: &ViewPlan, out: &mut [u8]) {
         let side = plan.size as usize;
-        self.geometry.crop_resize(frame, plan.crop, side, self.vectors, &mut self.view);
         for op in &plan.ops {
             self.scratch.apply(op, [0, 0, side, side], self.vectors, &mut self.view);
         }
@@ -118,25 +117,25 @@ impl Renderer {
     }
 
     #[inline(always)]
-    fn local_any(&mut self, frame: Frame<'_>, plan: &LocalPlan, out: &mut [u8]) {
-        let ViewPlan { size, crop, ref ops, flip } = plan.whole;
-        let (side, patch, vectors) = (size as usize, plan.patch as usize, self.vectors);
-        self.geometry.crop_resize(frame, crop, side, vectors, &mut self.view);
+    fn patches(&mut self, plan: &ViewPlan, grid: &GridPlan, out: &mut [u8]) {
+        let ViewPlan { size, ref ops, flip, .. } = *plan;
+        let (side, patch, vectors) = (size as usize, grid.patch as usize, self.vectors);
         let (first, tail) = split(ops, vectors);
         for op in first {
             self.scratch.apply(op, [0, 0, side, side], vectors, &mut self.view);
         }
         let blend = tail.contrast.map(|factor| (mean(vectors, &mut self.view), factor));
-        let cell_side = side / GRID as usize;
-        for (slot, cell) in out.chunks_exact_mut(patch * patch * 3).zip(plan.order) {
-            let cell = usize::from(cell);
-            let [left, top] = plan.offsets[cell].map(|offset| offset as usize);
+        let cells = grid.cells as usize;
+        let cell_side = side / cells;
+        for (slot, cell) in out.chunks_exact_mut(patch * patch * 3).zip(&grid.order) {
+            let cell = usize::from(*cell);
+            let [left, top] = grid.offsets[cell].map(|offset| offset as usize);
             assert!(
                 left.max(top) + patch <= cell_side,
                 "a patch of {patch} at ({left}, {top}) leaves its cell of {cell_side}"
             );
-            let left = cell % GRID as usize * cell_side + left;
-            let top = cell / GRID as usize * cell_side + top;
+            let left = cell % cells * cell_side + left;
+            let top = cell / cells * cell_side + top;
             // Places count in the mirrored view.
             let left = if flip { side - left - patch } else { left };
             let [x, y] = self.cut([left, top], patch, tail.reach);
@@ -244,6 +243,7 @@ impl Scratch {
             Op::Posterize(bits) => randaugment::posterize(view, bits),
             Op::Solarize(threshold) => randaugment::solarize(view, threshold),
             Op::SolarizeAdd(add) => randaugment::solarize_add(view, add),
+            Op::Flip => geometry::mirror(view),
             Op::Sharpness(factor) => self.randaugment.sharpness(view, factor),
             Op::Affine { matrix, bicubic } => self.randaugment.affine(view, matrix, bicubic),
         }

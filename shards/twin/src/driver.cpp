@@ -263,7 +263,7 @@ bool view_lives(const Batch& batch, const View& view) {
     u64 last = u64(view.height - 1) * view.pitch + u64(view.width) * 3;
     u64 first = view.frame + u64(view.top) * view.pitch + u64(view.left) * 3;
     u64 side = view.patch == 0 ? view.side : view.patch;
-    u64 numbers = side * side * 3 * (view.patch == 0 ? 1 : 9);
+    u64 numbers = side * side * 3 * view.count;
     return on_device(first, last) && on_device(view.out, numbers * (batch.bf16 ? 2 : 4));
 }
 

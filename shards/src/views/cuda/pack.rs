@@ -3,13 +3,14 @@
 
 use super::super::blur::Kernel;
 use super::super::color;
-use super::super::plan::{LocalPlan, Op, ViewPlan};
-use super::super::recipe::GRID;
-use super::{BatchShape, DeviceFrame, DeviceViewsError, Element, Item, Outputs};
+use super::super::crop::Filter;
+use super::super::grid::{CELLS_MAX, PATCHES_MAX};
+use super::super::plan::{GridPlan, Op, ViewPlan};
+use super::{BatchShape, DeviceFrame, DeviceViewsError, Element, Item};
 use crate::cuda::{Device, DeviceSlice, Launch, Limits};
 
 /// Words of 4 bytes of a `View`.
-const VIEW_WORDS: usize = 26;
+const VIEW_WORDS: usize = 28;
 /// Words of an `Op`.
 const OP_WORDS: usize = 5;
 /// Threads of the smallest block, and of the largest, as the kernel's launch bounds say: a blur
@@ -62,6 +63,7 @@ fn op_words(op: Op, matrices: usize) -> Option<[u32; OP_WORDS]> {
         Op::Equalize => number(11, 0),
         Op::Sharpness(factor) => blend(12, factor),
         Op::Affine { bicubic, .. } => [13, 0, matrices as u32, bicubic.into(), 0],
+        Op::Flip => number(14, 0),
     })
 }
 
@@ -88,7 +90,7 @@ impl Packed {
         &mut self,
         shape: &BatchShape,
         items: &[Item<'_>],
-        out: &Outputs<'_>,
+        out: &[DeviceSlice<'_>],
     ) -> Result<(), DeviceViewsError> {
         *self = Packed {
             views: std::mem::take(&mut self.views),
@@ -99,31 +101,18 @@ impl Packed {
         self.views.clear();
         self.matrices.clear();
         self.ops.clear();
-        let bytes = shape.element.bytes();
-        let (global, local) = (shape.global_numbers() * bytes, shape.local_numbers() * bytes);
-        for tensor in out.global {
-            expect("bytes of a global tensor", shape.samples * global, tensor.len())?;
-        }
-        for tensor in out.local.iter().flatten() {
-            expect("bytes of a local tensor", shape.samples * local, tensor.len())?;
+        let element = shape.element.bytes();
+        expect("tensors of a batch", shape.views.len(), out.len())?;
+        for (numbers, tensor) in shape.views.iter().zip(out) {
+            expect("bytes of a view's tensor", shape.samples * numbers * element, tensor.len())?;
         }
         for item in items {
             at_most("the slot of a sample", item.slot, shape.samples.saturating_sub(1))?;
-            let place =
-                |tensor: DeviceSlice<'_>, view| tensor.address() + (item.slot * view) as u64;
-            for (plan, tensor) in item.plan.global.iter().zip(out.global) {
-                expect("the side of a global view", shape.size as usize, plan.size as usize)?;
-                self.push(&item.frame, plan, None, place(tensor, global))?;
-            }
-            match (&item.plan.local, out.local, shape.patch) {
-                (Some(plans), Some(tensors), Some(patch)) => {
-                    for (plan, tensor) in plans.iter().zip(tensors) {
-                        expect("the side of a patch", patch as usize, plan.patch as usize)?;
-                        self.push(&item.frame, &plan.whole, Some(plan), place(tensor, local))?;
-                    }
-                }
-                (None, None, None) => {}
-                _ => return Err(DeviceViewsError::Local),
+            expect("views of a plan", shape.views.len(), item.plan.views.len())?;
+            for ((plan, numbers), tensor) in item.plan.views.iter().zip(&shape.views).zip(out) {
+                expect("numbers of a view", *numbers, plan.bytes())?;
+                let place = tensor.address() + (item.slot * numbers * element) as u64;
+                self.push(&item.frame, plan, place)?;
             }
         }
         Ok(())
@@ -133,14 +122,16 @@ impl Packed {
         &mut self,
         frame: &DeviceFrame<'_>,
         plan: &ViewPlan,
-        local: Option<&LocalPlan>,
         out: u64,
     ) -> Result<(), DeviceViewsError> {
+        if plan.resized.is_some() {
+            return Err(DeviceViewsError::Resized);
+        }
         check_frame(frame, plan)?;
         at_most("the side of a view", plan.size as usize, SIDE_MAX as usize)?;
+        let patch = plan.grid.as_ref().map(|grid| grid.patch);
         // A patch of 0 would mean none, to the kernel.
-        let sides = [plan.size, local.map_or(1, |local| local.patch)];
-        if sides.contains(&0) {
+        if [plan.size, patch.unwrap_or(1)].contains(&0) {
             return Err(DeviceViewsError::Empty);
         }
         let first_op = self.ops.len() / OP_WORDS;
@@ -152,27 +143,28 @@ impl Packed {
             self.copies |= match op {
                 // Registers hold the inputs of a box of radius 1.
                 Op::Blur(_) => words[4] > 1,
-                Op::Sharpness(_) | Op::Affine { .. } => true,
+                Op::Sharpness(_) | Op::Affine { .. } | Op::Flip => true,
                 _ => false,
             };
             if let Op::Affine { matrix, .. } = op {
                 self.matrices.extend(matrix.iter().flat_map(|number| long(number.to_bits())));
             }
         }
-        let slots = match local {
-            Some(local) => slots(local)?,
-            None => [0; 9],
+        let (slots, count) = match &plan.grid {
+            Some(grid) => (slots(grid, plan.size)?, grid.order.len() as u32),
+            None => ([0; PATCHES_MAX], 1),
         };
-        let taps = [plan.crop.width, plan.crop.height].map(|inputs| taps(inputs, plan.size));
+        let taps =
+            [plan.crop.width, plan.crop.height].map(|inputs| taps(inputs, plan.size, plan.filter));
         let start = self.views.len();
         self.views
             .extend([frame.pixels.address(), out, frame.pitch as u64].into_iter().flat_map(long));
         let crop = plan.crop;
         self.views.extend([crop.left, crop.top, crop.width, crop.height]);
         self.views.extend([plan.size, taps[0], first_op as u32, plan.ops.len() as u32]);
-        self.views.extend([plan.flip.into(), local.map_or(0, |local| local.patch)]);
+        self.views.extend([plan.flip.into(), patch.unwrap_or(0)]);
         self.views.extend(slots);
-        self.views.push(taps[1]);
+        self.views.extend([taps[1], count, u32::from(plan.filter == Filter::Bicubic)]);
         debug_assert_eq!(self.views.len() - start, VIEW_WORDS, "a View of view.h");
 
         self.side_max = self.side_max.max(plan.size);
@@ -222,25 +214,38 @@ fn check_frame(frame: &DeviceFrame<'_>, plan: &ViewPlan) -> Result<(), DeviceVie
     at_most("bytes of the frame", bytes, frame.pixels.len())
 }
 
-/// Where in the flipped view the patch of each slot lies: left and top, 16 bits each.
-fn slots(plan: &LocalPlan) -> Result<[u32; 9], DeviceViewsError> {
-    let cell_side = plan.whole.size / GRID;
-    let mut slots = [0; 9];
-    for (slot, cell) in slots.iter_mut().zip(plan.order) {
-        at_most("a cell of the grid", cell.into(), 8)?;
-        let [left, top] = plan.offsets[usize::from(cell)];
-        let end = left.max(top).saturating_add(plan.patch);
+/// Where in the flipped view of `size` pixels the patch of each slot lies: left and top, 16 bits each.
+fn slots(grid: &GridPlan, size: u32) -> Result<[u32; PATCHES_MAX], DeviceViewsError> {
+    let cells = grid.cells;
+    at_most("cells of a grid along a side", cells as usize, CELLS_MAX as usize)?;
+    let patches = (cells * cells) as usize;
+    for len in [grid.offsets.len(), grid.order.len()] {
+        expect("patches of a grid", patches, len)?;
+    }
+    if patches == 0 {
+        return Err(DeviceViewsError::Empty);
+    }
+    let cell_side = size / cells;
+    let mut slots = [0; PATCHES_MAX];
+    for (slot, cell) in slots.iter_mut().zip(&grid.order) {
+        at_most("a cell of the grid", (*cell).into(), patches - 1)?;
+        let [left, top] = grid.offsets[usize::from(*cell)];
+        let end = left.max(top).saturating_add(grid.patch);
         at_most("the end of a patch in its cell", end as usize, cell_side as usize)?;
-        let cell = u32::from(cell);
-        *slot = (cell % GRID * cell_side + left) | (cell / GRID * cell_side + top) << 16;
+        let cell = u32::from(*cell);
+        *slot = (cell % cells * cell_side + left) | (cell / cells * cell_side + top) << 16;
     }
     Ok(slots)
 }
 
-/// The most inputs that an output covers: twice the reduction, and one for where it begins. One
-/// more, because the kernel's sums round.
-fn taps(inputs: u32, outputs: u32) -> u32 {
-    (2.0 * (f64::from(inputs) / f64::from(outputs)).max(1.0)) as u32 + 2
+/// The most inputs that an output covers: twice the reduction, for a cubic four times, and one for
+/// where it begins. One more, because the kernel's sums round.
+fn taps(inputs: u32, outputs: u32, filter: Filter) -> u32 {
+    let pixels = match filter {
+        Filter::Bilinear => 2.0,
+        Filter::Bicubic => 4.0,
+    };
+    (pixels * (f64::from(inputs) / f64::from(outputs)).max(1.0)) as u32 + 2
 }
 
 /// Bytes of a view's pixels in a block's memory, rows `stride_of` (of `view.h`) bytes apart.
@@ -300,8 +305,8 @@ impl Layout {
         let each = by_shared.min(limits.threads_per_multiprocessor / threads).max(1);
         let views = packed.views();
         let mut blocks = views.min(each * limits.multiprocessors).max(1);
-        // A block takes one view in as many as there are blocks. A sample has two small views and two large
-        // ones, in turn: with an even number half of the blocks would get all the large ones.
+        // A block takes one view in as many as there are blocks. DetCo's samples have two small views and two
+        // large ones, in turn: with an even number half of the blocks would get all the large ones.
         let two_sizes = packed.view_bytes[1] > 0;
         if two_sizes && views > blocks && blocks.is_multiple_of(2) {
             blocks -= 1;

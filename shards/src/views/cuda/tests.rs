@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::super::plan::{LocalPlan, Rect, ViewPlan};
-use super::super::{ColorStep, MEAN, Recipe, Renderer, STD};
+use super::super::plan::{GridPlan, Rect, ViewPlan};
+use super::super::{Filter, MEAN, Recipe, Renderer, STD, Step, Steps};
 use super::*;
 use crate::cuda::{Limits, Search};
 use crate::decode::{Decoder, Image};
@@ -29,14 +29,21 @@ const fn limits(shared: u32) -> Limits {
     }
 }
 
-fn shape(samples: usize, size: u32, patch: Option<u32>, element: Element) -> BatchShape {
-    BatchShape { samples, size, patch, element, mean: MEAN, std: STD }
+/// Of a batch of such plans.
+fn shape(samples: usize, plan: &SamplePlan, element: Element) -> BatchShape {
+    let views = plan.views.iter().map(ViewPlan::bytes).collect();
+    BatchShape { samples, views, element, mean: MEAN, std: STD }
 }
 
-/// A tensor on the host, as bytes.
-fn tensor(shape: &BatchShape, numbers: usize) -> Vec<u8> {
+/// A tensor on the host for each view, as bytes.
+fn tensors(shape: &BatchShape) -> Vec<Vec<u8>> {
+    let bytes = shape.samples * shape.element.bytes();
     // A float that no pixel becomes, and no bfloat16 either.
-    vec![0x7F; shape.samples * numbers * shape.element.bytes()]
+    shape.views.iter().map(|numbers| vec![0x7F; numbers * bytes]).collect()
+}
+
+fn outputs(tensors: &mut [Vec<u8>]) -> Vec<DeviceSlice<'_>> {
+    tensors.iter_mut().map(|tensor| slice_mut(tensor)).collect()
 }
 
 fn slice(bytes: &[u8]) -> DeviceSlice<'_> {
@@ -54,19 +61,15 @@ fn frame(image: &Image) -> DeviceFrame<'_> {
     DeviceFrame { pixels: slice(&image.pixels), width: image.width, height: image.height, pitch }
 }
 
-/// What the kernels leave in the tensors: query's and key's global views, query's and key's
-/// patches.
+/// What the kernels leave in the tensors of the views.
 fn twin(
     shape: &BatchShape,
     samples: &[(&Image, &SamplePlan)],
     limits: Limits,
     threads: u32,
-) -> [Vec<u8>; 4] {
-    let numbers = [shape.global_numbers(), shape.local_numbers()];
-    let mut tensors = [0, 0, 1, 1].map(|which| tensor(shape, numbers[which]));
-    let [a, b, c, d] = &mut tensors;
-    let local = shape.patch.map(|_| [slice_mut(c), slice_mut(d)]);
-    let out = Outputs { global: [slice_mut(a), slice_mut(b)], local };
+) -> Vec<Vec<u8>> {
+    let mut tensors = tensors(shape);
+    let out = outputs(&mut tensors);
     let items: Vec<Item<'_>> = samples
         .iter()
         .enumerate()
@@ -90,19 +93,14 @@ fn twin(
     tensors
 }
 
-/// The CPU's views of a sample, in the order of [`twin`].
-fn expected(renderer: &mut Renderer, image: &Image, plan: &SamplePlan) -> [Vec<u8>; 4] {
-    let mut views = [const { Vec::new() }; 4];
-    let [a, b, c, d] = &mut views;
-    for (plan, out) in plan.global.iter().zip([a, b]) {
-        out.resize((plan.size * plan.size * 3) as usize, 0);
-        renderer.global(image, plan, out);
-    }
-    for (plan, out) in plan.local.iter().flatten().zip([c, d]) {
-        out.resize((9 * plan.patch * plan.patch * 3) as usize, 0);
-        renderer.local(image, plan, out);
-    }
-    views
+/// The CPU's views of a sample.
+fn expected(renderer: &mut Renderer, image: &Image, plan: &SamplePlan) -> Vec<Vec<u8>> {
+    let render = |plan: &ViewPlan| {
+        let mut out = vec![0; plan.bytes()];
+        renderer.view(image, plan, &mut out);
+        out
+    };
+    plan.views.iter().map(render).collect()
 }
 
 fn normalised(byte: u8, at: usize) -> f32 {
@@ -153,6 +151,7 @@ fn op() -> impl Strategy<Value = Op> {
         (0u8..=8).prop_map(Op::Posterize),
         (0u16..=256).prop_map(Op::Solarize),
         any::<u8>().prop_map(Op::SolarizeAdd),
+        Just(Op::Flip),
         Just(Op::AutoContrast),
         Just(Op::Equalize),
         (0.0f32..2.5).prop_map(Op::Sharpness),
@@ -165,24 +164,25 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn view(size: u32) -> impl Strategy<Value = (Vec<Op>, [f64; 4], bool, u32)> {
+fn view(size: u32) -> impl Strategy<Value = Drawn> {
     (
         prop::collection::vec(op(), 0..6),
         prop::array::uniform4(0.0f64..=1.0),
         any::<bool>(),
+        prop::sample::select(vec![Filter::Bilinear, Filter::Bilinear, Filter::Bicubic]),
         Just(size),
     )
 }
 
-fn plan(
-    (ops, [x, y, w, h], flip, size): (Vec<Op>, [f64; 4], bool, u32),
-    image: &Image,
-) -> ViewPlan {
+/// Operations, a crop, whether it is mirrored, the resize's filter, the side.
+type Drawn = (Vec<Op>, [f64; 4], bool, Filter, u32);
+
+fn plan((ops, [x, y, w, h], flip, filter, size): Drawn, image: &Image) -> ViewPlan {
     let part = |of: u32, share: f64| (f64::from(of) * share) as u32;
     let (left, top) = (part(image.width - 1, x), part(image.height - 1, y));
     let width = 1 + part(image.width - left - 1, w);
     let crop = Rect { left, top, width, height: 1 + part(image.height - top - 1, h) };
-    ViewPlan { size, crop, ops, flip }
+    ViewPlan { size, crop, filter, ops, flip, ..ViewPlan::default() }
 }
 
 proptest! {
@@ -194,25 +194,31 @@ proptest! {
         seed: u64,
         noise: bool,
         (a, b) in (1u32..150).prop_flat_map(|size| (view(size), view(size))),
-        (c, d) in (1u32..100).prop_flat_map(|cell| (view(3 * cell), view(3 * cell))),
+        (cells, order) in prop_oneof![
+            Just((2u32, (0u8..4).collect::<Vec<u8>>())),
+            Just((3, (0..9).collect())),
+        ].prop_flat_map(|(cells, order)| (Just(cells), Just(order).prop_shuffle())),
+        cell in 1u32..100,
+        (c, d) in (view(1), view(1)),
         offsets in prop::array::uniform9(prop::array::uniform2(0.0f64..1.0)),
-        order in Just([0u8, 1, 2, 3, 4, 5, 6, 7, 8]).prop_shuffle(),
         patch in 0.0f64..1.0,
         limits in prop::sample::select(LIMITS.to_vec()),
         threads in prop::sample::select(vec![1u32, 1, 1, 3]),
     ) {
         let make = if noise { images::noise } else { images::textured };
         let image = make(width, height, seed >> 40);
-        let cell = c.3 / 3;
         let patch = 1 + (patch * f64::from(cell)) as u32;
         let room = f64::from(cell - patch + 1);
-        let offsets = offsets.map(|at| at.map(|part| (part * room) as u32));
-        let local = |view| LocalPlan { whole: plan(view, &image), patch, offsets, order };
-        let sample = SamplePlan {
-            global: [plan(a, &image), plan(b, &image)],
-            local: Some([local(c), local(d)]),
+        let offsets = offsets.iter().take(order.len());
+        let offsets = offsets.map(|at| at.map(|part| (part * room) as u32)).collect();
+        let grid = GridPlan { cells, patch, offsets, order, permutation: None };
+        let cut = |view| {
+            let plan = plan(view, &image);
+            ViewPlan { size: cells * cell, grid: Some(grid.clone()), ..plan }
         };
-        let shape = shape(1, sample.global[0].size, Some(patch), Element::F32);
+        let views = vec![plan(a, &image), plan(b, &image), cut(c), cut(d)];
+        let sample = SamplePlan { views };
+        let shape = shape(1, &sample, Element::F32);
         let found = twin(&shape, &[(&image, &sample)], limits, threads);
         let bytes = expected(&mut Renderer::plain(), &image, &sample);
         for (which, (tensor, bytes)) in found.iter().zip(&bytes).enumerate() {
@@ -246,19 +252,24 @@ fn drawn(recipe: &Recipe) -> Vec<(Image, SamplePlan)> {
     images.into_iter().enumerate().map(plan).collect()
 }
 
-/// The presets, and DetCo with RandAugment.
+/// The presets whose images are cropped as they are, and DetCo with RandAugment always applied.
 fn recipes() -> Vec<(&'static str, Recipe)> {
     let preset = |name| (name, Recipe::preset(name).unwrap());
-    let mut recipes: Vec<_> = Recipe::PRESETS.into_iter().map(preset).collect();
-    let mut augmented = Recipe::detco();
-    augmented.global.photometric.order.push(ColorStep::RandAugment);
-    augmented.global.photometric.randaugment.probability = 1.0;
+    let direct = |recipe: &Recipe| recipe.groups.iter().all(|group| group.crop.resize.is_none());
+    let mut recipes: Vec<_> =
+        Recipe::presets().map(preset).filter(|(_, recipe)| direct(recipe)).collect();
+    assert!(recipes.len() >= 11);
+    let mut augmented = Recipe::detco_aa();
+    let Steps::Own(steps) = &mut augmented.groups[0].steps else { panic!("the crops' own") };
+    for step in steps.iter_mut() {
+        if let Step::RandAugment(randaugment) = step {
+            randaugment.p = 1.0;
+        }
+    }
+    // With the flip first, so that it stands among the operations.
+    steps.rotate_right(1);
     recipes.push(("detco with RandAugment", augmented));
     recipes
-}
-
-fn shape_of(recipe: &Recipe, samples: usize, element: Element) -> BatchShape {
-    shape(samples, recipe.global.size, recipe.local.as_ref().map(|local| local.patch), element)
 }
 
 #[test]
@@ -266,7 +277,7 @@ fn whole_batches_of_each_recipe_have_the_renderers_bytes() {
     for (name, recipe) in recipes() {
         let samples = drawn(&recipe);
         let pairs: Vec<_> = samples.iter().map(|(image, plan)| (image, plan)).collect();
-        let shape = shape_of(&recipe, pairs.len(), Element::F32);
+        let shape = shape(pairs.len(), pairs[0].1, Element::F32);
         assert!(pairs.iter().all(|(_, plan)| supports(plan)));
         let found = twin(&shape, &pairs, LIMITS[0], 1);
         let mut levels = Levels::default();
@@ -289,12 +300,9 @@ fn no_block_gets_all_the_large_views() {
     let image = images::textured(50, 40, 1);
     let plan = recipe.draw(50, 40, 1, 0, 0);
     for (samples, blocks) in [(33, 132), (34, 131), (256, 131)] {
-        let shape = shape_of(&recipe, samples, Element::Bf16);
-        let [global, local] = [shape.global_numbers(), shape.local_numbers()];
-        let mut tensors = [global, global, local, local].map(|len| vec![0; 2 * len * samples]);
-        let [a, b, c, d] = &mut tensors;
-        let local = Some([slice_mut(c), slice_mut(d)]);
-        let out = Outputs { global: [slice_mut(a), slice_mut(b)], local };
+        let shape = shape(samples, &plan, Element::Bf16);
+        let mut tensors = tensors(&shape);
+        let out = outputs(&mut tensors);
         let items: Vec<_> =
             (0..samples).map(|slot| Item { slot, frame: frame(&image), plan: &plan }).collect();
         let mut packed = Packed::default();
@@ -310,8 +318,8 @@ fn bfloat16_is_the_nearest_to_the_float() {
     let image = images::noise(90, 70, 1);
     let plan = recipe.draw(90, 70, 1, 0, 0);
     let samples = [(&image, &plan)];
-    let [floats, ..] = twin(&shape_of(&recipe, 1, Element::F32), &samples, LIMITS[0], 1);
-    let [halves, ..] = twin(&shape_of(&recipe, 1, Element::Bf16), &samples, LIMITS[0], 1);
+    let [floats, halves] = [Element::F32, Element::Bf16]
+        .map(|element| twin(&shape(1, &plan, element), &samples, LIMITS[0], 1).swap_remove(0));
     assert_eq!(floats.len(), 2 * halves.len());
     for (float, half) in floats.as_chunks::<4>().0.iter().zip(halves.as_chunks::<2>().0) {
         let (float, half) = (f32::from_ne_bytes(*float), u16::from_ne_bytes(*half));
@@ -337,11 +345,10 @@ fn frames_may_have_a_pitch_and_slots_left_out_stay_as_they_were() {
     }
     // Without the padding of the last row, as a decoder may leave it.
     padded.truncate(39 * pitch + width);
-    let shape = shape_of(&recipe, 3, Element::F32);
-    let mut tensors = [(); 2].map(|()| tensor(&shape, shape.global_numbers()));
-    let [a, b] = &mut tensors;
+    let shape = shape(3, &plan, Element::F32);
+    let mut tensors = tensors(&shape);
+    let out = outputs(&mut tensors);
     let frame = DeviceFrame { pixels: slice(&padded), width: 50, height: 40, pitch };
-    let out = Outputs { global: [slice_mut(a), slice_mut(b)], local: None };
     let mut packed = Packed::default();
     packed.fill(&shape, &[Item { slot: 1, frame, plan: &plan }], &out).unwrap();
     let layout = Layout::within(&packed, LIMITS[1]);
@@ -359,7 +366,7 @@ fn frames_may_have_a_pitch_and_slots_left_out_stay_as_they_were() {
     // SAFETY: as for `twin`.
     unsafe { detco_twin::render((&raw const batch).cast(), layout.launch.shared_bytes, 2) };
     let bytes = expected(&mut Renderer::plain(), &image, &plan);
-    let len = 4 * shape.global_numbers();
+    let len = 4 * shape.views[0];
     let mut levels = Levels::default();
     for (tensor, bytes) in tensors.iter().zip(&bytes) {
         assert!(tensor[..len].iter().chain(&tensor[2 * len..]).all(|byte| *byte == 0x7F));
@@ -373,19 +380,16 @@ fn what_does_not_fit_is_refused_before_it_reaches_the_device() {
     let recipe = Recipe::detco().with_size(32);
     let image = images::textured(50, 40, 1);
     let good = recipe.draw(50, 40, 1, 0, 0);
-    let shape = shape_of(&recipe, 2, Element::Bf16);
+    let shape = shape(2, &good, Element::Bf16);
     let fill = |shape: &BatchShape, slot, frame: DeviceFrame<'_>, plan: &SamplePlan| {
-        let numbers = [shape.global_numbers(), shape.local_numbers()];
-        let mut tensors = [0, 0, 1, 1].map(|which| tensor(shape, numbers[which]));
-        let [a, b, c, d] = &mut tensors;
-        let local = Some([slice_mut(c), slice_mut(d)]);
-        let out = Outputs { global: [slice_mut(a), slice_mut(b)], local };
+        let mut tensors = tensors(shape);
+        let out = outputs(&mut tensors);
         Packed::default().fill(shape, &[Item { slot, frame, plan }], &out)
     };
     let frame = frame(&image);
     fill(&shape, 1, frame, &good).unwrap();
     let refused = |slot, frame, plan: &SamplePlan| fill(&shape, slot, frame, plan).unwrap_err();
-    use DeviceViewsError::{Above, Crop, Empty, Local, Shape, Unsupported};
+    use DeviceViewsError::{Above, Crop, Empty, Resized, Shape, Unsupported};
     assert!(matches!(refused(2, frame, &good), Above { most: 1, found: 2, .. }));
     let narrow = DeviceFrame { width: 20, ..frame };
     assert!(matches!(refused(0, narrow, &good), Crop { width: 20, .. }));
@@ -395,24 +399,35 @@ fn what_does_not_fit_is_refused_before_it_reaches_the_device() {
     assert!(matches!(refused(0, pitch, &good), Above { found: 150, most: 149, .. }));
     let endless = DeviceFrame { pitch: usize::MAX, ..frame };
     assert!(matches!(refused(0, endless, &good), Above { .. }));
-    assert!(matches!(refused(0, frame, &SamplePlan { local: None, ..good.clone() }), Local));
+    let fewer = SamplePlan { views: good.views[..2].to_vec() };
+    assert!(matches!(refused(0, frame, &fewer), Shape { expected: 4, found: 2, .. }));
     let change = |change: &dyn Fn(&mut SamplePlan)| {
         let mut plan = good.clone();
         change(&mut plan);
         refused(0, frame, &plan)
     };
-    assert!(matches!(change(&|plan| plan.global[1].size = 33), Shape { expected: 32, .. }));
+    assert!(matches!(change(&|plan| plan.views[1].size = 33), Shape { expected: 3072, .. }));
     let endless = Op::Blur(f32::INFINITY);
-    assert!(matches!(change(&|plan| plan.global[0].ops.push(endless)), Unsupported { .. }));
-    let leave = |plan: &mut SamplePlan| plan.local.as_mut().unwrap()[0].offsets[3][1] = u32::MAX;
+    assert!(matches!(change(&|plan| plan.views[0].ops.push(endless)), Unsupported { .. }));
+    let resized = |plan: &mut SamplePlan| plan.views[0].resized = Some([50, 40]);
+    assert!(matches!(change(&resized), Resized));
+    fn grid(plan: &mut SamplePlan, view: usize) -> &mut GridPlan {
+        plan.views[view].grid.as_mut().unwrap()
+    }
+    let leave = |plan: &mut SamplePlan| grid(plan, 2).offsets[3][1] = u32::MAX;
     assert!(matches!(change(&leave), Above { .. }));
-    let cell = |plan: &mut SamplePlan| plan.local.as_mut().unwrap()[1].order[0] = 9;
+    let cell = |plan: &mut SamplePlan| grid(plan, 3).order[0] = 9;
     assert!(matches!(change(&cell), Above { found: 9, .. }));
-    let empty = |plan: &mut SamplePlan| plan.local.as_mut().unwrap()[1].whole.size = 0;
+    let cells = |plan: &mut SamplePlan| grid(plan, 3).cells = 4;
+    assert!(matches!(change(&cells), Above { found: 4, .. }));
+    let short = |plan: &mut SamplePlan| grid(plan, 3).offsets.truncate(8);
+    assert!(matches!(change(&short), Shape { expected: 9, found: 8, .. }));
+    let empty = |plan: &mut SamplePlan| plan.views[3].size = 0;
     assert!(matches!(change(&empty), Empty | Above { .. }));
     let mut none = good.clone();
-    none.local.iter_mut().flatten().for_each(|local| local.patch = 0);
-    let without = BatchShape { patch: Some(0), ..shape };
+    (2..4).for_each(|view| grid(&mut none, view).patch = 0);
+    let views = none.views.iter().map(ViewPlan::bytes).collect();
+    let without = BatchShape { views, ..shape.clone() };
     assert!(matches!(fill(&without, 0, frame, &none).unwrap_err(), Empty));
 }
 
@@ -421,11 +436,12 @@ fn what_the_kernels_lack_is_left_to_the_cpu() {
     let mut plan = Recipe::detco().draw(50, 40, 1, 0, 0);
     assert!(supports(&plan));
     for sigma in [1e4, f32::INFINITY, f32::NAN, -1.0] {
-        plan.local.as_mut().unwrap()[1].whole.ops = vec![Op::Gray, Op::Blur(sigma)];
+        plan.views[3].ops = vec![Op::Gray, Op::Blur(sigma)];
         assert!(!supports(&plan), "{sigma}");
     }
-    plan.local.as_mut().unwrap()[1].whole.ops = vec![Op::Blur(100.0)];
+    plan.views[3].ops = vec![Op::Blur(100.0)];
     assert!(supports(&plan));
+    assert!(!supports(&Recipe::squash(256, 224).draw(50, 40, 1, 0, 0)));
 }
 
 /// Beside the libtorch of LIBTORCH, which `.cargo/config.toml` sets.
@@ -482,7 +498,7 @@ fn a_device_renders_the_renderers_bytes() {
     let cache = tempfile::tempdir().unwrap();
     for (name, recipe) in recipes() {
         let samples = drawn(&recipe);
-        let shape = shape_of(&recipe, samples.len(), Element::F32);
+        let shape = shape(samples.len(), &samples[0].1, Element::F32);
         on_device(&device, cache.path(), &samples, shape, name);
     }
     driver::hold_nothing_against();
@@ -496,16 +512,17 @@ fn on_device(
     name: &str,
 ) {
     let stream = Stream::new(device).unwrap();
-    let mut renderer =
-        DeviceRenderer::new(device, &Kernels::load(device, &nvrtc(), cache).unwrap(), shape)
-            .unwrap();
+    let mut renderer = DeviceRenderer::new(
+        device,
+        &Kernels::load(device, &nvrtc(), cache).unwrap(),
+        shape.clone(),
+    )
+    .unwrap();
     let frames: Vec<DeviceBuffer> =
         samples.iter().map(|(image, _)| upload(device, &image.pixels, &stream)).collect();
-    let numbers = [shape.global_numbers(), shape.local_numbers()];
-    let tensors =
-        [0, 0, 1, 1].map(|which| upload(device, &tensor(&shape, numbers[which]), &stream));
-    let [a, b, c, d] = [0, 1, 2, 3].map(|which| tensors[which].as_slice());
-    let out = Outputs { global: [a, b], local: shape.patch.map(|_| [c, d]) };
+    let tensors: Vec<DeviceBuffer> =
+        tensors(&shape).iter().map(|tensor| upload(device, tensor, &stream)).collect();
+    let out: Vec<DeviceSlice<'_>> = tensors.iter().map(DeviceBuffer::as_slice).collect();
     let items: Vec<Item<'_>> = samples
         .iter()
         .zip(&frames)
@@ -519,7 +536,8 @@ fn on_device(
     // Twice: plans, scratch and shared memory are used again.
     renderer.render(&items, &out, &stream).unwrap();
     renderer.render(&items, &out, &stream).unwrap();
-    let found = [0, 1, 2, 3].map(|which| download(device, &tensors[which], &stream));
+    let found: Vec<Vec<u8>> =
+        tensors.iter().map(|tensor| download(device, tensor, &stream)).collect();
     let (mut levels, mut normalised) = (Levels::default(), Levels::default());
     let mut cpu = Renderer::new();
     for (slot, (image, plan)) in samples.iter().enumerate() {

@@ -76,6 +76,7 @@ enum Kind : u32 {
     EQUALIZE = 11,
     SHARPNESS = 12,    // factor
     AFFINE = 13,       // a: which matrix; b: 1 for bicubic
+    FLIP = 14,         // left and right exchanged, where an affine one follows
 };
 
 struct Op {
@@ -91,7 +92,7 @@ struct Matrix {
 
 struct View {
     u64 frame;        // address of the frame: u8 [height, width, 3], rows `pitch` bytes apart
-    u64 out;          // address of the view in its tensor: [side, side, 3] or [9, patch, patch, 3]
+    u64 out;          // address of the view in its tensor: [side, side, 3] or [count, patch, patch, 3]
     u64 pitch;
     u32 left, top, width, height;  // the crop
     u32 side;         // of the view
@@ -101,6 +102,8 @@ struct View {
     u32 patch;        // side of a patch; 0: the view itself is the output
     u32 slots[9];     // of the flipped view, for each slot: left | top << 16 of its patch
     u32 row_taps;
+    u32 count;        // of slots, at most 9; without patches 1
+    u32 cubic;        // resizes by a cubic, else by a triangle
 };
 
 struct Batch {
@@ -120,7 +123,7 @@ struct Batch {
     u32 reserved;          // so that no compiler pads by itself
 };
 
-static_assert(sizeof(Op) == 20 && sizeof(View) == 104, "as in views/cuda/pack.rs");
+static_assert(sizeof(Op) == 20 && sizeof(View) == 112, "as in views/cuda/pack.rs");
 static_assert(sizeof(Batch) == 104, "as in views/cuda/pack.rs");
 
 // ---- A block's memory.
@@ -179,27 +182,33 @@ DETCO_DEVICE Memory lay_out(const Batch& batch, const View& view, u8* shared, u8
 const u32 WEIGHT_BITS = 22;
 const int HALF = 1 << (WEIGHT_BITS - 1);
 
-// One output of an axis: a triangle as wide as the reduction, cut off at the edges.
-DETCO_DEVICE void triangle(u32 inputs, u32 outputs, u32 output, const Axis& axis) {
+// Pillow's filters by the distance from the middle. What is outside of them weighs nothing.
+DETCO_DEVICE double weight_of(double distance, bool cubic) {
+    double x = distance < 0.0 ? -distance : distance;
+    if (!cubic) return x < 1.0 ? 1.0 - x : 0.0;
+    const double a = -0.5;
+    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0;
+    return x < 2.0 ? (((x - 5.0) * x + 8.0) * x - 4.0) * a : 0.0;
+}
+
+// One output of an axis: a filter as wide as the reduction, cut off at the edges.
+DETCO_DEVICE void lay(u32 inputs, u32 outputs, u32 output, bool cubic, const Axis& axis) {
     double scale = double(inputs) / double(outputs);
     double stretch = scale > 1.0 ? scale : 1.0;
     double inverse = 1.0 / stretch;
     double center = (double(output) + 0.5) * scale;
-    double first = center - stretch + 0.5;
+    double support = cubic ? 2.0 * stretch : stretch;
+    double first = center - support + 0.5;
     u32 start = first > 0.0 ? u32(first) : 0;
-    u32 end = u32(center + stretch + 0.5);
+    u32 end = u32(center + support + 0.5);
     end = end < inputs ? end : inputs;
     double sum = 0.0;
     for (u32 input = start; input < end; input++) {
-        double distance = (double(input) - center + 0.5) * inverse;
-        double real = 1.0 - (distance < 0.0 ? -distance : distance);
-        sum += real > 0.0 ? real : 0.0;
+        sum += weight_of((double(input) - center + 0.5) * inverse, cubic);
     }
     for (u32 input = start; input < end; input++) {
-        double distance = (double(input) - center + 0.5) * inverse;
-        double real = 1.0 - (distance < 0.0 ? -distance : distance);
-        real = real > 0.0 ? real : 0.0;
-        int weight = int(0.5 + real / sum * double(1 << WEIGHT_BITS));
+        double real = weight_of((double(input) - center + 0.5) * inverse, cubic);
+        int weight = int((real < 0.0 ? -0.5 : 0.5) + real / sum * double(1 << WEIGHT_BITS));
         axis.weights[u64(input - start) * outputs + output] = weight;
     }
     axis.spans[output].start = start;
@@ -209,6 +218,12 @@ DETCO_DEVICE void triangle(u32 inputs, u32 outputs, u32 output, const Axis& axis
 struct Pixel {
     int r, g, b;
 };
+
+DETCO_DEVICE int least(int a, int b) { return a < b ? a : b; }
+DETCO_DEVICE int most(int a, int b) { return a > b ? a : b; }
+
+// A weighted sum as a byte: a cubic's may lie outside.
+DETCO_DEVICE int rounded(int sum) { return most(0, least(255, sum >> WEIGHT_BITS)); }
 
 // A pixel of the resized crop: along the row, rounded to 8 bits, then along the column.
 DETCO_DEVICE Pixel resize(const View& view, const Memory& memory, u32 x, u32 y) {
@@ -227,11 +242,11 @@ DETCO_DEVICE Pixel resize(const View& view, const Memory& memory, u32 x, u32 y) 
             along.b += *weight * from[2];
         }
         int across = memory.rows.weights[u64(j) * view.side + y];
-        sum.r += across * (along.r >> WEIGHT_BITS);
-        sum.g += across * (along.g >> WEIGHT_BITS);
-        sum.b += across * (along.b >> WEIGHT_BITS);
+        sum.r += across * rounded(along.r);
+        sum.g += across * rounded(along.g);
+        sum.b += across * rounded(along.b);
     }
-    Pixel out = {sum.r >> WEIGHT_BITS, sum.g >> WEIGHT_BITS, sum.b >> WEIGHT_BITS};
+    Pixel out = {rounded(sum.r), rounded(sum.g), rounded(sum.b)};
     return out;
 }
 
@@ -257,9 +272,6 @@ DETCO_DEVICE Pixel flat(int value) {
     Pixel out = {value, value, value};
     return out;
 }
-
-DETCO_DEVICE int least(int a, int b) { return a < b ? a : b; }
-DETCO_DEVICE int most(int a, int b) { return a > b ? a : b; }
 
 // The hue turned by `shift` / 255, through Pillow's 8-bit hue, saturation and value; `turn` of
 // views/color.rs.
@@ -567,7 +579,7 @@ DETCO_DEVICE void count_pass(Block& block, const Memory& memory, u32 side, const
     block.wait();
 }
 
-// Sharpening, turning, shearing, shifting: from a copy.
+// Sharpening, turning, shearing, shifting, mirroring: from a copy.
 template <class Block>
 DETCO_DEVICE void move_pass(Block& block, const Batch& batch, const Memory& memory, u32 side,
                             const Op& op) {
@@ -581,6 +593,8 @@ DETCO_DEVICE void move_pass(Block& block, const Batch& batch, const Memory& memo
         u32 x = i % side, y = i / side;
         Pixel p = op.kind == SHARPNESS
             ? sharpen(memory.copy, memory.stride, side, x, y, op.factor)
+            : op.kind == FLIP
+            ? load(memory.copy, memory.stride, side, side - 1 - x, y)
             : fetch(memory.copy, memory.stride, side, x, y, matrices[op.a], op.b != 0);
         store(memory, side, x, y, p);
     }
@@ -645,8 +659,7 @@ DETCO_DEVICE void output_pass(Block& block, const Batch& batch, const View& view
                               const Memory& memory, const Op* ops, u32 from,
                               const Whole& whole) {
     u32 side = view.patch == 0 ? view.side : view.patch;
-    u32 slots = view.patch == 0 ? 1 : 9;
-    for (u32 i = block.thread(); i < slots * side * side; i += block.threads()) {
+    for (u32 i = block.thread(); i < view.count * side * side; i += block.threads()) {
         u32 slot = i / (side * side), within = i % (side * side);
         u32 x = within % side, y = within / side;
         if (view.patch != 0) {
@@ -677,8 +690,9 @@ DETCO_DEVICE void render(Block& block, const Batch& batch, const View& view, u8*
     const Op* ops = reinterpret_cast<const Op*>(batch.ops) + view.first_op;
     Memory memory = lay_out(batch, view, shared, scratch);
     for (u32 i = block.thread(); i < 2 * view.side; i += block.threads()) {
-        if (i < view.side) triangle(view.width, view.side, i, memory.columns);
-        else triangle(view.height, view.side, i - view.side, memory.rows);
+        bool cubic = view.cubic != 0;
+        if (i < view.side) lay(view.width, view.side, i, cubic, memory.columns);
+        else lay(view.height, view.side, i - view.side, cubic, memory.rows);
     }
     block.wait();
     u32 at = run_end(ops, 0, view.ops);

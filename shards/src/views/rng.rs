@@ -4,24 +4,24 @@
 //! its words into numbers is written here in integer and basic IEEE 754 operations (`+ - * / sqrt`,
 //! all exactly rounded), because the precision of `exp` and `ln` is left to the platform.
 
-use rand_core::{Rng, SeedableRng};
+use rand_core::{Rng as _, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
 /// A stream of random numbers for one view of one sample.
-pub(super) struct Numbers(Xoshiro256PlusPlus);
+pub(super) struct Rng(Xoshiro256PlusPlus);
 
-impl Numbers {
+impl Rng {
     /// The stream at an address. Each word is scrambled before it is folded in, so that neighbouring
     /// seeds, epochs, samples and views have unrelated streams.
-    pub(super) fn at(seed: u64, epoch: u32, sample: u64, view: u8) -> Numbers {
-        let words = [u64::from(epoch), sample, u64::from(view)];
+    pub(super) fn at(seed: u64, epoch: u32, sample: u64, view: u64) -> Rng {
+        let words = [u64::from(epoch), sample, view];
         let state =
             words.iter().fold(splitmix(seed), |state, word| splitmix(state ^ splitmix(*word)));
         let mut bytes = [0; 32];
         for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
             chunk.copy_from_slice(&splitmix(state.wrapping_add(i as u64)).to_le_bytes());
         }
-        Numbers(Xoshiro256PlusPlus::from_seed(bytes))
+        Rng(Xoshiro256PlusPlus::from_seed(bytes))
     }
 
     /// Uniform in `[0, 1)`: the upper 53 bits of a word, times 2^-53.
@@ -141,8 +141,8 @@ mod tests {
 
     #[test]
     fn normal_numbers_have_their_moments() {
-        let mut numbers = Numbers::at(1, 2, 3, 4);
-        let drawn: Vec<f64> = (0..100_000).map(|_| numbers.normal()).collect();
+        let mut rng = Rng::at(1, 2, 3, 4);
+        let drawn: Vec<f64> = (0..100_000).map(|_| rng.normal()).collect();
         let moment = |power| drawn.iter().map(|x| x.powi(power)).sum::<f64>() / drawn.len() as f64;
         // Five standard errors of each.
         assert!(moment(1).abs() < 0.016 && (moment(2) - 1.0).abs() < 0.023);
@@ -162,8 +162,8 @@ mod tests {
     /// The stream is part of every run's identity: a change here makes old runs irreproducible.
     #[test]
     fn the_stream_is_pinned() {
-        let mut numbers = Numbers::at(1, 2, 3, 0);
-        let drawn = [numbers.unit(), numbers.uniform(-1.0, 1.0), f64::from(numbers.below(22))];
+        let mut rng = Rng::at(1, 2, 3, 0);
+        let drawn = [rng.unit(), rng.uniform(-1.0, 1.0), f64::from(rng.below(22))];
         assert_eq!(drawn, PINNED);
     }
 
@@ -171,13 +171,13 @@ mod tests {
 
     #[test]
     fn below_is_uniform_and_reaches_both_ends() {
-        let mut numbers = Numbers::at(7, 0, 0, 0);
+        let mut rng = Rng::at(7, 0, 0, 0);
         let mut counts = [0u32; 22];
         for _ in 0..220_000 {
-            counts[numbers.below(22) as usize] += 1;
+            counts[rng.below(22) as usize] += 1;
         }
         let chi: f64 = counts.iter().map(|&c| (f64::from(c) - 1e4).powi(2) / 1e4).sum();
         assert!(chi < 60.0, "chi-squared {chi} with 21 degrees of freedom: {counts:?}");
-        assert_eq!(numbers.below(1), 0);
+        assert_eq!(rng.below(1), 0);
     }
 }
