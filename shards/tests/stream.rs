@@ -285,3 +285,55 @@ fn verify_asks_for_the_folder_of_a_shard() {
     assert!(error.contains("train-000001.tar") && error.contains("not a folder"), "{error}");
     assert!(error.ends_with(&folder.path().display().to_string()), "{error}");
 }
+
+/// Of shards by others: boxes, captions, masks, a second picture. With an index and without.
+#[test]
+fn members_are_reached_by_their_extensions() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = ShardWriter::create(folder.path(), "000000.tar").unwrap();
+    for (name, bytes) in [
+        ("a.txt", &b"a caption"[..]),
+        ("a.PNG", b"not the image"),
+        ("a.jpg", b"\xff\xd8 a"),
+        ("a.json", b"{}"),
+        ("a.seg.png", b"a mask"),
+        ("b.jpg", b"\xff\xd8 b"),
+        ("b.cls", b"3"),
+        ("c.jpg", b"\xff\xd8 c"),
+        ("c.json", b"[1]"),
+    ] {
+        shard.append(name, bytes).unwrap();
+    }
+    shard.finish().unwrap().seal().unwrap();
+    for indexed in [true, false] {
+        if !indexed {
+            for entry in std::fs::read_dir(folder.path()).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|extension| extension == "idx") {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+        }
+        let set = ShardSet::open(&[folder.path().display().to_string()]).unwrap();
+        let member = |id: u64, extension: &str| {
+            let sample = set.sample(id).unwrap();
+            sample.member(extension).unwrap().map(<[u8]>::to_vec)
+        };
+        for (id, extension, expected) in [
+            (0, "txt", Some(&b"a caption"[..])),
+            (0, "json", Some(b"{}")),
+            (0, "JSON", Some(b"{}")),
+            (0, "seg.png", Some(b"a mask")),
+            (0, "png", Some(b"not the image")),
+            (0, "jpg", None),
+            (0, "cls", None),
+            (1, "cls", Some(b"3")),
+            (1, "json", None),
+            (2, "json", Some(b"[1]")),
+            (2, "txt", None),
+        ] {
+            assert_eq!(member(id, extension).as_deref(), expected, "{id} {extension} {indexed}");
+        }
+        assert_eq!(set.sample(0).unwrap().jpeg(), b"\xff\xd8 a");
+    }
+}

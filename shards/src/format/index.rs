@@ -8,6 +8,7 @@
 //! their last component, the key. Files without a dot or without anything in front of it, and
 //! `__meta__` names, belong to no sample.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -90,11 +91,26 @@ pub struct Entry<'a> {
     pub class: Option<Span>,
 }
 
-/// Where the samples of a shard lie: 20 bytes and the key for each.
+/// Where the samples of a shard lie: 20 bytes and the key for each, and 24 bytes for each member that is
+/// neither the image nor the class.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     rows: Vec<Row>,
     keys: String,
+    /// In the order of the samples.
+    others: Vec<Other>,
+    /// Lower case, each once.
+    extensions: Vec<String>,
+}
+
+/// A member that is neither the image nor the class.
+#[derive(Debug, Clone, Copy)]
+struct Other {
+    /// Position of its sample.
+    sample: u32,
+    /// Position in the table's extensions.
+    extension: u32,
+    span: Span,
 }
 
 /// Payloads start at multiples of 512, so 32 bits of block number reach 2 TiB.
@@ -131,6 +147,17 @@ impl Table {
             image: span(row.image_block, row.image_size),
             class: (row.class_block > 0).then(|| span(row.class_block, row.class_size)),
         })
+    }
+
+    /// Where the member with this extension lies, of the sample at a position: one that is neither its
+    /// image nor its class. Upper and lower case are alike.
+    pub fn member(&self, position: usize, extension: &str) -> Option<Span> {
+        let sample = u32::try_from(position).ok()?;
+        let same = |known: &String| known.eq_ignore_ascii_case(extension);
+        let extension = self.extensions.iter().position(same)? as u32;
+        let first = self.others.partition_point(|other| other.sample < sample);
+        let mut of_sample = self.others[first..].iter().take_while(|other| other.sample == sample);
+        of_sample.find(|other| other.extension == extension).map(|other| other.span)
     }
 
     /// Walks a shard.
@@ -276,6 +303,7 @@ impl Table {
         let ends = Ends { first: builder.first, end: builder.end };
         let mut table = builder.table;
         table.keys.shrink_to_fit();
+        table.others.shrink_to_fit();
         Ok((table, ends))
     }
 }
@@ -401,6 +429,8 @@ struct Builder {
     open: Option<Open>,
     /// The open sample's extensions, lower case, each followed by a newline.
     extensions: String,
+    /// The table's extensions and their positions.
+    interned: HashMap<String, u32>,
     /// End of the last member, padding included.
     end: u64,
     /// The first member of all.
@@ -458,12 +488,28 @@ impl Builder {
             let extension = extension.to_owned();
             return Err(fail(SampleFault::DuplicateMember { extension }));
         }
+        let mut other = None;
         if let Some(rank) = IMAGES.iter().position(|image| *image == extension) {
             if open.image.is_none_or(|(other, _)| rank < other) {
-                open.image = Some((rank, span));
+                other = open.image.replace((rank, span)).map(|(rank, span)| (IMAGES[rank], span));
+            } else {
+                other = Some((extension, span));
             }
         } else if extension == "cls" {
             open.class = Some(span);
+        } else {
+            other = Some((extension, span));
+        }
+        if let Some((extension, span)) = other {
+            let sample = self.table.rows.len() as u32; // `close` sees to it that it fits
+            let known = self.interned.get(extension).copied();
+            let extension = known.unwrap_or_else(|| {
+                let number = self.table.extensions.len() as u32;
+                self.table.extensions.push(extension.to_owned());
+                self.interned.insert(extension.to_owned(), number);
+                number
+            });
+            self.table.others.push(Other { sample, extension, span });
         }
         self.extensions.push('\n');
         if self.first.offset == 0 {

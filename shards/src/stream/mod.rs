@@ -125,6 +125,27 @@ impl Sample<'_> {
         self.from.class(&self.map, self.key, self.class)
     }
 
+    /// Another of its members by extension, such as `json`, `txt` or `seg.png`: a slice of the map. `None`
+    /// where it has none; the image is [`Sample::jpeg`]'s.
+    ///
+    /// # Errors
+    ///
+    /// The member does not lie where the index says, or the shard changed since it was opened.
+    pub fn member(&self, extension: &str) -> Result<Option<&[u8]>, ShardError> {
+        let span = match extension {
+            "cls" => self.class,
+            _ => self.from.table.member(self.index, extension),
+        };
+        let Some(span) = span else { return Ok(None) };
+        let range = self.from.span(&self.map, span);
+        if range.is_err() {
+            self.map.check_file()?
+        } else {
+            self.map.check()?
+        }
+        Ok(Some(&self.map.bytes()[range?]))
+    }
+
     /// The address range of the map, for tests that nothing was copied.
     pub fn map_range(&self) -> Range<*const u8> {
         self.map.bytes().as_ptr_range()
