@@ -146,9 +146,8 @@ impl Batch {
     /// The same after `change` of each view.
     #[must_use]
     pub fn map(self, change: impl Fn(Tensor) -> Tensor) -> Batch {
-        let group = |(name, views): (String, Vec<Tensor>)| {
-            (name, views.into_iter().map(&change).collect())
-        };
+        let group =
+            |(name, views): (String, Vec<Tensor>)| (name, views.into_iter().map(&change).collect());
         Batch { groups: self.groups.into_iter().map(group).collect() }
     }
 
