@@ -459,6 +459,9 @@ pub struct Model {
     /// Start the query encoder's backbone from this file (see `detco train --init`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// What stands before the backbone's names in that file, where it holds several backbones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_prefix: Option<String>,
 }
 
 impl Default for Model {
@@ -474,6 +477,7 @@ impl Default for Model {
             dim: 128,
             bn_splits: 8,
             init: None,
+            init_prefix: None,
         }
     }
 }

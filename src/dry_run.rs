@@ -73,8 +73,8 @@ pub fn report(config: &Config, ranks: usize, run: Option<&Path>) -> Result<Strin
     if let Some(bad) = data::first_bad_header(&set, HEADERS) {
         let _ = writeln!(out, "{}", foretold(config, &bad));
     }
-    if let Some(init) = &config.model.init {
-        train::start_from(&mut Model::new(config, Device::Cpu)?, init)?;
+    if config.model.init.is_some() {
+        train::start_from(&mut Model::new(config, Device::Cpu)?, &config.model)?;
     }
     Ok(text)
 }

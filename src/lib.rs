@@ -123,5 +123,5 @@ pub mod shim;
 pub mod step;
 #[cfg(feature = "train")]
 pub mod train;
-#[cfg(feature = "train")]
+#[cfg(feature = "weights")]
 pub mod weights;

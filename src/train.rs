@@ -749,8 +749,8 @@ impl Run {
             if !damaged.is_empty() {
                 checkpoint::set_aside(&folder, &damaged, saved)?;
             }
-        } else if let Some(init) = config.model.init.as_ref().filter(|_| lead.is_some()) {
-            start_from(&mut model, init)?;
+        } else if lead.is_some() {
+            start_from(&mut model, &config.model)?;
         }
         if let Some(meeting) = entrance.meeting.take() {
             let world = C10d::new(meeting, device, &config.dist, Arc::clone(stop))?;
@@ -1284,12 +1284,13 @@ fn tell_room(config: &Config, folder: &Path, resumed: bool) -> Result<(), TrainE
     Ok(())
 }
 
-/// Starts both encoders' backbones from a file.
-pub(crate) fn start_from(model: &mut Model, init: &Path) -> Result<(), TrainError> {
-    let backbone = weights::read_backbone(init)?;
-    let file = init.to_path_buf();
-    model.start_from(&backbone).map_err(|source| TrainError::Init { file, source })?;
-    note!("both backbones start from {}: {} tensors", init.display(), backbone.len());
+/// Starts both encoders' backbones from the file that the configuration names, if it names one.
+pub(crate) fn start_from(model: &mut Model, config: &config::Model) -> Result<(), TrainError> {
+    let Some(file) = &config.init else { return Ok(()) };
+    let backbone = weights::read_backbone(file, config.init_prefix.as_deref())?;
+    let refused = |source| TrainError::Init { file: file.clone(), source };
+    model.start_from(&backbone.tensors).map_err(refused)?;
+    note!("both backbones start from {}: {}", file.display(), backbone.describe());
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use detco::export::{self, Encoder, Format, Origin};
-use detco::weights::{self, WeightsError};
+use detco::weights::{self, WeightsError, WeightsFile};
 use export_oracle::run;
 use proptest::prelude::*;
 use tch::{Kind, Tensor, kind::FLOAT_CPU};
@@ -89,7 +89,7 @@ fn torchvision_loads_them_strictly_and_we_read_them_back() {
             let path = folder.path().join(name);
             export::write(&path, Format::Torchvision, &tensors, &origin()).unwrap();
             let said = run("export_check.py", &[&"torchvision", &arch, &path]);
-            assert_same(&weights::read_backbone(&path).unwrap(), &tensors);
+            assert_same(&weights::read_backbone(&path, None).unwrap().tensors, &tensors);
             if name == "x.safetensors" {
                 let said: serde_json::Value = serde_json::from_str(&said).unwrap();
                 assert_eq!(said["recipe"], "detco-r50");
@@ -181,26 +181,110 @@ fn wrong_names_and_places_leave_nothing_behind() {
     assert!(error.to_string().contains("no/such/folder/x.pth"), "{error}");
 }
 
+/// Other programs' files, and what is said of them. All hold the same backbone.
+const FILES: &[(&str, &str)] = &[
+    ("torchvision.pth", ""),
+    ("torchvision.safetensors", ""),
+    ("protocol-1.pth", ""),
+    ("protocol-3.pth", ""),
+    ("protocol-4.pth", ""),
+    ("protocol-5.pth", ""),
+    ("legacy-4.pth", ""),
+    ("script.pt", ""),
+    ("moco.pth", MOCO),
+    ("legacy.pth", MOCO),
+    ("baggage-2.pth", MOCO),
+    ("baggage-4.pth", MOCO),
+    ("baggage-5.pth", MOCO),
+    ("baggage-legacy.pth", MOCO),
+    ("parameters.pth", " below \"model.\""),
+    ("views.pth", " below \"backbone.\""),
+    ("legacy-views.pth", " below \"backbone.\""),
+    ("module.pth", " below \"backbone.\""),
+    (
+        "dino.pth",
+        " below \"student.module.backbone.\" (chosen before \"teacher.backbone.\"; --init-prefix \
+         chooses another)",
+    ),
+    ("vissl.torch", " below \"classy_state_dict.base_model.model.trunk._feature_blocks.\""),
+    (
+        "mmselfsup.pth",
+        " below \"state_dict.online_net.0.\" (chosen before \"state_dict.backbone.\" and 1 more; \
+         --init-prefix chooses another)",
+    ),
+    ("numbered.pth", NUMBERED),
+    ("numbered-2.pth", NUMBERED),
+    ("detectron2-0.pkl", DETECTRON2),
+    ("detectron2-2.pkl", DETECTRON2),
+    ("detectron2-3.pkl", DETECTRON2),
+    ("detectron2-4.pkl", DETECTRON2),
+    ("detectron2-5.pkl", DETECTRON2),
+    ("model_final.pth", " below \"model.backbone.bottom_up.\", named as in detectron2"),
+    ("transformers.safetensors", " below \"resnet.\", named as in transformers"),
+];
+const MOCO: &str = " below \"state_dict.module.encoder_q.\" (chosen before \
+                    \"state_dict.module.encoder_k.\"; --init-prefix chooses another)";
+const NUMBERED: &str =
+    " below \"state_dict.backbone.\", numbered as the children of an nn.Sequential";
+const DETECTRON2: &str = " below \"model.\", named as in detectron2";
+
+/// One of each format: cut and changed, each ends.
+const DAMAGED: [&str; 5] =
+    ["old.pth", "bfloat16.safetensors", "legacy.pth", "detectron2-2.pkl", "detectron2-5.pkl"];
+
 #[test]
 fn other_programs_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
     run("export_files.py", &[&folder.path()]);
-    let read = |name: &str| weights::read_backbone(&folder.path().join(name)).map_err(Box::new);
+    let whole =
+        |name: &str| weights::read_backbone(&folder.path().join(name), None).map_err(Box::new);
+    let read = |name: &str| whole(name).map(|backbone| backbone.tensors);
     let expected = read("reference.safetensors").unwrap();
     assert_eq!(expected.len(), 120);
-    let files = ["torchvision.pth", "torchvision.safetensors", "moco.pth", "parameters.pth"];
-    for name in files.into_iter().chain(["views.pth"]) {
-        assert_same(&read(name).unwrap(), &expected);
+    for (name, said) in FILES {
+        let backbone = whole(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        println!("{name}: {}", backbone.describe());
+        assert_same(&backbone.tensors, &expected);
+        assert_eq!(backbone.describe(), format!("120 tensors{said}"), "{name}");
     }
+    assert!(!folder.path().join("was-run").exists(), "a pickle's code was run");
+    let key = Some("student.module.backbone");
+    let chosen = weights::read_backbone(&folder.path().join("dino.pth"), key).unwrap();
+    assert_same(&chosen.tensors, &expected);
+    for (name, prefix) in
+        [("dino.pth", "teacher.backbone."), ("moco.pth", "state_dict.module.encoder_k")]
+    {
+        let chosen = weights::read_backbone(&folder.path().join(name), Some(prefix)).unwrap();
+        let [(first, doubled), ..] = &chosen.tensors[..] else { panic!("{name}: no tensors") };
+        assert_eq!(first, "bn1.bias");
+        assert!(doubled.equal(&(&expected[0].1 * 2)), "{name}");
+    }
+    let double = whole("double.pth").unwrap();
+    assert_same(&double.tensors, &expected);
+    assert_eq!(
+        double.describe(),
+        "120 tensors below \"model.\", converted from float64 to float32"
+    );
     let half = read("bfloat16-reference.safetensors").unwrap();
     assert_same(&read("bfloat16.pth").unwrap(), &half);
     assert_same(&read("bfloat16.safetensors").unwrap(), &half);
+    assert_same(&read("half.pth").unwrap(), &read("half-reference.safetensors").unwrap());
+    assert!(whole("half.pth").unwrap().describe().ends_with("from float16 to float32"));
+    assert!(whole("bfloat16.pth").unwrap().describe().ends_with("from bfloat16 to float32"));
     let old: BTreeMap<String, Tensor> = read("old.pth").unwrap().into_iter().collect();
     assert_eq!(old.len(), expected.len());
     assert_eq!(old["layer4.1.bn2.num_batches_tracked"].int64_value(&[]), 0);
     for (name, hint) in [
-        ("legacy.pth", "torch before 1.6"),
-        ("code.pth", "import pathlib.PurePosixPath"),
+        ("tar.pth", "before 0.1.10"),
+        ("pointer.pth", "git lfs pull"),
+        ("page.pth", "web page"),
+        ("gzip.pth", "unpack it first"),
+        ("big.pth", "big-endian machine"),
+        ("big-legacy.pth", "big-endian machine"),
+        ("big-array.pkl", "res2.0.conv1.weight has the element type big-endian numbers"),
+        ("several.pth", "below \"flow.\", \"rgb.\"\nhint: --init-prefix"),
+        ("deep.pth", "no conv1.weight: a ResNet with a deep stem"),
+        ("complex.pth", "conv1.weight has the element type ComplexFloatStorage"),
         ("other.pth", "it holds a, b"),
         ("se.pth", "layer1.0.se.weight"),
         ("nan.pth", "layer2.0.bn1.bias holds values that are not finite"),
@@ -219,31 +303,42 @@ fn other_programs_files_are_read() {
 /// always found.
 fn damaged_files_are_errors(folder: &Path) {
     let victim = folder.join("damaged");
-    for name in ["old.pth", "bfloat16.safetensors"] {
+    for name in DAMAGED {
         let whole = std::fs::read(folder.join(name)).unwrap();
         for share in [0, 1, 2, 9, 10, 50, 90, 98, 99] {
             let cut = whole.len() * share / 100;
             std::fs::write(&victim, &whole[..cut]).unwrap();
-            assert!(weights::read_backbone(&victim).is_err(), "{name} cut to {cut} bytes");
+            assert!(weights::read_backbone(&victim, None).is_err(), "{name} cut to {cut} bytes");
         }
+        changed_files_end(std::fs::read(folder.join(name)).unwrap());
     }
-    // The pickle and the zip directory are where structure is: flip there.
-    let whole = std::fs::read(folder.join("old.pth")).unwrap();
+}
+
+/// Changes bytes where structure is: in the pickle or header at the beginning, in the zip's
+/// directory or the arrays' ends.
+fn changed_files_end(whole: Vec<u8>) {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 300,
+        cases: 120,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let places = prop_oneof![0..8000_usize, whole.len() - 8000..whole.len()];
+    let places = prop_oneof![0..200_usize, 0..8000_usize, whole.len() - 8000..whole.len()];
     runner
         .run(&(prop::collection::vec((places, any::<u8>()), 1..4)), |flips| {
             let mut bytes = whole.clone();
             for (place, byte) in flips {
                 bytes[place] = byte;
             }
-            std::fs::write(&victim, &bytes).unwrap();
-            // Either outcome is right: the property is that there is one.
-            let _ = weights::read_backbone(&victim);
+            // Either outcome is right: the property is that there is one, and that no more is read
+            // than there is.
+            let len = bytes.len();
+            let read = WeightsFile::from_bytes(Path::new("x"), bytes).and_then(|mut file| {
+                let choice = file.backbone(None)?;
+                let names: Vec<&str> = choice.names.iter().map(|(name, _)| name.as_str()).collect();
+                file.read(&names)
+            });
+            let read: usize = read.iter().flatten().map(|tensor| tensor.bytes.len()).sum();
+            prop_assert!(read <= len + (1 << 20), "{read} of {len} bytes");
             Ok(())
         })
         .unwrap();
@@ -254,7 +349,8 @@ fn damaged_files_are_errors(folder: &Path) {
 fn windows_outside_their_storage_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.pth");
-    let tensors = vec![("conv1.weight".to_string(), Tensor::zeros([2, 3], FLOAT_CPU))];
+    let mut tensors = vec![("conv1.weight".to_string(), Tensor::zeros([2, 3], FLOAT_CPU))];
+    tensors.push(("layer1.0.conv1.weight".into(), Tensor::zeros([5], FLOAT_CPU)));
     export::write(&path, Format::Torchvision, &tensors, &origin()).unwrap();
     let whole = std::fs::read(&path).unwrap();
     // Offset 0, then the tuples (2, 3) and (3, 1).
@@ -269,7 +365,7 @@ fn windows_outside_their_storage_are_refused() {
         }
         rewrite_crc(&mut bytes);
         std::fs::write(&path, &bytes).unwrap();
-        let error = weights::read_backbone(&path).unwrap_err();
+        let error = weights::read_backbone(&path, None).unwrap_err();
         assert!(matches!(error, WeightsError::Window { .. }), "{place}: {error}");
         tried += 1;
     }
@@ -373,10 +469,17 @@ fn a_run_is_exported_from_the_command_line() {
     for name in ["x.safetensors", "x.pth"] {
         let (path, code, complaint) = detco(name, &["--checkpoint", "1200"]);
         assert_eq!(code, Some(0), "{complaint}");
-        assert_same(&weights::read_backbone(&path).unwrap(), &expected);
+        assert_same(&weights::read_backbone(&path, None).unwrap().tensors, &expected);
     }
+    // A run's folder stands for its newest checkpoint, of which the query encoder is taken.
+    let of_run = weights::read_backbone(&run, None).unwrap();
+    assert_same(&of_run.tensors, &expected);
+    assert!(
+        of_run.describe().contains("below \"query.backbone.\" (chosen before \"key.backbone.\"")
+    );
     let (path, code, complaint) = detco("x.pkl", &["--format", "detectron2", "--key-encoder"]);
     assert_eq!(code, Some(0), "{complaint}");
+    assert!(complaint.contains("no configuration of detectron2"), "{complaint}");
     let reference = folder.path().join("x.safetensors");
     let author = run_check(&path, &reference);
     assert!(author.contains("key encoder, epoch 2, step 1200"), "{author}");

@@ -25,7 +25,8 @@ pub enum How {
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct KnnArgs {
-    /// The run's folder, or a weights file: .safetensors or .pth, ours, torchvision's or MoCo's.
+    /// The run's folder, or a weights file: .safetensors, .pth (of any torch) or .pkl; ours,
+    /// torchvision's, MoCo's, detectron2's and others' (see `detco train --help`, --init).
     pub run: PathBuf,
 
     /// Labelled shards to compare with: folders, globs, brace lists, tars, or URLs of those.
@@ -43,6 +44,11 @@ pub struct KnnArgs {
     /// The weights that the run started from, before any training: what to compare with.
     #[arg(long, conflicts_with = "key")]
     pub init: bool,
+
+    /// Of a weights file: what stands before the backbone's names, where it holds several backbones
+    /// and not the one that was trained is wanted (`module.encoder_k.`).
+    #[arg(long, value_name = "PREFIX")]
+    pub init_prefix: Option<String>,
 
     /// The key encoder (the moving average) instead of the query encoder.
     #[arg(long, visible_alias = "key-encoder")]
@@ -130,7 +136,7 @@ mod knn {
     use crate::device;
     use crate::eval::knn::{self, KnnOptions, Report};
     use crate::model::Model;
-    use crate::weights;
+    use crate::{train, weights};
 
     pub(super) fn run(args: &KnnArgs) -> anyhow::Result<()> {
         let threads = device::check_threads();
@@ -210,7 +216,9 @@ mod knn {
                     args.run.display()
                 );
             }
-            let backbone = weights::read_backbone(&args.run)?;
+            let backbone = weights::read_backbone(&args.run, args.init_prefix.as_deref())?;
+            note!("{}: {}", args.run.display(), backbone.describe());
+            let backbone = backbone.tensors;
             let shape = weights::shape(&backbone).with_context(|| {
                 format!("{}: not the shape of a ResNet-18, 34, 50 or 101", args.run.display())
             })?;
@@ -221,13 +229,14 @@ mod knn {
             model.start_from(&backbone).with_context(|| args.run.display().to_string())?;
             return Ok((model, size, args.run.display().to_string()));
         }
+        if args.init_prefix.is_some() {
+            bail!("{} is a run: --init-prefix is for weights files", args.run.display());
+        }
         let config = config(args)?;
         let mut model = Model::new(&config, device(&config)?)?;
         let size = config.crop_size();
         if args.init {
-            if let Some(file) = &config.model.init {
-                model.start_from(&weights::read_backbone(file)?)?;
-            }
+            train::start_from(&mut model, &config.model)?;
             return Ok((model, size, format!("{} before training", args.run.display())));
         }
         let saved = checkpoint::open(&args.run, Some(&args.checkpoint))?;

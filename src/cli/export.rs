@@ -37,12 +37,11 @@ Examples:
   detco export runs/a -o backbone.pth --checkpoint step-000100000
   detco export runs/a -o backbone.pkl --format detectron2
 
-In torchvision:
-  net = torchvision.models.resnet50()
-  net.load_state_dict(torch.load(\"backbone.pth\", weights_only=True), strict=False)  # all but fc
-In detectron2's config:
-  MODEL.WEIGHTS: backbone.pkl, MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53],
-  MODEL.PIXEL_STD: [58.395, 57.12, 57.375], INPUT.FORMAT: RGB, MODEL.RESNETS.STRIDE_IN_1X1: False";
+It prints the lines of torchvision, mmdetection or detectron2 that fit the backbone. For detectron2:
+  MODEL.WEIGHTS: backbone.pkl, MODEL.RESNETS.DEPTH: 50, MODEL.RESNETS.STRIDE_IN_1X1: False,
+  MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53], MODEL.PIXEL_STD: [58.395, 57.12, 57.375],
+  INPUT.FORMAT: RGB; with DEPTH 18 or 34 MODEL.RESNETS.RES2_OUT_CHANNELS: 64 as well.
+Nobody else has a CIFAR stem (model.stem = \"cifar\"): no config of theirs fits such a backbone.";
 
 /// Reads the checkpoint and writes the file.
 #[cfg(feature = "train")]
@@ -56,7 +55,6 @@ fn export(args: &Args) -> anyhow::Result<()> {
     use std::io::Write;
 
     use crate::checkpoint;
-    use crate::config::Stem;
     use crate::export::{self, Encoder, Origin};
 
     // Before anything is read: a wrong extension should not cost the reading of a checkpoint.
@@ -78,20 +76,7 @@ fn export(args: &Args) -> anyhow::Result<()> {
         step: state.step,
     };
     export::write(&args.out, args.format, &backbone, &origin)?;
-    let model = &state.config.model;
-    let own = match model.stem {
-        Stem::Cifar => Some("its stem is CIFAR's, a 3x3 convolution and no max pool".to_string()),
-        Stem::Imagenet if model.width != 64 => {
-            Some(format!("its width is {}, not 64", model.width))
-        }
-        Stem::Imagenet => None,
-    };
-    if let Some(own) = own {
-        note!(
-            "note: no stock {} takes these weights: {own}; `detco eval` and `detco train --init` do",
-            origin.backbone
-        );
-    }
+    note!("{}", export::hints::hint(args.format, &state.config.model, &args.out));
     let elements: usize = backbone.iter().map(|(_, tensor)| tensor.numel()).sum();
     writeln!(
         crate::console::stdout(),

@@ -67,10 +67,16 @@ pub struct Args {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 
-    /// Start the query backbone from these weights: safetensors or .pth, ours, torchvision's or
-    /// MoCo's.
+    /// Start both encoders' backbones from these weights: .safetensors, .pth (of any torch) or .pkl;
+    /// ours, torchvision's, MoCo's, detectron2's, or those of any program whose ResNet has
+    /// torchvision's layers, whatever stands before their names. Nothing in the file is run.
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
+
+    /// With --init: what stands before the backbone's names in the file, where it holds several
+    /// backbones and not the one that was trained is wanted (`module.encoder_k.`).
+    #[arg(long, value_name = "PREFIX", conflicts_with = "resume")]
+    pub init_prefix: Option<String>,
 
     /// The same bits from the same seed on the same GPU, more slowly (train.deterministic): libtorch warns, and
     /// goes on, where an operation has no such form.
@@ -121,6 +127,12 @@ fn resolve(args: &Args) -> anyhow::Result<Config> {
     }
     if args.init.is_some() {
         config.model.init = args.init.clone();
+    }
+    if args.init_prefix.is_some() {
+        config.model.init_prefix = args.init_prefix.clone();
+    }
+    if let (None, Some(prefix)) = (&config.model.init, &config.model.init_prefix) {
+        bail!("--init-prefix {prefix:?} belongs to a file of weights: name it with --init");
     }
     config.train.deterministic |= args.deterministic;
     Ok(config)

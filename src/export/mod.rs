@@ -5,6 +5,7 @@
 //! (the key's backbone can, when asked for by name).
 
 mod detectron2;
+pub mod hints;
 mod pickle;
 mod pth;
 mod safetensors;

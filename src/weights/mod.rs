@@ -1,48 +1,71 @@
 //! Reads a backbone from other people's files, for `detco train --init` and `detco eval`.
 //!
-//! In: `.safetensors` or `.pth` (zip), from this program, torchvision, MoCo v1/v2 or anything that
-//! saved a torchvision ResNet under a prefix. Out: torchvision's names, `f32`, heads and `fc`
-//! dropped. Foreign files are data: nothing in them is run, and nothing in them panics.
+//! In: `.safetensors`, `.pth` (torch's zip and its format from before 1.6) or `.pkl`, from this
+//! program, torchvision, MoCo, detectron2 or anything that saved a ResNet under some prefix. Out:
+//! torchvision's names, `f32`, heads and `fc` dropped. Foreign files are data: nothing in them is
+//! run, and nothing in them panics. What reads them needs no libtorch.
 
+mod file;
+mod names;
 mod pickle;
-mod pth;
+#[cfg(feature = "train")]
+mod read;
 
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
-use crate::config::{self, Backbone, Stem};
-
+pub use file::{RawTensor, WeightsFile};
+pub use names::{Choice, is_backbone};
 pub use pickle::{PickleError, PickleFault};
+#[cfg(feature = "train")]
+pub use read::{Backbone, read_backbone, shape};
 
-/// Where programs keep their backbone. The first prefix with a `conv1.weight` behind it is taken.
-const PREFIXES: &[&str] = &[
-    // detco: exports have torchvision's bare names, checkpoints the encoder's.
-    "",
-    "query.backbone.",
-    // MoCo v1 and v2, with and without DistributedDataParallel; the key encoder is never taken.
-    "module.encoder_q.",
-    "encoder_q.",
-    // OpenSelfSup, mmselfsup, and the weights the DetCo authors released.
-    "backbone.",
-    "module.backbone.",
-    "module.",
-    "model.",
-    "encoder.",
-];
+/// An element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names are the types'")]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
 
-/// Picks, from all names of a file, those to read, each with the name it gets.
-pub(crate) type Choose<'a> = dyn Fn(&[&str]) -> Result<Vec<(String, String)>, WeightsError> + 'a;
+impl Dtype {
+    /// Bytes an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::F64 | Dtype::I64 => 8,
+            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F16 | Dtype::BF16 | Dtype::I16 => 2,
+            Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
+        }
+    }
+}
+
+impl WeightsFile {
+    /// Chooses the backbone to read: the one behind `prefix`, or else the one that was trained.
+    /// Returns its prefix and its names, in the file and in torchvision.
+    ///
+    /// # Errors
+    /// [`WeightsError`] when there is none, or several of which none is the one.
+    pub fn backbone(&self, prefix: Option<&str>) -> Result<Choice, WeightsError> {
+        let all: Vec<&str> = self.names().collect();
+        names::choose(self.path(), &all, prefix, &|one, other| self.is_same(one, other))
+    }
+}
 
 /// Why weights could not be read.
 #[derive(Debug, Error)]
 pub enum WeightsError {
-    /// A folder, perhaps a run's.
-    #[error("{path} is a folder: name a file; `detco export` writes a run's backbone to one")]
+    /// A folder that is neither a run's nor a checkpoint's.
+    #[error("{path} is a folder without a checkpoint: name a run's folder, or a file of weights")]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -55,21 +78,13 @@ pub enum WeightsError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Neither safetensors nor a torch zip.
-    #[error("{path} is neither a safetensors file nor a .pth file of torch 1.6 or newer")]
+    /// Neither safetensors nor anything of torch's.
+    #[error("{path} is no file of weights (.safetensors, .pth or .pkl): {what}")]
     UnknownFormat {
         /// The file.
         path: PathBuf,
-    },
-    /// A bare pickle: torch's format before 1.6, or detectron2's.
-    #[error(
-        "{path} is a bare pickle (torch before 1.6, or a detectron2 .pkl), which is not supported; \
-         save it again with torch 1.6 or newer: \
-         torch.save(torch.load(\"old.pth\", map_location=\"cpu\"), \"new.pth\")"
-    )]
-    BarePickle {
-        /// The file.
-        path: PathBuf,
+        /// What it looks like, and what to do.
+        what: &'static str,
     },
     /// A damaged zip.
     #[error("{path} is not a whole .pth file: {source}")]
@@ -99,7 +114,7 @@ pub enum WeightsError {
         /// Name in the zip.
         record: String,
     },
-    /// The pickle in a `.pth` file is damaged or no state dict.
+    /// The pickle in a `.pth` file is damaged.
     #[error("{path}: {source}")]
     Pickle {
         /// The file.
@@ -128,6 +143,39 @@ pub enum WeightsError {
         need: usize,
         /// Bytes it has.
         have: usize,
+    },
+    /// A file of torch before 1.6 that ends within its elements.
+    #[error(
+        "{path}: offset {offset}: the storage {key:?} does not lie inside the file: is the file whole?"
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// The storage's key.
+        key: String,
+        /// Where it should begin.
+        offset: u64,
+    },
+    /// Tensors that would take more than the file holds.
+    #[error(
+        "{path}: with {tensor}, more would be read than the {len} bytes that the file has: its \
+         tensors name the same bytes again and again"
+    )]
+    Repeated {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that is too much.
+        tensor: String,
+        /// Bytes of the file.
+        len: u64,
+    },
+    /// A name that the file does not have.
+    #[error("{path} holds no tensor {tensor}")]
+    NoTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        tensor: String,
     },
     /// A tensor that reaches beyond its storage.
     #[error(
@@ -158,18 +206,37 @@ pub enum WeightsError {
         /// The element type, as the file names it.
         dtype: String,
     },
-    /// No ResNet under any known prefix.
+    /// No ResNet, whatever stands before its names.
     #[error(
-        "{path} holds no ResNet backbone: there is no conv1.weight, bare or below one of {prefixes}; \
-         it holds {held}"
+        "{path} holds no ResNet backbone: no conv1.weight and layer1.0.conv1.weight behind one prefix \
+         (nor the names of detectron2, of transformers, or numbers of an nn.Sequential); it holds {held}"
     )]
     NoBackbone {
         /// The file.
         path: PathBuf,
-        /// The prefixes that were tried.
-        prefixes: String,
         /// The first names in the file, and how many there are.
         held: String,
+    },
+    /// Several backbones, none of which is the one to take.
+    #[error(
+        "{path} holds several ResNet backbones, below {known}\nhint: --init-prefix names the one to \
+         read"
+    )]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// Their prefixes.
+        known: String,
+    },
+    /// Nothing below the prefix that was asked for.
+    #[error("{path} holds no ResNet backbone below {prefix:?}; there is one below {known}")]
+    NoSuchPrefix {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        prefix: String,
+        /// Those that there are.
+        known: String,
     },
     /// Inside the backbone, but not of a torchvision ResNet.
     #[error(
@@ -191,6 +258,7 @@ pub enum WeightsError {
         tensor: String,
     },
     /// libtorch refused.
+    #[cfg(feature = "train")]
     #[error("{path}: {tensor}: {source}")]
     Torch {
         /// The file.
@@ -198,268 +266,6 @@ pub enum WeightsError {
         /// Name of the tensor.
         tensor: String,
         /// What libtorch said.
-        source: TchError,
+        source: tch::TchError,
     },
-}
-
-/// Reads the backbone of a weights file: torchvision's names (`conv1.weight`,
-/// `layer1.0.bn1.running_mean`, …) in ascending order, `f32` on the CPU, `num_batches_tracked` as
-/// `i64` (0 where the file is older than that buffer). Heads and `fc` are dropped. Whether names
-/// and shapes fit a model is the model's question.
-///
-/// # Errors
-/// [`WeightsError`] naming the file and the tensor.
-pub fn read_backbone(path: &Path) -> Result<Vec<(String, Tensor)>, WeightsError> {
-    if path.is_dir() {
-        return Err(WeightsError::Folder { path: path.to_path_buf() });
-    }
-    let choose = |names: &[&str]| choose(path, names);
-    let mut tensors = match sniff(path)? {
-        Format::Safetensors => read_safetensors(path, &choose)?,
-        Format::Zip => pth::read(path, &choose)?,
-        Format::BarePickle => {
-            return Err(WeightsError::BarePickle { path: path.to_path_buf() });
-        }
-        Format::Unknown => return Err(WeightsError::UnknownFormat { path: path.to_path_buf() }),
-    };
-    for (name, tensor) in &mut tensors {
-        *tensor = normal(path, name, tensor)?;
-    }
-    let missing: Vec<String> = tensors
-        .iter()
-        .filter_map(|(name, _)| name.strip_suffix("running_mean"))
-        .map(|norm| format!("{norm}num_batches_tracked"))
-        .filter(|counter| !tensors.iter().any(|(name, _)| name == counter))
-        .collect();
-    let zero = || Tensor::from(0_i64);
-    tensors.extend(missing.into_iter().map(|name| (name, zero())));
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(tensors)
-}
-
-enum Format {
-    Safetensors,
-    Zip,
-    BarePickle,
-    Unknown,
-}
-
-/// By content, not by name: people rename.
-fn sniff(path: &Path) -> Result<Format, WeightsError> {
-    let mut head = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(9).read_to_end(&mut head))
-        .map_err(|source| WeightsError::Read { path: path.to_path_buf(), source })?;
-    Ok(match head[..] {
-        [b'P', b'K', 3, 4, ..] => Format::Zip,
-        [.., b'{'] if head.len() == 9 => Format::Safetensors,
-        [0x80, 2..=5, ..] => Format::BarePickle,
-        _ => Format::Unknown,
-    })
-}
-
-/// Which tensors to read, and what to call them: (name in the file, torchvision's name).
-fn choose(path: &Path, names: &[&str]) -> Result<Vec<(String, String)>, WeightsError> {
-    let anchored =
-        |prefix: &str| names.iter().any(|name| name.strip_prefix(prefix) == Some("conv1.weight"));
-    let Some(prefix) = PREFIXES.iter().find(|prefix| anchored(prefix)) else {
-        let mut held = names.iter().take(3).copied().collect::<Vec<_>>().join(", ");
-        if names.len() > 3 {
-            // Writing to a String cannot fail.
-            let _ = write!(held, ", … ({} tensors)", names.len());
-        } else if names.is_empty() {
-            held.push_str("no tensors");
-        }
-        let prefixes = PREFIXES[1..].join(" ");
-        return Err(WeightsError::NoBackbone { path: path.to_path_buf(), prefixes, held });
-    };
-    let mut chosen = Vec::new();
-    for name in names {
-        let Some(bare) = name.strip_prefix(prefix) else { continue };
-        if is_backbone(bare) {
-            chosen.push((name.to_string(), bare.to_string()));
-        } else if ["conv1.", "bn1.", "layer"].iter().any(|start| bare.starts_with(start)) {
-            let tensor = name.to_string();
-            return Err(WeightsError::Foreign { path: path.to_path_buf(), tensor });
-        }
-    }
-    Ok(chosen)
-}
-
-/// Whether a name is one of a torchvision ResNet's without its `fc`.
-pub fn is_backbone(name: &str) -> bool {
-    let numbered = |part: &str, word: &str, most: &str| {
-        part.strip_prefix(word).is_some_and(|n| n.len() == 1 && "1" <= n && n <= most)
-    };
-    let norm = |part: &str| {
-        matches!(part, "weight" | "bias" | "running_mean" | "running_var" | "num_batches_tracked")
-    };
-    let parts: Vec<&str> = name.split('.').collect();
-    match parts[..] {
-        ["conv1", "weight"] => true,
-        ["bn1", leaf] => norm(leaf),
-        [layer, block, ref rest @ ..] => {
-            let block = !block.is_empty() && block.bytes().all(|byte| byte.is_ascii_digit());
-            numbered(layer, "layer", "4")
-                && block
-                && match *rest {
-                    [conv, "weight"] if numbered(conv, "conv", "3") => true,
-                    [bn, leaf] if numbered(bn, "bn", "3") => norm(leaf),
-                    ["downsample", "0", "weight"] => true,
-                    ["downsample", "1", leaf] => norm(leaf),
-                    _ => false,
-                }
-        }
-        _ => false,
-    }
-}
-
-/// The network that a backbone's tensors are of: which ResNet, which stem, which width. As
-/// evaluation needs it: no patches, one head. `None` for other depths.
-pub fn shape(backbone: &[(String, Tensor)]) -> Option<config::Model> {
-    let find = |wanted: &str| backbone.iter().find(|(name, _)| name == wanted).map(|(_, t)| t);
-    let blocks = [1, 2, 3, 4].map(|stage| {
-        let conv = |block: &i32| format!("layer{stage}.{block}.conv1.weight");
-        (0..).take_while(|block| find(&conv(block)).is_some()).count()
-    });
-    let bottleneck = find("layer1.0.conv3.weight").is_some();
-    let resnet = match (blocks, bottleneck) {
-        ([2, 2, 2, 2], false) => Backbone::Resnet18,
-        ([3, 4, 6, 3], false) => Backbone::Resnet34,
-        ([3, 4, 6, 3], true) => Backbone::Resnet50,
-        ([3, 4, 23, 3], true) => Backbone::Resnet101,
-        _ => return None,
-    };
-    let (width, stem) = match find("conv1.weight")?.size()[..] {
-        [width, 3, 7, 7] => (width, Stem::Imagenet),
-        [width, 3, 3, 3] => (width, Stem::Cifar),
-        _ => return None,
-    };
-    Some(config::Model {
-        backbone: resnet,
-        stem,
-        width,
-        levels: vec![5],
-        local: false,
-        ..config::Model::default()
-    })
-}
-
-fn read_safetensors(
-    path: &Path,
-    choose: &Choose<'_>,
-) -> Result<Vec<(String, Tensor)>, WeightsError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| WeightsError::Read { path: path.to_path_buf(), source })?;
-    let refused = |source| WeightsError::Safetensors { path: path.to_path_buf(), source };
-    // Checks that header, offsets, shapes and file length agree.
-    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(refused)?;
-    let mut tensors = Vec::new();
-    for (name, new) in choose(&file.names())? {
-        let view = file.tensor(&name).map_err(refused)?;
-        let dtype = || WeightsError::Dtype {
-            path: path.to_path_buf(),
-            tensor: name.clone(),
-            dtype: format!("{:?}", view.dtype()),
-        };
-        let kind = kind(view.dtype()).ok_or_else(dtype)?;
-        let size = view.shape().iter().map(|n| i64::try_from(*n)).collect::<Result<Vec<_>, _>>();
-        let tensor = Tensor::f_from_data_size(view.data(), &size.map_err(|_| dtype())?, kind)
-            .map_err(|source| WeightsError::Torch {
-                path: path.to_path_buf(),
-                tensor: name.clone(),
-                source,
-            })?;
-        tensors.push((new, tensor));
-    }
-    Ok(tensors)
-}
-
-fn kind(dtype: safetensors::Dtype) -> Option<Kind> {
-    use safetensors::Dtype;
-    Some(match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        _ => return None,
-    })
-}
-
-/// `f32` for weights and statistics, `i64` for counters; finite.
-fn normal(path: &Path, name: &str, tensor: &Tensor) -> Result<Tensor, WeightsError> {
-    let counter = name.ends_with("num_batches_tracked");
-    let kind = tensor.kind();
-    let fits = match kind {
-        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => !counter,
-        Kind::Int64 | Kind::Int => counter,
-        _ => false,
-    };
-    if !fits {
-        return Err(WeightsError::Dtype {
-            path: path.to_path_buf(),
-            tensor: name.to_string(),
-            dtype: format!("{kind:?}"),
-        });
-    }
-    let torch =
-        |source| WeightsError::Torch { path: path.to_path_buf(), tensor: name.to_string(), source };
-    let target = if counter { Kind::Int64 } else { Kind::Float };
-    let normal = tensor.f_to_kind(target).map_err(torch)?;
-    if !counter {
-        let finite = normal.f_isfinite().and_then(|mask| mask.f_all()).map_err(torch)?;
-        if i64::try_from(finite).map_err(torch)? == 0 {
-            return Err(WeightsError::NotFinite {
-                path: path.to_path_buf(),
-                tensor: name.to_string(),
-            });
-        }
-    }
-    Ok(normal)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_names_of_a_resnet_and_no_others() {
-        for name in [
-            "conv1.weight",
-            "bn1.num_batches_tracked",
-            "layer1.0.conv3.weight",
-            "layer4.22.bn2.running_var",
-            "layer2.0.downsample.0.weight",
-            "layer2.0.downsample.1.bias",
-        ] {
-            assert!(is_backbone(name), "{name}");
-        }
-        for name in [
-            "fc.weight",
-            "conv1.bias",
-            "layer5.0.conv1.weight",
-            "layer1.0.conv4.weight",
-            "layer1..conv1.weight",
-            "layer1.0.se.weight",
-            "layer1.0.downsample.0.bias",
-            "layer1.0",
-            "",
-        ] {
-            assert!(!is_backbone(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_query_encoder_is_chosen_and_the_key_encoder_left() {
-        let names = ["module.encoder_k.conv1.weight", "module.encoder_q.conv1.weight"];
-        let names = [names[0], names[1], "module.encoder_q.fc.0.weight", "module.queue"];
-        let chosen = choose(Path::new("x"), &names).unwrap();
-        assert_eq!(chosen, [(names[1].to_string(), "conv1.weight".to_string())]);
-        let error = choose(Path::new("x"), &["conv1.weight", "layer1.0.se.weight"]).unwrap_err();
-        assert!(error.to_string().contains("layer1.0.se.weight"), "{error}");
-        let error = choose(Path::new("x"), &["a", "b", "c", "d"]).unwrap_err();
-        assert!(error.to_string().contains("a, b, c, … (4 tensors)"), "{error}");
-    }
 }
