@@ -1157,6 +1157,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_run_goes_by_its_checkpoint_and_not_by_the_copy() {
+        let run = tempfile::tempdir().unwrap();
+        let small = Config::load("detco-small", &[]).unwrap();
+        let said = Config::of_run(run.path()).unwrap_err().to_string();
+        assert!(said.contains("config.toml"), "{said}");
+        std::fs::write(run.path().join("config.toml"), Config::default().to_toml()).unwrap();
+        assert_eq!(Config::of_run(run.path()).unwrap(), Config::default());
+        let newest = run.path().join("checkpoints/step-000000003");
+        std::fs::create_dir_all(&newest).unwrap();
+        let state = serde_json::json!({ "format": 1, "config": small.to_toml() });
+        std::fs::write(newest.join("state.json"), state.to_string()).unwrap();
+        assert_eq!(Config::of_run(run.path()).unwrap(), small);
+        std::fs::write(newest.join("state.json"), "{").unwrap();
+        let said = Config::of_run(run.path()).unwrap_err().to_string();
+        assert!(said.contains("state.json") && said.contains("no configuration"), "{said}");
+    }
+
+    #[test]
     fn every_recipe_is_valid_and_survives_a_round_trip() {
         for (name, ..) in RECIPES {
             let mut config = Config::load(name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -51,7 +51,7 @@
 //! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
-//! | [`eval`] | kNN | |
+//! | [`eval`] | kNN, classes of two sets compared | |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
 //! | [`cli`] | the command line, one file a subcommand | compute |
 //!

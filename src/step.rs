@@ -283,8 +283,7 @@ impl Views {
     fn of(batch: &Batch, local: bool) -> Result<Views, StepError> {
         let pair = |group| batch.views(group).filter(|views| views.len() == 2);
         let crops = pair(CROPS).ok_or(StepError::NoCrops)?;
-        let patches =
-            if local { Some(pair(PATCHES).ok_or(StepError::NoPatches)?) } else { None };
+        let patches = if local { Some(pair(PATCHES).ok_or(StepError::NoPatches)?) } else { None };
         let view = |i: usize| Both {
             global: crops[i].shallow_clone(),
             local: patches.map(|patches| patches[i].shallow_clone()),

@@ -311,8 +311,11 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
         run.save(Due::ByPlan)?; // the untrained network: what everything later is compared with
     }
     let outcome = loop {
+        if run.monitor_owed {
+            break Outcome::Stopped; // resumed, the run begins with it
+        }
         if run.is_finished() {
-            break if run.monitor_owed { Outcome::Stopped } else { Outcome::Finished };
+            break Outcome::Finished;
         }
         if run.stop || run.world.size() == 1 && stop.load(Ordering::Relaxed) {
             break Outcome::Stopped;
@@ -346,7 +349,10 @@ fn go_on(run: &mut Run, stop: &AtomicBool) -> Result<Outcome, TrainError> {
     }
     match outcome {
         Outcome::Finished => {
-            note!("finished: {} in {}", plural(run.step, "update"), run.folder.display())
+            note!("finished: {} in {}", plural(run.step, "update"), run.folder.display());
+            if run.step == run.opened_at {
+                note!("nothing was left to do; {}", run.how_to_go_on());
+            }
         }
         Outcome::Stopped => note!(
             "stopped after step {}; go on with `detco train --resume {}`{}",
@@ -572,7 +578,9 @@ struct Run {
     replaced: u64,
     /// Whether some rank was asked to stop, as all have learned after the same step.
     stop: bool,
-    /// Whether the kNN after the last epoch was broken off, on rank 0.
+    /// Updates made before the run was opened.
+    opened_at: u64,
+    /// Whether the last kNN was broken off, as all ranks know.
     monitor_owed: bool,
     /// For each spread of the report: the step since which it has been below the threshold.
     collapsing: Vec<Option<u64>>,
@@ -786,6 +794,7 @@ impl Run {
             under_way: None,
             replaced: 0,
             stop: false,
+            opened_at: step,
             collapsing,
             monitor_owed: false,
             window,
@@ -823,6 +832,19 @@ impl Run {
     fn is_finished(&self) -> bool {
         let most = self.config.train.steps_max;
         self.cursor.epoch >= self.config.train.epochs || (most > 0 && self.step >= most)
+    }
+
+    /// What to do with a run that has ended and is to go on.
+    fn how_to_go_on(&self) -> String {
+        if self.cursor.epoch < self.config.train.epochs {
+            let most = self.config.train.steps_max;
+            return format!("train.steps_max = {most} ended it: --set train.steps_max=N goes on");
+        }
+        let (epochs, run) = (self.config.train.epochs, self.folder.display());
+        format!(
+            "its learning rate has come to the end of {epochs} epochs. To train on from its backbone, \
+             start a new run: --init {run} --out NEW --set train.epochs=N"
+        )
     }
 
     /// The next batch, and how long it was waited for.
@@ -1093,7 +1115,16 @@ impl Run {
         }
         self.world.at(self.step, Move::Monitor);
         self.run_knn(stop)?;
-        Ok(self.world.after_first()?)
+        self.end_knn()
+    }
+
+    /// Waits until rank 0 has run kNN, or a signal has broken it off there; then all ranks know.
+    fn end_knn(&mut self) -> Result<(), TrainError> {
+        self.world.after_first()?;
+        let owed = Tensor::from(i64::from(self.monitor_owed)).to_device(self.found.device);
+        self.world.broadcast(&mut [owed.shallow_clone()])?;
+        self.monitor_owed = owed.int64_value(&[]) != 0;
+        Ok(())
     }
 
     /// Where a run begins or goes on between two epochs: runs kNN unless its result is written down already.
@@ -1106,7 +1137,7 @@ impl Run {
         if self.lead.as_ref().is_some_and(|lead| !lead.metrics.had(names::KNN_TOP1)) {
             self.run_knn(stop)?;
         }
-        Ok(self.world.after_first()?)
+        self.end_knn()
     }
 
     /// On rank 0; the others have nothing to do. A signal breaks it off; then the run owes it.
@@ -1339,7 +1370,9 @@ impl Monitor {
         };
         let train = Arc::new(data::open(train, &config.data)?);
         let test = Arc::new(data::open(&monitor.knn_test, &config.data)?);
-        knn::comparable(&train, &test)?;
+        for note in knn::compare(&train, &test)?.notes() {
+            note!("kNN monitor: {note}");
+        }
         Ok(Some(Monitor { train, test }))
     }
 }

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use detco::checkpoint;
 use detco::config::Config;
 use detco::eval::knn::{self, Features, KnnError, KnnOptions, Report};
 use detco::model::Model;
+use detco_shards::order::Cursor;
 use detco_shards::stream::ShardSet;
 use export_oracle::run;
 use tch::{Device, Kind, Tensor, kind::FLOAT_CPU};
@@ -100,8 +102,38 @@ fn ties_are_decided_alike() {
     }
 }
 
+/// A JPEG whose look is its class: stripes of that many pixels and more.
+fn picture(look: usize) -> Vec<u8> {
+    let width = look as u32 + 2;
+    let image = image::RgbImage::from_fn(48, 48, |x, y| {
+        let light = if (x / width + y / (16 - width)).is_multiple_of(2) { 40 } else { 220 };
+        image::Rgb([light, (20 * width) as u8, 255 - light])
+    });
+    let mut jpeg = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+    jpeg.into_inner()
+}
+
 /// A tar of JPEGs: three classes told apart by colour, with `.cls` members unless `bare`.
 fn shard(path: &Path, seed: u32, each: u32, bare: bool) {
+    let samples = (0..3 * each).map(|i| {
+        let class = i % 3;
+        let image = image::RgbImage::from_fn(40, 36, |x, y| {
+            let noise =
+                (x * 7919 + y * 104_729 + (i + seed) * 31_337).wrapping_mul(2_654_435_761) >> 26;
+            let mut pixel = [60 + noise as u8; 3];
+            pixel[class as usize] += 90;
+            image::Rgb(pixel)
+        });
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        (jpeg.into_inner(), (!bare).then_some(class))
+    });
+    tar(path, samples);
+}
+
+/// A tar of these JPEGs, with `.cls` members where there are classes.
+fn tar(path: &Path, samples: impl Iterator<Item = (Vec<u8>, Option<u32>)>) {
     let mut tar = Vec::new();
     let mut member = |name: String, data: &[u8]| {
         let mut header = [0; 512];
@@ -119,19 +151,9 @@ fn shard(path: &Path, seed: u32, each: u32, bare: bool) {
         tar.extend(data);
         tar.resize(tar.len().next_multiple_of(512), 0);
     };
-    for i in 0..3 * each {
-        let class = i % 3;
-        let image = image::RgbImage::from_fn(40, 36, |x, y| {
-            let noise =
-                (x * 7919 + y * 104_729 + (i + seed) * 31_337).wrapping_mul(2_654_435_761) >> 26;
-            let mut pixel = [60 + noise as u8; 3];
-            pixel[class as usize] += 90;
-            image::Rgb(pixel)
-        });
-        let mut jpeg = std::io::Cursor::new(Vec::new());
-        image.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
-        member(format!("{i:04}.jpg"), jpeg.get_ref());
-        if !bare {
+    for (i, (jpeg, class)) in samples.enumerate() {
+        member(format!("{i:04}.jpg"), &jpeg);
+        if let Some(class) = class {
             member(format!("{i:04}.cls"), class.to_string().as_bytes());
         }
     }
@@ -191,8 +213,15 @@ fn command_line(path: &dyn Fn(&str) -> std::path::PathBuf, model: &Model) {
     )
     .unwrap();
     let run = path("run");
-    std::fs::create_dir(&run).unwrap();
-    std::fs::write(run.join("config.toml"), small().to_toml()).unwrap();
+    trained(&run, small());
+    // What somebody makes of the run's copy of its configuration is not what the run began with.
+    let mut edited = small();
+    edited.seed += 1;
+    edited.model.width = 16;
+    std::fs::write(run.join("config.toml"), edited.to_toml()).unwrap();
+    let none = path("none");
+    std::fs::create_dir(&none).unwrap();
+    std::fs::write(none.join("config.toml"), small().to_toml()).unwrap();
     let (train, test) = (text("train.tar"), text("test.tar"));
     let sets = ["--train", &train, "--test", &test, "-k", "300", "--json"];
     let json = |what: &[&str]| -> serde_json::Value {
@@ -206,8 +235,121 @@ fn command_line(path: &dyn Fn(&str) -> std::path::PathBuf, model: &Model) {
     let of_run = json(&[run.to_str().unwrap(), "--init"]);
     assert_eq!(of_file["top1"], of_run["top1"]);
     assert_eq!(of_run["classes"], 3);
-    let output = detco(&["eval", "knn", run.to_str().unwrap(), "--train", &train, "--test", &test]);
+    // With other weights in the checkpoint, the initial ones are still the configuration's.
+    let trained = json(&[run.to_str().unwrap()]);
+    assert_ne!(trained["top1"], of_run["top1"]);
+    // Without one, the copy is all there is.
+    let of_none = json(&[none.to_str().unwrap(), "--init"]);
+    assert_eq!(of_none["top1"], of_run["top1"]);
+    let none = none.to_str().unwrap();
+    let output = detco(&["eval", "knn", none, "--train", &train, "--test", &test]);
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{complaint}");
     assert!(complaint.contains("checkpoint"), "{complaint}");
+}
+
+/// A run whose newest checkpoint holds a network that sees nothing: all of its weights are zero.
+fn trained(run: &Path, config: Config) {
+    let mut tensors = Model::new(&config, Device::Cpu).unwrap().tensors();
+    for (_, tensor) in &mut tensors {
+        *tensor = tensor.zeros_like();
+    }
+    let state = checkpoint::State {
+        config,
+        cursor: Cursor { epoch: 1, step: 0 },
+        step: 7,
+        fingerprint: 1,
+        ranks: 1,
+        collapsing: Vec::new(),
+        samples: 1,
+    };
+    checkpoint::save(run, &state, &tensors, &[]).unwrap();
+}
+
+/// Class folders packed apart: a test set without one of the classes, with one more, and folders that
+/// are numbers beside shards that have numbers alone.
+#[test]
+fn classes_are_compared_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_string();
+    let pack = |name: &str, classes: &[(&str, usize)], each: usize| {
+        for (class, look) in classes {
+            let of = path(name).join(class);
+            std::fs::create_dir_all(&of).unwrap();
+            for i in 0..each {
+                std::fs::write(of.join(format!("{i}.jpg")), picture(*look)).unwrap();
+            }
+        }
+        let (from, to) = (text(name), text(&format!("{name}-packed")));
+        let output = detco(&["pack", &from, &to]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        to
+    };
+    let weights = path("weights.safetensors");
+    let model = Model::new(&small(), Device::Cpu).unwrap();
+    let tensors = model.query.backbone_tensors();
+    let (format, origin) = (detco::export::Format::Torchvision, detco::export::Origin::default());
+    detco::export::write(&weights, format, &tensors, &origin).unwrap();
+    let knn = |train: &str, test: &str| {
+        let weights = weights.to_str().unwrap();
+        let output =
+            detco(&["eval", "knn", weights, "--train", train, "--test", test, "-k", "1", "--json"]);
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = serde_json::from_slice::<serde_json::Value>(&output.stdout);
+        (said.ok(), complaint, output.status.code())
+    };
+    // The pictures of a class are all alike, so that only a wrong class is a wrong answer.
+    let train = pack("train", &[("cat", 0), ("dog", 1), ("fox", 2)], 2);
+    let fewer = pack("fewer", &[("cat", 0), ("fox", 2)], 2);
+    let (said, complaint, _) = knn(&train, &fewer);
+    assert_eq!(said.unwrap()["top1"], 100.0, "{complaint}");
+    assert!(!complaint.contains("warning"), "{complaint}");
+    let more = pack("more", &[("cat", 0), ("fox", 2), ("owl", 3), ("yak", 4)], 1);
+    let (said, complaint, _) = knn(&train, &more);
+    let said = said.unwrap();
+    assert_eq!((said["top1"].as_f64(), said["unknown"].as_u64()), (Some(50.0), Some(2)));
+    assert!(
+        complaint.contains("2 classes of the test set are not in the train set"),
+        "{complaint}"
+    );
+    assert!(complaint.contains("owl, yak") && complaint.contains("2 test samples"), "{complaint}");
+    let others = pack("others", &[("n01", 0), ("n02", 1)], 1);
+    let (_, complaint, code) = knn(&train, &others);
+    assert_eq!(code, Some(1), "{complaint}");
+    assert!(complaint.contains("cat, dog, fox there, n01, n02 here"), "{complaint}");
+    // Twelve folders of numbers, sorted as text, against shards whose classes are those numbers.
+    let numbers: Vec<String> = (0..12).map(|class| class.to_string()).collect();
+    let numbers: Vec<(&str, usize)> =
+        numbers.iter().zip(0..).map(|(class, look)| (class.as_str(), look)).collect();
+    let folders = pack("numbers", &numbers, 2);
+    tar(&path("numbers.tar"), (0..24).map(|i| (picture(i % 12), Some(i as u32 % 12))));
+    let bare = text("numbers.tar");
+    for (train, test) in [(&bare, &folders), (&folders, &bare), (&folders, &folders)] {
+        let (said, complaint, _) = knn(train, test);
+        assert_eq!(said.unwrap()["top1"], 100.0, "{complaint}");
+        assert!(!complaint.contains("warning"), "{complaint}");
+    }
+    let (said, complaint, _) = knn(&bare, &train);
+    assert!(said.is_some() && complaint.contains("could not be compared"), "{complaint}");
+    monitor(&[&train, &fewer, &others]);
+}
+
+/// The monitor's sets are compared when a run starts, and by `--dry-run`.
+fn monitor(sets: &[&str; 3]) {
+    let [train, fewer, others] = sets;
+    let dry = |test: &str| {
+        let test = format!("monitor.knn_test=['{test}']");
+        let sets =
+            ["--set", "train.batch=4", "--set", "model.bn_splits=2", "--set", "loss.queue=8"];
+        let monitor = ["--set", "monitor.knn_every_epochs=1", "--set", &test, "--dry-run"];
+        let start = ["train", "moco-v2-small", "--data", train, "--set", "train.device=cpu"];
+        let output = detco(&[&start[..], &sets, &monitor].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, complaint) = dry(fewer);
+    assert_eq!(code, Some(0), "{complaint}");
+    let (code, complaint) = dry(others);
+    assert_eq!(code, Some(1), "{complaint}");
+    assert!(complaint.contains("the kNN monitor failed: no class of the test set"), "{complaint}");
 }

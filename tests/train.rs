@@ -141,6 +141,44 @@ fn a_signal_writes_a_checkpoint_and_says_so_with_its_code() {
     }
 }
 
+#[test]
+fn each_knn_is_written_once_however_often_a_run_is_resumed() {
+    let (folder, data) = shards(8); // 32 samples: 4 steps an epoch
+    let run = folder.path().join("run");
+    let test = format!("monitor.knn_test=[{data:?}]");
+    let sets =
+        [test.as_str(), "monitor.knn_every_epochs=1", "train.epochs=2", "checkpoint.keep=10"];
+    detco_ok(&new_run(&data, &run, &[&sets[..], &["checkpoint.every_epochs=1"]].concat()));
+    assert_eq!(knn_steps(&run), [0, 4, 8]);
+    let resume = || {
+        let output = support::detco(&["train", "--resume", path(&run)]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let said = resume();
+    assert!(said.contains("nothing was left to do") && said.contains("--init "), "{said}");
+    assert_eq!(knn_steps(&run), [0, 4, 8]);
+
+    // The last one is not written down, as after a signal: it is made up for, once.
+    let metrics = run.join("metrics.jsonl");
+    let whole = std::fs::read_to_string(&metrics).unwrap();
+    let (before, last) = whole.trim_end().rsplit_once('\n').unwrap();
+    assert!(last.contains("knn/top1"), "{last}");
+    std::fs::write(&metrics, format!("{before}\n")).unwrap();
+    for _ in 0..2 {
+        resume();
+        assert_eq!(knn_steps(&run), [0, 4, 8]);
+    }
+    // From the untrained network, whose kNN is written down.
+    for name in checkpoint::list(&run).unwrap().iter().skip(1) {
+        std::fs::remove_dir_all(run.join("checkpoints").join(name)).unwrap();
+    }
+    resume();
+    assert_eq!(knn_steps(&run), [0, 4, 8]);
+    assert_eq!(losses(&run).len(), 8);
+}
+
 /// Under `nohup` a run outlives its terminal.
 #[test]
 fn a_hangup_that_is_ignored_stays_ignored() {

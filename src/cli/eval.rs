@@ -149,6 +149,9 @@ mod knn {
             set.map(Arc::new).with_context(|| format!("--{what}"))
         };
         let (train, test) = (open("train", &args.train)?, open("test", &args.test)?);
+        for note in knn::compare(&train, &test)?.notes() {
+            note!("{note}");
+        }
         let options = KnnOptions {
             k: args.k,
             temperature: args.t,
@@ -183,6 +186,10 @@ mod knn {
         if report.k < args.k {
             let (k, asked) = (report.k, args.k);
             note!("note: k = {k}, not {asked}: there are no more training samples");
+        }
+        if report.unknown > 0 {
+            let samples = crate::console::plural(report.unknown as u64, "test sample");
+            note!("note: {samples} of classes without a training sample count as wrong");
         }
         let mut stdout = crate::console::stdout();
         if args.json {

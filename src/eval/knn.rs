@@ -20,6 +20,7 @@ use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
 use crate::batch::{self, BatchError};
+use crate::eval::classes::{Classes, NothingInCommon};
 use crate::model::Encoder;
 use crate::shim::ShimError;
 
@@ -74,19 +75,14 @@ pub enum KnnError {
         /// The sample's id in it.
         key: String,
     },
-    /// Class numbers mean different things in the two sets.
+    /// Each test sample would count as wrong.
     #[error(
-        "class {index} is {train:?} in the train set and {test:?} in the test set: pack both with \
-         the same classes"
+        "no class of the test set is in the train set: {} there, {} here. The names are those of the \
+         class folders that the sets were packed from",
+        .0.train,
+        .0.test
     )]
-    OtherClasses {
-        /// The first class number that differs.
-        index: usize,
-        /// Its name in the train set, empty if it has none.
-        train: String,
-        /// Its name in the test set, empty if it has none.
-        test: String,
-    },
+    NothingInCommon(NothingInCommon),
     /// No batches, or no samples.
     #[error("the {which} set cannot be read: {source}")]
     Order {
@@ -189,7 +185,7 @@ pub fn evaluate_watched(
     options: &KnnOptions,
     watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, KnnError> {
-    comparable(train, test)?;
+    let same = compare(train, test)?;
     let order = |which, set: &ShardSet| {
         let most = if options.samples_max == 0 { set.len() } else { options.samples_max };
         Order::spaced(set.len(), most, options.batch)
@@ -207,33 +203,20 @@ pub fn evaluate_watched(
             }
         })
     };
-    let memory = features("train", train, of_train)?;
-    let queries = features("test", test, of_test)?;
+    let mut memory = features("train", train, of_train)?;
+    let mut queries = features("test", test, of_test)?;
+    memory.classes.iter_mut().for_each(|class| *class = same.of_train(*class));
+    queries.classes.iter_mut().for_each(|class| *class = same.of_test(*class));
     classify(&memory, &queries, options.k, options.temperature)
 }
 
-/// Whether the classes of two sets can be compared, as far as their manifests say.
+/// Which class of the test set is which of the training set, and what the user should know of it:
+/// without a look at any sample, so that a run can say it before it starts.
 ///
 /// # Errors
-/// When a class number means something else in each of them.
-pub fn comparable(train: &ShardSet, test: &ShardSet) -> Result<(), KnnError> {
-    same_classes(train.classes(), test.classes())
-}
-
-/// Where both sets name their classes, the names must agree.
-fn same_classes(train: &[String], test: &[String]) -> Result<(), KnnError> {
-    if train.is_empty() || test.is_empty() {
-        return Ok(());
-    }
-    let name = |classes: &[String], index: usize| classes.get(index).cloned().unwrap_or_default();
-    match (0..train.len().max(test.len())).find(|index| train.get(*index) != test.get(*index)) {
-        None => Ok(()),
-        Some(index) => Err(KnnError::OtherClasses {
-            index,
-            train: name(train, index),
-            test: name(test, index),
-        }),
-    }
+/// [`KnnError::NothingInCommon`].
+pub fn compare(train: &ShardSet, test: &ShardSet) -> Result<Classes, KnnError> {
+    Classes::compare(train.classes(), test.classes()).map_err(KnnError::NothingInCommon)
 }
 
 /// Features of the samples of a set, in its order.
@@ -294,8 +277,10 @@ pub struct Report {
     pub memory: usize,
     /// Samples classified.
     pub queries: usize,
-    /// Classes.
+    /// Classes of both together.
     pub classes: usize,
+    /// Samples classified whose class no sample in memory has: they count as wrong.
+    pub unknown: usize,
 }
 
 /// Features `[m, c]` of unit length and their classes.
@@ -373,6 +358,8 @@ pub fn classify(
     let place = |class: &u32| known.partition_point(|other| other < class);
     let voters: Vec<usize> = memory.classes.iter().map(place).collect();
     let mut votes = vec![0.0; known.len()];
+    let mut in_memory = vec![false; known.len()];
+    voters.iter().for_each(|class| in_memory[*class] = true);
     let (mut first, mut five) = (0_u64, 0_u64);
     let mut row = 0;
     for block in queries.rows.f_split(QUERY_ROWS, 0)? {
@@ -393,6 +380,7 @@ pub fn classify(
         memory: memory.len(),
         queries: queries.len(),
         classes: known.len(),
+        unknown: queries.classes.iter().filter(|class| !in_memory[place(class)]).count(),
     })
 }
 

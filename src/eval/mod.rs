@@ -1,3 +1,4 @@
 //! How good is the backbone, without training anything more on it.
 
+pub mod classes;
 pub mod knn;
