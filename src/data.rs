@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use detco_shards::decode::probe;
 use detco_shards::format::ShardError;
 use detco_shards::order::{Order, OrderError};
+use detco_shards::pipeline::OnBadSample;
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::RemoteOptions;
 use indicatif::{HumanBytes, HumanCount};
@@ -50,12 +51,17 @@ pub fn remote_in(folder: &Path, size: Bytes) -> RemoteOptions {
     }
 }
 
-/// Opens shards by this configuration.
+/// Opens shards by this configuration. Where bad samples end a run (`data.on_bad_sample = "fail"`),
+/// those that are known when the shards are opened end it here.
 ///
 /// # Errors
-/// As [`ShardSet::open_with`].
+/// As [`ShardSet::open_with`]; the first bad sample.
 pub fn open(spec: &[String], data: &Data) -> Result<ShardSet, ShardError> {
-    ShardSet::open_with(spec, Some(&remote(data)))
+    let set = ShardSet::open_with(spec, Some(&remote(data)))?;
+    match data.on_bad_sample {
+        OnBadSample::Fail => set.first_bad().map_or(Ok(set), Err),
+        OnBadSample::Skip => Ok(set),
+    }
 }
 
 /// Indexes lie in the cache too: a thousandth of their shards, a fiftieth of very small ones.

@@ -1370,6 +1370,8 @@ impl Monitor {
         };
         let train = Arc::new(data::open(train, &config.data)?);
         let test = Arc::new(data::open(&monitor.knn_test, &config.data)?);
+        train.one_numbering()?;
+        test.one_numbering()?;
         for note in knn::compare(&train, &test)?.notes() {
             note!("kNN monitor: {note}");
         }

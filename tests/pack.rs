@@ -155,3 +155,75 @@ fn it_is_quiet_and_says_what_is_wrong() {
     let fault = &json["faults"][0];
     assert!(fault["file"].as_str().is_some_and(|file| file.ends_with("000001.tar")), "{json}");
 }
+
+/// A stack that no memory holds stands for a system that is out of threads.
+#[test]
+fn a_thread_that_cannot_be_started_is_an_error() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (source, out) = (root.path().join("images"), root.path().join("out"));
+    images(&source, 12);
+    let starved = |arguments: &[&str]| {
+        let mut command = detco(arguments);
+        let output = command.env("RUST_MIN_STACK", (1u64 << 47).to_string()).output();
+        let output = output.expect("starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let words = "cannot start a thread";
+    let (code, error) = starved(&["pack", text(&source), text(&out), "--shard-size", "4"]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(words) && error.contains("--workers"), "{error}");
+    assert!(error.contains("ulimit -u") && !error.contains("panic"), "{error}");
+    let again = output(&["pack", text(&source), text(&out), "--shard-size", "4", "--resume"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let (code, error) = starved(&["verify", text(&out)]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(words) && !error.contains("panic"), "{error}");
+    // Opening takes the thread that is there.
+    let (code, error) = starved(&["inspect", text(&out)]);
+    assert_eq!(code, Some(0), "{error}");
+}
+
+#[test]
+fn what_was_made_of_a_source_is_said() {
+    let root = tempfile::tempdir().expect("a folder");
+    let source = root.path().join("root");
+    for split in ["train", "val"] {
+        images(&source.join(split), 6);
+    }
+    let out = root.path().join("out");
+    let packed = output(&["pack", text(&source), text(&out)]);
+    assert!(packed.status.success());
+    let said = String::from_utf8_lossy(&packed.stderr).into_owned();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let meant = format!("did you mean `detco pack {} OUT`?", source.join("train").display());
+    assert!(said.starts_with("note: ") && said.contains(&meant), "{said}");
+
+    let (train, val) = (root.path().join("train"), root.path().join("val"));
+    let ok = |arguments: &[&str]| {
+        let output = output(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    ok(&["pack", text(&source.join("train")), text(&train)]);
+    // A flat folder and a text of labels, with the classes of another set.
+    let flat = root.path().join("flat");
+    std::fs::create_dir(&flat).expect("creates");
+    let bee = source.join("val/bee");
+    for (number, entry) in std::fs::read_dir(bee).expect("lists").enumerate() {
+        let path = entry.expect("lists").path();
+        std::fs::copy(path, flat.join(format!("{number}.jpg"))).expect("copies");
+    }
+    std::fs::write(flat.join("0.gif"), "GIF89a??????????").expect("writes");
+    std::fs::write(flat.join("notes.txt"), "x").expect("writes");
+    let labels = root.path().join("labels.txt");
+    std::fs::write(&labels, "0 bee\n1 cow\n").expect("writes");
+    let arguments = ["pack", text(&flat), text(&val), "--labels", text(&labels)];
+    let line = ok(&[&arguments[..], &["--classes", text(&train), "--on-error", "skip"]].concat());
+    assert!(line.contains("2 samples") && line.contains("3 classes"), "{line}");
+    assert!(line.contains("2  left out, 1 of them images by name: "), "{line}");
+    let json = ok(&["inspect", text(&val), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["classes"][1]["name"], "bee");
+    assert_eq!(json["classes"][1]["samples"], 1);
+    assert_eq!(json["bad_samples"], 0);
+}

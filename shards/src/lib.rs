@@ -9,6 +9,7 @@ pub mod cache;
 pub mod cuda;
 pub mod decode;
 pub mod device;
+pub mod files;
 pub mod format;
 pub mod limits;
 pub mod order;

@@ -2,9 +2,45 @@
 //! return, the pool joins them. The only place that starts long-lived threads.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::bounded;
+
+/// Runs `body` on so many threads at once, and returns when all have returned. Where the system refuses
+/// one, `stop` is set, which `body` is to look at between two pieces of its work.
+///
+/// # Errors
+///
+/// The system's, out of threads or memory. Those that were started have returned by then.
+pub fn side_by_side(
+    threads: usize,
+    stop: &AtomicBool,
+    body: impl Fn() + Sync,
+) -> Result<(), io::Error> {
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            if let Err(error) = Builder::new().spawn_scoped(scope, &body) {
+                stop.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Runs `body` on this thread and on as many others as the system gives, `threads` at most in all, and
+/// returns when all have returned: for work that takes longer with fewer threads, and nothing worse.
+pub fn with_help(threads: usize, body: &(impl Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            if Builder::new().spawn_scoped(scope, body).is_err() {
+                break;
+            }
+        }
+        body();
+    });
+}
 
 /// Threads of one kind, joined when dropped. Whoever owns a pool drops the channels that feed it
 /// first; a pool never stops a thread by force.

@@ -145,8 +145,12 @@ mod knn {
         })?;
         let (model, size, what) = model(args)?;
         let open = |what: &str, spec: &[String]| {
-            let set = ShardSet::open_with(spec, Some(&args.cache.remote()));
-            set.map(Arc::new).with_context(|| format!("--{what}"))
+            let open = || {
+                let set = ShardSet::open_with(spec, Some(&args.cache.remote()))?;
+                set.one_numbering()?;
+                set.first_bad().map_or(Ok(Arc::new(set)), Err)
+            };
+            open().with_context(|| format!("--{what}"))
         };
         let (train, test) = (open("train", &args.train)?, open("test", &args.test)?);
         for note in knn::compare(&train, &test)?.notes() {

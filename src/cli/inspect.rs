@@ -48,6 +48,10 @@ struct Found {
     fingerprint: String,
     image_bytes: ImageBytes,
     classes: Vec<Class>,
+    /// Samples without an image, or bad in another way that needs no look at images.
+    bad_samples: u64,
+    /// What is wrong with the first of them.
+    first_bad_sample: Option<String>,
     /// Samples whose label is no number: nothing that counts classes takes them.
     other_labels: u64,
     /// The first of them, and what it holds.
@@ -114,6 +118,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn inspect(args: &Args) -> anyhow::Result<Found> {
     let set = ShardSet::open_with(&args.data, Some(&args.cache.remote()))
         .context("opening the shards")?;
+    let bad_samples = set.bad_samples();
+    let first_bad = set.first_bad();
+    if bad_samples == set.len()
+        && let Some(error) = first_bad
+    {
+        return Err(error.into());
+    }
     let mut sizes: Vec<u64> = (0..set.len()).filter_map(|id| set.image_size(id)).collect();
     sizes.sort_unstable();
     let mut up_to = BTreeMap::new();
@@ -134,14 +145,24 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
     for number in 0..headers {
         // Spread evenly; at most `len - 1`, in 128 bits so that the product fits.
         let id = (u128::from(number) * u128::from(set.len()) / u128::from(headers)) as u64;
-        let sample = set.sample(id)?;
-        let found = probe(sample.jpeg());
-        if let (Err(error), None) = (&found, &first_unreadable) {
-            let (shard, key) = (set.shards()[sample.shard].path().display(), sample.key);
-            let at = sample.offset;
-            first_unreadable = Some(format!("{shard}: sample {key:?} at byte {at}: {error}"));
-        }
-        let (format, short) = describe(found.ok().as_ref());
+        let found = match set.sample(id) {
+            Ok(sample) => {
+                let found = probe(sample.jpeg());
+                if let (Err(error), None) = (&found, &first_unreadable) {
+                    let (shard, key) = (set.shards()[sample.shard].path().display(), sample.key);
+                    let at = sample.offset;
+                    first_unreadable =
+                        Some(format!("{shard}: sample {key:?} at byte {at}: {error}"));
+                }
+                found.ok()
+            }
+            Err(error @ ShardError::Sample { .. }) => {
+                first_unreadable.get_or_insert_with(|| error.to_string());
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (format, short) = describe(found.as_ref());
         *formats.entry(format).or_default() += 1;
         if let Some(short) = short {
             *short_side.entry(bucket(short)).or_default() += 1;
@@ -167,6 +188,8 @@ fn inspect(args: &Args) -> anyhow::Result<Found> {
         fingerprint: format!("{:016x}", set.fingerprint()),
         image_bytes,
         classes,
+        bad_samples,
+        first_bad_sample: first_bad.map(|error| error.to_string()),
         other_labels: labels.others,
         first_other_label: labels.first_other,
         headers_read: headers,
@@ -294,6 +317,16 @@ fn print(found: &Found, out: &mut impl Write) -> std::io::Result<()> {
         }
     } else {
         row(out, "classes", "none".to_owned())?;
+    }
+    if let Some(first) = &found.first_bad_sample {
+        let count = HumanCount(found.bad_samples);
+        row(
+            out,
+            "bad samples",
+            format!(
+                "{count}, which end training unless data.on_bad_sample = \"skip\". The first: {first}"
+            ),
+        )?;
     }
     if let Some(first) = &found.first_other_label {
         let count = HumanCount(found.other_labels);

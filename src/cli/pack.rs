@@ -16,13 +16,19 @@ use crate::console::plural;
 
 /// Pack a folder of images into shards
 ///
-/// SOURCE is a folder of class folders, a flat folder, a tar of images, or ImageNet's tar of tars,
-/// which is read without unpacking it. OUT becomes a folder of WebDataset shards (000000.tar, ...),
+/// SOURCE is a folder of class folders, a flat folder, a tar of images, ImageNet's tar of tars, or a
+/// folder of tars: class tars, or WebDataset shards. Tars are read without unpacking them, as `tar -x`
+/// would unpack them: links are followed, later members replace earlier ones. OUT becomes a folder of WebDataset shards (000000.tar, ...),
 /// each with an index (.idx, as DALI reads it), and a manifest.json with counts, checksums, class
 /// names and these options.
 ///
-/// Classes: in a folder, the first folder below SOURCE; in a tar, the folder an image lies in, or
-/// its .cls neighbour; in a tar of tars, the inner tar's name.
+/// Classes: in a folder, the first folder below SOURCE, also an empty one; in a tar, the folder an image
+/// lies in, or its .cls neighbour if most images have one; in a tar or a folder of class tars, the
+/// inner tar's name. They are numbered in the order of their names as text, as ImageFolder does, and
+/// .cls numbers are kept. --classes and --labels say otherwise.
+///
+/// Every image of a sample is packed, each under its path without extension; of two that differ in
+/// the extension only, the JPEG has the plain key.
 ///
 /// Images keep their bytes unless --resize-short or --upright say otherwise; other formats than JPEG
 /// become JPEGs of quality 95. A JPEG is refused here if its header already shows that training would
@@ -37,11 +43,12 @@ Examples:
   detco pack photos shards --resize-short 256 --quality 90 --shard-size 256MiB
   detco pack ILSVRC/train shards/train --resume           # after a kill or a full disk
   detco pack ILSVRC/train /net/shards --part 2/4          # on the second of four machines
+  detco pack ILSVRC/val shards/val --labels val.txt --classes shards/train
 
 Killed at any moment, OUT holds whole shards and temp files only; --resume goes on and gives the
 same bytes as an uninterrupted run. What was left out is listed in OUT/skipped.jsonl.")]
 pub struct Args {
-    /// Folder, tar, or tar of tars with the images
+    /// Folder, tar, folder of tars or tar of tars with the images
     source: PathBuf,
 
     /// Folder to write; made if it is not there
@@ -77,6 +84,15 @@ pub struct Args {
     #[arg(long)]
     upright: bool,
 
+    /// Number the classes as FROM does: a folder of shards, its manifest.json, or a text with a name a
+    /// line
+    #[arg(long, value_name = "FROM")]
+    classes: Option<PathBuf>,
+
+    /// Take the labels from a text: one a line in the order of the images' names, or NAME LABEL
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+
     /// Pack the K-th of N parts; the parts of N machines in one folder are one data set
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = part)]
     part: Part,
@@ -109,6 +125,8 @@ enum Policy {
 /// Whatever keeps the source from being packed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let classes = args.classes.as_deref().map(pack::class_names).transpose();
+    let classes = classes.context("reading --classes")?;
     let job = Job {
         source: args.source.clone(),
         out: args.out.clone(),
@@ -122,13 +140,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             },
             check: args.check,
             upright: args.upright,
+
+            classes,
+            labels: args.labels.clone(),
         },
         part: args.part,
         workers: args.workers.unwrap_or(cores).max(1),
         resume: args.resume,
     };
     let start = Instant::now();
-    let progress = Progress::default();
+    let progress = Progress { notice: Some(|text| note!("note: {text}")), ..Progress::default() };
     let summary = watched(&job, &progress)
         .with_context(|| format!("packing {} into {}", job.source.display(), job.out.display()))?;
     Ok(report(&job, &summary, &progress, start.elapsed())?)
@@ -218,9 +239,13 @@ fn report(
     }
     if summary.skipped > 0 {
         let list = job.out.join(job.part.file_name("skipped", "jsonl"));
+        let images = match summary.faults {
+            0 => String::new(),
+            faults => format!(", {} of them images by name", HumanCount(faults)),
+        };
         writeln!(
             out,
-            "  {:>8}  left out: {}",
+            "  {:>8}  left out{images}: {}",
             HumanCount(summary.skipped).to_string(),
             list.display()
         )?;

@@ -116,6 +116,9 @@ fn look(args: &Args, workers: usize, read: &AtomicU64) -> anyhow::Result<Report>
 
 fn print(args: &Args, report: &Report, took: Duration) -> std::io::Result<()> {
     let mut out = crate::console::stdout();
+    for note in &report.notes {
+        writeln!(out, "{note}")?;
+    }
     for fault in &report.faults {
         write!(out, "{}", fault.file.display())?;
         if let Some(member) = &fault.member {

@@ -27,9 +27,8 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::locks::Hold;
 use self::locks::Locks;
+use crate::files::{hex, sync_folder};
 use crate::format::ShardError;
-use crate::format::manifest::sync_folder;
-use crate::format::writer::hex;
 
 /// A cache, opened.
 #[derive(Debug)]

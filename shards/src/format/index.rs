@@ -7,10 +7,15 @@
 //! Members belong together as in WebDataset: neighbours whose names agree up to the first dot of
 //! their last component, the key. Files without a dot or without anything in front of it, and
 //! `__meta__` names, belong to no sample.
+//!
+//! The picture of a sample is its `.jpg`, `.jpeg` or `.png`, in this order of preference; without one of
+//! these, the only member whose extension ends in one of them (`left.jpg`). A sample without a
+//! picture, or that is damaged in another way, keeps its place in the table: whoever reads it is told
+//! what is wrong, and the others are read.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -101,6 +106,12 @@ pub struct Table {
     others: Vec<Other>,
     /// Lower case, each once.
     extensions: Vec<String>,
+    /// Samples that cannot be used, by position.
+    bad: Vec<Bad>,
+    /// Samples with more than one picture.
+    several: u64,
+    /// The first of them: its key, the extension that is read, one that is not.
+    first_several: Option<(String, String, String)>,
 }
 
 /// A member that is neither the image nor the class.
@@ -111,6 +122,15 @@ struct Other {
     /// Position in the table's extensions.
     extension: u32,
     span: Span,
+}
+
+/// A sample that cannot be used.
+#[derive(Debug, Clone)]
+struct Bad {
+    position: usize,
+    /// Offset of its first member.
+    offset: u64,
+    fault: SampleFault,
 }
 
 /// Payloads start at multiples of 512, so 32 bits of block number reach 2 TiB.
@@ -160,21 +180,46 @@ impl Table {
         of_sample.find(|other| other.extension == extension).map(|other| other.span)
     }
 
-    /// Walks a shard.
+    /// What is wrong with the sample at a position, and the offset of its first member; `None` where
+    /// nothing is.
+    pub fn fault(&self, position: usize) -> Option<(u64, &SampleFault)> {
+        let at = self.bad.binary_search_by_key(&position, |bad| bad.position).ok()?;
+        Some((self.bad[at].offset, &self.bad[at].fault))
+    }
+
+    /// Positions of the samples that cannot be used, in order.
+    pub fn bad(&self) -> impl Iterator<Item = usize> + '_ {
+        self.bad.iter().map(|bad| bad.position)
+    }
+
+    /// How many samples have more than one picture, and of the first its key, the extension that is
+    /// read and one that is not.
+    pub fn several(&self) -> Option<(u64, &str, &str, &str)> {
+        let (key, taken, other) = self.first_several.as_ref()?;
+        Some((self.several, key, taken, other))
+    }
+
+    /// Walks a shard. Samples that cannot be used are in the table, see [`Table::fault`].
     ///
     /// # Errors
     ///
-    /// The shard is no tar, or holds a sample that cannot be used.
+    /// The shard is no tar.
     pub fn walk(map: &Map) -> Result<Table, ShardError> {
-        let members = Walker::new(map.bytes()).filter_map(|member| match member {
-            Ok(member) if member.kind != Kind::File => None,
-            Ok(member) => {
-                let span = Span { offset: member.data, size: member.payload.len() as u64 };
-                Some(Ok((member.name, span)))
+        let mut builder = Builder::default();
+        let fault = |at: Fault| at.of(map.path());
+        for member in Walker::new(map.bytes()) {
+            let member = member.map_err(|error| ShardError::tar(map.path(), error))?;
+            let span = Span { offset: member.data, size: member.payload.len() as u64 };
+            match member.kind {
+                Kind::File => builder.push(&member.name, span, None).map_err(fault)?,
+                Kind::HARD_LINK | Kind::SYMLINK => {
+                    builder.push(&member.name, span, Some(&member.link)).map_err(fault)?;
+                }
+                _ => {}
             }
-            Err(error) => Some(Err(ShardError::tar(map.path(), error))),
-        });
-        Ok(Table::of_members(map.path(), members)?.0)
+        }
+        builder.close().map_err(fault)?;
+        Ok(builder.table)
     }
 
     /// Makes the table of a shard's files, in their order, and says where they begin and end. Each
@@ -182,25 +227,16 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// What `members` says, or a sample that cannot be used.
+    /// What `members` says.
     pub fn of_members(
         shard: &Path,
         members: impl Iterator<Item = Result<(impl AsRef<[u8]>, Span), ShardError>>,
     ) -> Result<(Table, Ends), ShardError> {
         let mut builder = Builder::default();
-        let fault = |at: Fault| ShardError::Sample {
-            shard: shard.to_path_buf(),
-            key: at.key,
-            offset: at.offset,
-            fault: at.fault,
-        };
+        let fault = |at: Fault| at.of(shard);
         for member in members {
             let (name, span) = member?;
-            let Ok(name) = std::str::from_utf8(name.as_ref()) else {
-                let key = String::from_utf8_lossy(name.as_ref()).into_owned();
-                return Err(fault(Fault { key, offset: span.offset, fault: SampleFault::Name }));
-            };
-            builder.push(name, span).map_err(fault)?;
+            builder.push(name.as_ref(), span, None).map_err(fault)?;
         }
         builder.close().map_err(fault)?;
         let ends = Ends { first: builder.first, end: builder.end };
@@ -213,12 +249,39 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`ShardError::Index`] for a text that is no index, [`ShardError::Disagree`] for one that
-    /// describes another shard.
+    /// [`ShardError::Index`] for a text that is no index or names a sample that cannot be used,
+    /// [`ShardError::Disagree`] for one that describes another shard.
     pub fn read(text: &[u8], index: &Path, map: &Map) -> Result<Table, ShardError> {
+        let (table, ends) = Table::parse(text, index, map.path(), map.bytes().len() as u64)?;
+        if let Some(bad) = table.bad.first() {
+            let key =
+                table.get(bad.position).map_or_else(String::new, |entry| entry.key.to_owned());
+            let fault = IndexFault::Sample { key, fault: bad.fault.clone() };
+            // The first line has no sample.
+            let line = bad.position as u64 + 2;
+            return Err(ShardError::Index { index: index.to_path_buf(), line, fault });
+        }
+        ends.check(map.bytes(), index, map.path())?;
+        Ok(table)
+    }
+
+    /// As [`Table::read`], with the samples that cannot be used in the table: see [`Table::fault`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::read`], but for single samples.
+    pub fn read_all(text: &[u8], index: &Path, map: &Map) -> Result<Table, ShardError> {
         let (table, ends) = Table::parse(text, index, map.path(), map.bytes().len() as u64)?;
         ends.check(map.bytes(), index, map.path())?;
         Ok(table)
+    }
+
+    /// Whether a text claims to be an index of this version; other programs, and other versions of
+    /// DALI's, put files of the same name beside their shards.
+    pub fn is_index(text: &[u8]) -> bool {
+        let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let count = first.strip_prefix(VERSION.as_bytes()).and_then(|rest| rest.strip_prefix(b" "));
+        count.is_some_and(|count| !count.ends_with(b"\r"))
     }
 
     /// Reads the text of an index whose shard of `bytes` bytes is not at hand yet: what
@@ -264,18 +327,14 @@ impl Table {
         let mut found = 0;
         for (number, line) in (2..).zip(lines) {
             found += 1;
-            let mut words = line.split(' ');
+            let mut rest = Some(line);
             let mut member = 0;
-            while let Some(extension) = words.next() {
+            while let Some(text) = rest {
                 member += 1;
-                let fields = (words.next(), words.next(), words.next());
-                let (Some(offset), Some(size), Some(name)) = fields else {
+                let Some((Span { offset, size }, name, after)) = first_member(text) else {
                     return Err(wrong(number, IndexFault::Member { member }));
                 };
-                let numbers = tar::decimal(offset.as_bytes()).zip(tar::decimal(size.as_bytes()));
-                let Some((offset, size)) = numbers.filter(|_| name.ends_with(extension)) else {
-                    return Err(wrong(number, IndexFault::Member { member }));
-                };
+                rest = after;
                 if offset % BLOCK != 0 || offset == 0 {
                     return Err(wrong(number, IndexFault::Offset { offset }));
                 }
@@ -289,7 +348,7 @@ impl Table {
                     let name = name.to_owned();
                     return Err(wrong(number, IndexFault::Stranger { name, key }));
                 }
-                builder.push(name, Span { offset, size }).map_err(|at| {
+                builder.push(name.as_bytes(), Span { offset, size }, None).map_err(|at| {
                     wrong(number, IndexFault::Sample { key: at.key, fault: at.fault })
                 })?;
             }
@@ -331,6 +390,24 @@ impl Ends {
             fault,
         })
     }
+}
+
+/// The first member of a line of an index: its bytes, its name, and the rest of the line. The name ends
+/// where its extension does, so that it may hold blanks.
+fn first_member(line: &str) -> Option<(Span, &str, Option<&str>)> {
+    let (extension, rest) = line.split_once(' ')?;
+    let (offset, rest) = rest.split_once(' ')?;
+    let (size, rest) = rest.split_once(' ')?;
+    let span =
+        Span { offset: tar::decimal(offset.as_bytes())?, size: tar::decimal(size.as_bytes())? };
+    let ends = rest.match_indices(' ').map(|(at, _)| at).chain([rest.len()]);
+    for end in ends {
+        let name = &rest[..end];
+        if name.strip_suffix(extension).is_some_and(|front| front.ends_with('.')) {
+            return Some((span, name, rest.get(end + 1..)));
+        }
+    }
+    None
 }
 
 fn check_ends(bytes: &[u8], ends: &Ends) -> Result<(), StaleFault> {
@@ -388,6 +465,15 @@ pub fn check_header(bytes: &[u8], span: Span) -> Result<(), StaleFault> {
     Ok(())
 }
 
+/// As [`check_header`], with the error that names the index.
+pub(crate) fn member_in_place(map: &Map, span: Span) -> Result<(), ShardError> {
+    check_header(map.bytes(), span).map_err(|fault| ShardError::Disagree {
+        index: map.path().with_extension("idx"),
+        shard: map.path().to_path_buf(),
+        fault,
+    })
+}
+
 /// Splits a member's name into key and extension at the first dot of its last component.
 ///
 /// `None` for names that belong to no sample: without a dot, with nothing in front of it, or
@@ -413,11 +499,32 @@ pub(crate) fn is_meta(name: &str) -> bool {
     first.len() >= 4 && first.starts_with("__") && first.ends_with("__")
 }
 
+/// All `.tar` files of a folder, sorted, hidden ones left out.
+pub(crate) fn shards_in(folder: &Path) -> Result<Vec<PathBuf>, ShardError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(ShardError::io(folder, "list"))? {
+        let path = entry.map_err(ShardError::io(folder, "list"))?.path();
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "tar") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// A fault of a sample while a table is built.
 struct Fault {
     key: String,
     offset: u64,
     fault: SampleFault,
+}
+
+impl Fault {
+    fn of(self, shard: &Path) -> ShardError {
+        let Fault { key, offset, fault } = self;
+        ShardError::Sample { shard: shard.to_path_buf(), key, offset, fault }
+    }
 }
 
 /// Builds a [`Table`] from members in order.
@@ -441,8 +548,16 @@ struct Builder {
 struct Open {
     offset: u64,
     members: u64,
+    /// Its place among [`IMAGES`], bytes.
     image: Option<(usize, Span)>,
     class: Option<Span>,
+    /// The first fault that makes it unusable.
+    fault: Option<SampleFault>,
+    /// Pictures under longer extensions, such as `left.jpg`: how many, and the first.
+    long: u64,
+    first_long: Option<(String, Span)>,
+    /// The extension of a picture in a format that is not read.
+    other: Option<String>,
 }
 
 /// Members of a sample: each is compared with those before it.
@@ -450,6 +565,50 @@ const MEMBERS_MAX: u64 = 4096;
 
 /// Extensions that hold the image, the preferred first.
 const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
+
+impl Open {
+    /// Takes note of a member by its extension, in lower case.
+    fn take(&mut self, extension: &str, span: Span) {
+        let last = extension.rsplit('.').next().unwrap_or(extension);
+        if let Some(rank) = IMAGES.iter().position(|image| *image == extension) {
+            if self.image.is_none_or(|(other, _)| rank < other) {
+                self.image = Some((rank, span));
+            }
+        } else if extension == "cls" {
+            self.class = Some(span);
+        } else if IMAGES.contains(&last) {
+            self.long += 1;
+            self.first_long.get_or_insert_with(|| (extension.to_owned(), span));
+        } else if super::name::is_picture_extension(last.as_bytes()) {
+            self.other.get_or_insert_with(|| extension.to_owned());
+        }
+    }
+
+    /// The picture: extension and bytes.
+    fn picture(&self, key: &str) -> Result<(&str, Span), SampleFault> {
+        match (&self.fault, &self.image, &self.first_long) {
+            (Some(fault), ..) => Err(fault.clone()),
+            (None, Some((rank, span)), _) => Ok((IMAGES[*rank], *span)),
+            (None, None, Some((extension, span))) if self.long == 1 => Ok((extension, *span)),
+            (None, None, Some((extension, _))) => Err(SampleFault::Dots {
+                key: key.to_owned(),
+                extension: extension.clone(),
+                pictures: self.long,
+            }),
+            (None, None, None) => Err(self.other.as_ref().map_or(SampleFault::NoImage, |other| {
+                SampleFault::OtherFormat { extension: other.clone() }
+            })),
+        }
+    }
+
+    /// A picture beside the one that is read.
+    fn beside<'a>(&'a self, taken: &str, extensions: &'a str) -> Option<&'a str> {
+        extensions.split_terminator('\n').find(|other| {
+            let last = other.rsplit('.').next().unwrap_or(other);
+            *other != taken && IMAGES.contains(&last)
+        })
+    }
+}
 
 impl Builder {
     fn open_key(&self) -> &str {
@@ -460,25 +619,46 @@ impl Builder {
         self.open.is_some() && split_name(name).is_some_and(|(key, _)| key != self.open_key())
     }
 
-    fn push(&mut self, name: &str, span: Span) -> Result<(), Fault> {
-        let Some((key, extension)) = split_name(name) else { return Ok(()) };
+    /// Adds a member, which is a link to elsewhere where `link` says so.
+    fn push(&mut self, name: &[u8], span: Span, link: Option<&[u8]>) -> Result<(), Fault> {
+        let text = String::from_utf8_lossy(name);
+        let Some((key, extension)) = split_name(&text) else { return Ok(()) };
         if self.open.is_none() || key != self.open_key() {
             self.close()?;
             self.key_start = self.table.keys.len();
             self.table.keys.push_str(key);
             self.extensions.clear();
-            self.open = Some(Open { offset: span.offset, members: 0, image: None, class: None });
+            self.open = Some(Open {
+                offset: span.offset,
+                members: 0,
+                image: None,
+                class: None,
+                fault: None,
+                long: 0,
+                first_long: None,
+                other: None,
+            });
         }
-        let fail = |fault| Fault { key: key.to_owned(), offset: span.offset, fault };
         // The header in front of the payload needs a block too.
         if span.offset < self.end + BLOCK {
-            return Err(fail(SampleFault::Overlap { end: self.end }));
+            let fault = SampleFault::Overlap { end: self.end };
+            return Err(Fault { key: key.to_owned(), offset: span.offset, fault });
         }
+        if self.first.offset == 0 {
+            self.first = span;
+        }
+        // Cannot wrap: the caller has seen the span inside the shard.
+        self.end = (span.offset + span.size).next_multiple_of(BLOCK);
         let Some(open) = &mut self.open else { return Ok(()) };
         open.members += 1;
         if open.members > MEMBERS_MAX {
             let (what, value) = ("the number of its members", open.members);
-            return Err(fail(SampleFault::TooLarge { what, value, limit: MEMBERS_MAX }));
+            let limit = MEMBERS_MAX;
+            open.fault.get_or_insert(SampleFault::TooLarge { what, value, limit });
+            return Ok(());
+        }
+        if matches!(text, std::borrow::Cow::Owned(_)) {
+            open.fault.get_or_insert(SampleFault::Name);
         }
         let seen = self.extensions.len();
         self.extensions.push_str(extension);
@@ -486,64 +666,81 @@ impl Builder {
         let (before, extension) = self.extensions.split_at(seen);
         if before.split_terminator('\n').any(|other| other == extension) {
             let extension = extension.to_owned();
-            return Err(fail(SampleFault::DuplicateMember { extension }));
+            open.fault.get_or_insert(SampleFault::DuplicateMember { extension });
         }
-        let mut other = None;
-        if let Some(rank) = IMAGES.iter().position(|image| *image == extension) {
-            if open.image.is_none_or(|(other, _)| rank < other) {
-                other = open.image.replace((rank, span)).map(|(rank, span)| (IMAGES[rank], span));
-            } else {
-                other = Some((extension, span));
+        match link {
+            None => {
+                let before = open.image;
+                open.take(extension, span);
+                let other = match IMAGES.iter().position(|image| *image == extension) {
+                    Some(rank) if open.image == Some((rank, span)) => {
+                        before.map(|(rank, span)| (IMAGES[rank], span))
+                    }
+                    None if extension == "cls" => None,
+                    _ => Some((extension, span)),
+                };
+                if let Some((extension, span)) = other {
+                    let sample = self.table.rows.len() as u32; // `close` sees to it that it fits
+                    let known = self.interned.get(extension).copied();
+                    let extension = known.unwrap_or_else(|| {
+                        let number = self.table.extensions.len() as u32;
+                        self.table.extensions.push(extension.to_owned());
+                        self.interned.insert(extension.to_owned(), number);
+                        number
+                    });
+                    self.table.others.push(Other { sample, extension, span });
+                }
             }
-        } else if extension == "cls" {
-            open.class = Some(span);
-        } else {
-            other = Some((extension, span));
-        }
-        if let Some((extension, span)) = other {
-            let sample = self.table.rows.len() as u32; // `close` sees to it that it fits
-            let known = self.interned.get(extension).copied();
-            let extension = known.unwrap_or_else(|| {
-                let number = self.table.extensions.len() as u32;
-                self.table.extensions.push(extension.to_owned());
-                self.interned.insert(extension.to_owned(), number);
-                number
-            });
-            self.table.others.push(Other { sample, extension, span });
+            Some(target) => {
+                let last = extension.rsplit('.').next().unwrap_or(extension);
+                if last == "cls" || IMAGES.contains(&last) {
+                    let target = String::from_utf8_lossy(target).into_owned();
+                    let name = text.to_string();
+                    open.fault.get_or_insert(SampleFault::Link { name, target });
+                }
+            }
         }
         self.extensions.push('\n');
-        if self.first.offset == 0 {
-            self.first = span;
-        }
-        // Cannot wrap: the caller has seen the span inside the shard.
-        self.end = (span.offset + span.size).next_multiple_of(BLOCK);
         Ok(())
     }
 
     fn close(&mut self) -> Result<(), Fault> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let fail = |key: &str, fault| Fault { key: key.to_owned(), offset: open.offset, fault };
-        let Some((_, image)) = open.image else {
-            return Err(fail(self.open_key(), SampleFault::NoImage));
-        };
-        let class = open.class.unwrap_or_default();
-        let fit = |what, value: u64| {
-            u32::try_from(value).map_err(|_| {
-                let limit = u64::from(u32::MAX);
-                fail(
-                    &self.table.keys[self.key_start..],
-                    SampleFault::TooLarge { what, value, limit },
-                )
+        let key = &self.table.keys[self.key_start..];
+        let limit = u64::from(u32::MAX);
+        let too_large = |what, value: u64| SampleFault::TooLarge { what, value, limit };
+        let small = |what, value: u64| u32::try_from(value).map_err(|_| too_large(what, value));
+        let row = |image: Span, class: Span, key_end| {
+            Ok::<Row, SampleFault>(Row {
+                image_block: small("the image's block", image.offset / BLOCK)?,
+                image_size: small("the image's size", image.size)?,
+                class_block: small("the class's block", class.offset / BLOCK)?,
+                class_size: small("the class's size", class.size)?,
+                key_end,
             })
         };
-        let row = Row {
-            image_block: fit("the image's block", image.offset / BLOCK)?,
-            image_size: fit("the image's size", image.size)?,
-            class_block: fit("the class's block", class.offset / BLOCK)?,
-            class_size: fit("the class's size", class.size)?,
-            key_end: fit("the length of all keys", self.table.keys.len() as u64)?,
+        let key_end = small("the length of all keys", self.table.keys.len() as u64)
+            .map_err(|fault| Fault { key: key.to_owned(), offset: open.offset, fault })?;
+        let class = open.class.unwrap_or_default();
+        let picture = open.picture(key);
+        let made =
+            picture.and_then(|(extension, image)| Ok((extension, row(image, class, key_end)?)));
+        let made = match made {
+            Ok((extension, row)) => {
+                if let Some(other) = open.beside(extension, &self.extensions) {
+                    let first = || (key.to_owned(), extension.to_owned(), other.to_owned());
+                    self.table.first_several.get_or_insert_with(first);
+                    self.table.several += 1;
+                }
+                row
+            }
+            Err(fault) => {
+                let (position, offset) = (self.table.rows.len(), open.offset);
+                self.table.bad.push(Bad { position, offset, fault });
+                Row { image_block: 0, image_size: 0, class_block: 0, class_size: 0, key_end }
+            }
         };
-        self.table.rows.push(row);
+        self.table.rows.push(made);
         Ok(())
     }
 }

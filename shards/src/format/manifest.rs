@@ -4,14 +4,13 @@
 //! A manifest is believed only where it adds up; a version this program does not know is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ShardError, SpecFault};
+use crate::files::write_atomically;
 
 /// The format version this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -236,7 +235,14 @@ impl Manifest {
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
         let inside = text.strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
         // The first field that it writes.
-        inside.is_some_and(|inside| inside.starts_with(b"\"format\""))
+        if inside.is_some_and(|inside| inside.starts_with(b"\"format\"")) {
+            return true;
+        }
+        // Written anew by another program, its fields are in another order.
+        let value: Option<serde_json::Value> = serde_json::from_slice(text).ok();
+        value.is_some_and(|value| {
+            value.get("members_per_sample").is_some() && value.get("source_sha256").is_some()
+        })
     }
 
     fn check(&self) -> Result<(), ManifestFault> {
@@ -311,24 +317,50 @@ impl Manifest {
         Ok(path)
     }
 
-    /// The manifests of a folder, in order of their parts; none for foreign shards.
+    /// The manifests of a folder, in order of their parts; none for foreign shards, whatever lies
+    /// beside them under the name of a manifest.
     ///
     /// # Errors
     ///
     /// The folder or a manifest cannot be read.
     pub fn all_in(folder: &Path) -> Result<Vec<(PathBuf, Manifest)>, ShardError> {
         let mut found = Vec::new();
-        let list = std::fs::read_dir(folder).map_err(ShardError::io(folder, "list"))?;
-        for entry in list {
+        for path in Manifest::named_in(folder)? {
+            let text = std::fs::read(&path).map_err(ShardError::io(&path, "read"))?;
+            if Manifest::is_ours(&text) {
+                let fault = |fault| ShardError::Manifest { manifest: path.clone(), fault };
+                found.push((path.clone(), Manifest::parse(&text).map_err(fault)?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A file of a folder that has the name of a manifest and is another program's.
+    ///
+    /// # Errors
+    ///
+    /// The folder or the file cannot be read.
+    pub fn foreign_in(folder: &Path) -> Result<Option<PathBuf>, ShardError> {
+        for path in Manifest::named_in(folder)? {
+            let text = std::fs::read(&path).map_err(ShardError::io(&path, "read"))?;
+            if !Manifest::is_ours(&text) {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The files of a folder that have the name of a manifest, sorted.
+    fn named_in(folder: &Path) -> Result<Vec<PathBuf>, ShardError> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(ShardError::io(folder, "list"))? {
             let entry = entry.map_err(ShardError::io(folder, "list"))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if Manifest::is_name(name) {
+            if entry.file_name().to_str().is_some_and(Manifest::is_name) {
                 found.push(entry.path());
             }
         }
         found.sort();
-        found.into_iter().map(|path| Ok((path.clone(), Manifest::read(&path)?))).collect()
+        Ok(found)
     }
 
     /// Whether a file of this name is a manifest: `manifest.json`, `manifest-00001-of-00004.json`.
@@ -362,34 +394,4 @@ fn numbers(rest: &str) -> Option<(&str, &str)> {
     let digits = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = rest.strip_prefix('-')?.split_once("-of-");
     numbers.filter(|(number, of)| digits(number) && digits(of))
-}
-
-/// Writes a file that appears whole: sibling temp file, fsync, rename, fsync of the folder.
-///
-/// # Errors
-///
-/// Any of these is refused.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
-    let temp = temp_name(path);
-    let mut file = File::create(&temp).map_err(ShardError::io(&temp, "create"))?;
-    file.write_all(bytes).map_err(ShardError::io(&temp, "write"))?;
-    file.sync_all().map_err(ShardError::io(&temp, "sync"))?;
-    drop(file);
-    std::fs::rename(&temp, path).map_err(ShardError::io(path, "rename the temp file to"))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
-/// `folder/name` to `folder/.name.part`.
-pub(crate) fn temp_name(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".part");
-    path.with_file_name(name)
-}
-
-/// Makes renames in a folder last.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), ShardError> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let handle = File::open(folder).map_err(ShardError::io(folder, "open"))?;
-    handle.sync_all().map_err(ShardError::io(folder, "sync"))
 }

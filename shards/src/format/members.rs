@@ -110,8 +110,9 @@ mod tests {
         // A name that is no text is told when the list is read, as when the shard is walked.
         let bytes = shard(&[b"a.jpg", b"\xff\xfe.jpg"]);
         let text = list(&bytes).unwrap();
-        let error = read(text.as_bytes(), path, bytes.len() as u64).unwrap().unwrap_err();
-        assert!(error.to_string().contains("not UTF-8"), "{error}");
+        let (table, _) = read(text.as_bytes(), path, bytes.len() as u64).unwrap().unwrap();
+        let error = table.fault(1).unwrap().1.to_string();
+        assert!(error.contains("not UTF-8"), "{error}");
     }
 
     #[test]

@@ -10,9 +10,11 @@ pub mod index;
 pub mod manifest;
 pub mod map;
 pub(crate) mod members;
+pub(crate) mod name;
 mod remote;
 mod sigbus;
 pub mod tar;
+pub mod unpacked;
 pub mod verify;
 pub mod writer;
 
@@ -29,6 +31,7 @@ pub use self::index::IndexFault;
 pub use self::manifest::ManifestFault;
 pub use self::remote::{Cause, RemoteFault};
 pub use self::tar::{TarError, TarFault};
+pub use self::unpacked::MemberFault;
 
 /// What can be wrong with shards, their indexes and manifests.
 #[derive(Debug, Error)]
@@ -52,7 +55,8 @@ pub enum ShardError {
         error: TarError,
     },
     /// The index cannot be read.
-    #[error("{}: line {line}: {fault}", index.display())]
+    #[error("{}: line {line}: {fault}; delete this index, and the shard is walked, or write it anew",
+        index.display())]
     Index {
         /// The index file.
         index: PathBuf,
@@ -138,6 +142,12 @@ pub enum ShardError {
         /// What is wrong.
         #[source]
         fault: Box<RemoteFault>,
+    },
+    /// The system refused a thread.
+    #[error("cannot start a thread: {source}{}", crate::limits::of_threads(source))]
+    Thread {
+        /// Its words.
+        source: std::io::Error,
     },
     /// An error that several readers of one shard meet.
     #[error("{0}")]
@@ -333,6 +343,40 @@ pub enum SampleFault {
     /// No member holds an image.
     #[error("no image: none of its members is a .jpg, .jpeg or .png")]
     NoImage,
+    /// A picture in a format that only `detco pack` reads, or nobody.
+    #[error(
+        "no image: none of its members is a .jpg, .jpeg or .png, but one is a .{extension}: \
+         `detco pack` on the folder of tars makes JPEGs of WebP and BMP"
+    )]
+    OtherFormat {
+        /// Its extension.
+        extension: String,
+    },
+    /// Several pictures, none of which is under a plain extension: their names have dots.
+    #[error(
+        "no image: none of its members is a .jpg, .jpeg or .png, since a key ends at the first dot of \
+         a name: `{key}.{extension}` was split into the key `{key}` and the extension `{extension}`, \
+         and {pictures} pictures share this key; `detco pack THE.tar OUT` gives each a key of its own"
+    )]
+    Dots {
+        /// The key.
+        key: String,
+        /// What follows it in the name of the first picture.
+        extension: String,
+        /// Pictures with this key.
+        pictures: u64,
+    },
+    /// A picture or label that is a link to another member or elsewhere.
+    #[error(
+        "its member `{name}` is a link to `{target}`, which has no bytes of its own in a shard: \
+         `detco pack THE.tar OUT` makes a file of it"
+    )]
+    Link {
+        /// The member's name.
+        name: String,
+        /// Where it points.
+        target: String,
+    },
     /// Two members with one name.
     #[error("two members with the extension .{extension}")]
     DuplicateMember {

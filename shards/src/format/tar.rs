@@ -1,10 +1,11 @@
 //! Walks a tar without copying a byte: names and payloads are slices of what it is given.
 //!
-//! Read: ustar and its prefix, pax `path` and `size` (local and global headers), GNU long names,
-//! base-256 numbers, headers older than ustar. Refused, with the offset: a wrong checksum, malformed
-//! pax records, sparse files (their bytes are not the file's), anything on whose layout GNU tar and
-//! Python's `tarfile` disagree, a file that ends before its two zero blocks, anything but zeros
-//! after them. No input makes it panic, and no input makes it end quietly.
+//! Read: ustar and its prefix, pax `path`, `linkpath` and `size` (local and global headers, Solaris'
+//! too), GNU long names, GNU volume labels, base-256 numbers, headers older than ustar. Refused, with
+//! the offset: a wrong checksum, malformed pax records, sparse files (their bytes are not the
+//! file's), anything on whose layout GNU tar and Python's `tarfile` disagree, a file that ends before
+//! its two zero blocks, anything but zeros after them. No input makes it panic, and no input makes it
+//! end quietly. What unpacking would make of links and repeated names, [`super::unpacked`] says.
 //!
 //! Formats: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar
 //! manual, "Basic Tar Format".
@@ -123,8 +124,18 @@ pub enum Kind {
     File,
     /// A folder.
     Directory,
+    /// A file with holes, whose payload is not its bytes. Iterating over a [`Walker`] gives
+    /// [`TarFault::Sparse`] instead.
+    Sparse,
     /// Anything else, by its type flag: links, devices, vendor types.
     Other(u8),
+}
+
+impl Kind {
+    /// A hard link, by its type flag.
+    pub const HARD_LINK: Kind = Kind::Other(b'1');
+    /// A symbolic link, by its type flag.
+    pub const SYMLINK: Kind = Kind::Other(b'2');
 }
 
 /// A member of a tar.
@@ -138,6 +149,8 @@ pub struct Member<'a> {
     pub name: Cow<'a, [u8]>,
     /// What it is.
     pub kind: Kind,
+    /// Where a hard or symbolic link points, as the archive says it; empty for anything else.
+    pub link: Cow<'a, [u8]>,
     /// Its bytes: a slice of the archive.
     pub payload: &'a [u8],
 }
@@ -150,7 +163,8 @@ impl Member<'_> {
     }
 }
 
-/// Walks the members of a tar, in order. After an error it ends.
+/// Walks the members of a tar, in order. After an error it ends, unless the error is a sparse file:
+/// where that ends is known.
 #[derive(Debug, Clone)]
 pub struct Walker<'a> {
     bytes: &'a [u8],
@@ -176,11 +190,12 @@ impl<'a> Walker<'a> {
         self.offset
     }
 
-    fn step(&mut self) -> Result<Option<Member<'a>>, TarError> {
+    /// The next member, a sparse file too; `None` at the end of the archive. Not to be called again
+    /// after an error.
+    pub(crate) fn step(&mut self) -> Result<Option<Member<'a>>, TarError> {
         let start = self.offset;
         let mut local: Option<Pax<'a>> = None;
-        let mut long_name: Option<&'a [u8]> = None;
-        let mut long_link = false;
+        let mut long = Long::default();
         loop {
             let at = self.offset;
             let fail = |fault| TarError { offset: at, fault };
@@ -197,7 +212,7 @@ impl<'a> Walker<'a> {
             // Cannot wrap: `block` lies in memory.
             let data = at + BLOCK;
             match header.flag {
-                b'x' => {
+                b'x' | b'X' => {
                     if local.is_some() {
                         return Err(fail(TarFault::Repeated { kind: 'x' }));
                     }
@@ -210,26 +225,24 @@ impl<'a> Walker<'a> {
                     self.global.read(payload).map_err(fail)?;
                 }
                 b'L' => {
-                    if long_name.is_some() {
+                    if long.name.is_some() {
                         return Err(fail(TarFault::Repeated { kind: 'L' }));
                     }
                     let name = until_nul(self.payload(at, data, header.size)?);
                     if name.is_empty() {
                         return Err(fail(TarFault::NoName));
                     }
-                    long_name = Some(name);
+                    long.name = Some(name);
                 }
                 b'K' => {
-                    if long_link {
+                    if long.link.is_some() {
                         return Err(fail(TarFault::Repeated { kind: 'K' }));
                     }
-                    self.payload(at, data, header.size)?;
-                    long_link = true;
+                    long.link = Some(until_nul(self.payload(at, data, header.size)?));
                 }
-                b'S' => return Err(fail(TarFault::Sparse)),
                 _ => {
                     let local = local.unwrap_or_default();
-                    return self.member(start, at, &header, &local, long_name).map(Some);
+                    return self.member(start, at, &header, &local, long).map(Some);
                 }
             }
         }
@@ -241,7 +254,7 @@ impl<'a> Walker<'a> {
         at: u64,
         header: &Header<'a>,
         local: &Pax<'a>,
-        long_name: Option<&'a [u8]>,
+        long: Long<'a>,
     ) -> Result<Member<'a>, TarError> {
         let fail = |fault| TarError { offset: at, fault };
         // An empty value takes a global one back (POSIX: "deleted").
@@ -251,7 +264,8 @@ impl<'a> Walker<'a> {
             Some(size) => size,
             None => self.global.size.flatten(),
         };
-        let name = match (pax_path, long_name) {
+        let sparse = header.flag == b'S' || local.sparse || self.global.sparse;
+        let name = match (local.sparse_name.or(pax_path), long.name) {
             (Some(_), Some(_)) => return Err(fail(TarFault::TwoNames)),
             (Some(name), None) | (None, Some(name)) => Cow::Borrowed(name),
             (None, None) => header.name(),
@@ -263,18 +277,38 @@ impl<'a> Walker<'a> {
         let (kind, size) = match header.flag {
             // Before ustar a folder was a file whose name ends in a slash.
             0 if name.ends_with(b"/") => (Kind::Directory, size),
+            0 | b'0' | b'7' | b'S' if sparse => (Kind::Sparse, size),
             0 | b'0' | b'7' => (Kind::File, size),
             // GNU tar and Python agree that a hard link has no payload, whatever its size says.
-            b'1' => (Kind::Other(b'1'), 0),
+            b'1' => (Kind::HARD_LINK, 0),
             b'5' => (Kind::Directory, size),
             flag => (Kind::Other(flag), size),
         };
         if size > 0 && (kind == Kind::Directory || matches!(kind, Kind::Other(b'2'..=b'6'))) {
             return Err(fail(TarFault::Payload { kind: char::from(header.flag), size }));
         }
-        let data = at + BLOCK;
+        let link = match kind {
+            Kind::HARD_LINK | Kind::SYMLINK => {
+                let pax = chosen(local.link, self.global.link);
+                pax.or(long.link).unwrap_or_else(|| until_nul(&header.block[157..257]))
+            }
+            _ => &[],
+        };
+        let data = if header.flag == b'S' { self.after_map(at)? } else { at + BLOCK };
         let payload = self.payload(at, data, size)?;
-        Ok(Member { start, data, name, kind, payload })
+        Ok(Member { start, data, name, kind, link: Cow::Borrowed(link), payload })
+    }
+
+    /// Where the payload of an old GNU sparse file at `at` starts: behind the blocks that go on with
+    /// its list of holes (GNU tar manual, "Basic Tar Format": `isextended`).
+    fn after_map(&self, at: u64) -> Result<u64, TarError> {
+        let mut data = at + BLOCK;
+        let mut more = self.block(at)?[482] != 0;
+        while more {
+            more = self.block(data)?[504] != 0;
+            data += BLOCK;
+        }
+        Ok(data)
     }
 
     /// What is wrong with the first header, if it is not that the archive is a compressed one: only
@@ -346,9 +380,15 @@ impl<'a> Iterator for Walker<'a> {
         if self.ended {
             return None;
         }
+        let start = self.offset;
         let item = self.step().transpose();
         self.ended = !matches!(item, Some(Ok(_)));
-        item
+        match item {
+            Some(Ok(Member { kind: Kind::Sparse, .. })) => {
+                Some(Err(TarError { offset: start, fault: TarFault::Sparse }))
+            }
+            item => item,
+        }
     }
 }
 
@@ -396,7 +436,11 @@ impl<'a> Header<'a> {
                 return Err(TarFault::Checksum { stored, computed });
             }
         }
-        Ok(Header { block, flag: block[156], size: number(&block[124..136], "size")? })
+        let flag = block[156];
+        // GNU tar leaves the size of a volume label blank.
+        let blank = flag == b'V' && until_nul(&block[124..136]).trim_ascii().is_empty();
+        let size = if blank { 0 } else { number(&block[124..136], "size")? };
+        Ok(Header { block, flag, size })
     }
 
     fn name(&self) -> Cow<'a, [u8]> {
@@ -411,11 +455,23 @@ impl<'a> Header<'a> {
     }
 }
 
+/// GNU's long names in front of a member.
+#[derive(Debug, Clone, Copy, Default)]
+struct Long<'a> {
+    name: Option<&'a [u8]>,
+    link: Option<&'a [u8]>,
+}
+
 /// What pax headers say: `None` not mentioned, `Some(None)` taken back by an empty value.
 #[derive(Debug, Clone, Copy, Default)]
 struct Pax<'a> {
     path: Option<Option<&'a [u8]>>,
+    link: Option<Option<&'a [u8]>>,
     size: Option<Option<u64>>,
+    /// Whether the member is a sparse file.
+    sparse: bool,
+    /// Its name: `path` then holds one that GNU tar made up.
+    sparse_name: Option<&'a [u8]>,
 }
 
 impl<'a> Pax<'a> {
@@ -429,12 +485,18 @@ impl<'a> Pax<'a> {
             match key {
                 b"path" if value.contains(&0) => return Err(TarFault::PaxValue { key: "path" }),
                 b"path" => self.path = Some((!value.is_empty()).then_some(value)),
+                b"linkpath" => self.link = Some((!value.is_empty()).then_some(value)),
                 b"size" if value.is_empty() => self.size = Some(None),
                 b"size" => {
                     let size = decimal(value).ok_or(TarFault::PaxValue { key: "size" })?;
                     self.size = Some(Some(size));
                 }
-                _ if key.starts_with(b"GNU.sparse.") => return Err(TarFault::Sparse),
+                _ if key.starts_with(b"GNU.sparse.") => {
+                    self.sparse = true;
+                    if key == b"GNU.sparse.name" && !value.is_empty() && !value.contains(&0) {
+                        self.sparse_name = Some(value);
+                    }
+                }
                 _ => {}
             }
             at += length;

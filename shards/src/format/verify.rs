@@ -8,17 +8,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::index::{self, IndexText, Span, Table};
+use super::index::{self, IndexText, Span, Table, shards_in};
 use super::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use super::map::Map;
 use super::tar::{Kind, Walker};
-use super::{Blame, ShardError, SpecFault, StaleFault, writer};
+use super::{Blame, ShardError, SpecFault, StaleFault};
 use crate::decode::{Decoder, Image};
+use crate::files::hex;
+use crate::pipe::side_by_side;
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,6 +50,8 @@ pub struct Report {
     pub manifest: bool,
     /// Everything wrong, by file and offset.
     pub faults: Vec<Fault>,
+    /// What is odd and no fault: files of other programs.
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -58,6 +62,7 @@ impl Report {
         self.bytes += one.bytes;
         self.checked += one.checked;
         self.faults.extend(one.faults);
+        self.notes.extend(one.notes);
     }
 }
 
@@ -99,6 +104,10 @@ pub fn folder_with(
         return Err(ShardError::Spec { spec: folder.display().to_string(), fault });
     }
     let shards = shards_in(folder)?;
+    if let Some(path) = Manifest::foreign_in(folder)? {
+        let note = "a manifest of another program: not read";
+        report.notes.push(format!("{}: {note}", path.display()));
+    }
     let unfinished = folder.join(STATE_FOLDER);
     let mut records: Vec<(PathBuf, Option<ShardRecord>)> =
         shards.into_iter().map(|path| (path, None)).collect();
@@ -121,36 +130,23 @@ pub fn folder_with(
         report.faults.push(plain(folder, "no .tar in this folder"));
     }
     let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
     let total = Mutex::new(report);
-    std::thread::scope(|scope| {
-        for _ in 0..workers.clamp(1, records.len().max(1)) {
-            scope.spawn(|| {
-                while let Some((path, record)) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let one = shard(path, record.as_ref(), images, read);
-                    // A poisoned lock means that a sibling panicked; its report still counts.
-                    let mut total = total.lock().unwrap_or_else(|poison| poison.into_inner());
-                    total.add(one);
-                }
-            });
+    let started = side_by_side(workers.clamp(1, records.len().max(1)), &stop, || {
+        while !stop.load(Ordering::Relaxed) {
+            let Some((path, record)) = records.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                break;
+            };
+            let one = shard(path, record.as_ref(), images, read);
+            // A poisoned lock means that a sibling panicked; its report still counts.
+            total.lock().unwrap_or_else(|poison| poison.into_inner()).add(one);
         }
     });
+    started.map_err(|source| ShardError::Thread { source })?;
     let mut report = total.into_inner().unwrap_or_else(|poison| poison.into_inner());
     report.faults.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
+    report.notes.sort();
     Ok(report)
-}
-
-/// All `.tar` files of a folder, sorted, hidden ones left out.
-pub(crate) fn shards_in(folder: &Path) -> Result<Vec<PathBuf>, ShardError> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(ShardError::io(folder, "list"))? {
-        let path = entry.map_err(ShardError::io(folder, "list"))?.path();
-        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|extension| extension == "tar") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Pairs shards with their records; what has no partner is a fault.
@@ -234,9 +230,22 @@ pub(crate) fn shard(
     }
     report.samples = text.samples();
     match Table::walk(&map) {
-        Ok(table) if images == Images::Decode => decode(&map, &table, &mut report),
+        Ok(table) => {
+            table.bad().for_each(|at| {
+                let fault = table.fault(at).zip(table.get(at));
+                report.faults.extend(fault.map(|((offset, fault), entry)| Fault {
+                    file: path.to_path_buf(),
+                    member: Some(entry.key.to_owned()),
+                    offset: Some(offset),
+                    fault: fault.to_string(),
+                }));
+            });
+            if images == Images::Decode {
+                decode(&map, &table, &mut report);
+            }
+        }
         // That the tar is broken is said already.
-        Ok(_) | Err(ShardError::Tar { .. }) => {}
+        Err(ShardError::Tar { .. }) => {}
         Err(error) => report.faults.push(fault_of(path, &error)),
     }
     index.check(&map, &text.finish(), whole, &mut report);
@@ -253,7 +262,8 @@ pub(crate) fn shard(
 /// Decodes the image of every sample.
 fn decode(map: &Map, table: &Table, report: &mut Report) {
     let (mut decoder, mut image) = (Decoder::new(), Image::new());
-    for entry in (0..table.len()).filter_map(|position| table.get(position)) {
+    let good = (0..table.len()).filter(|position| table.fault(*position).is_none());
+    for entry in good.filter_map(|position| table.get(position)) {
         let span = entry.image;
         // The table was made of this very map.
         let bytes = &map.bytes()[span.offset as usize..][..span.size as usize];
@@ -307,13 +317,17 @@ impl Index {
         if text == expected.as_bytes() {
             return;
         }
+        if !Table::is_index(text) {
+            let note = "an index of another program or version: not compared with the shard";
+            return report.notes.push(format!("{}: {note}", self.path.display()));
+        }
         let (found, walked) = (after_first_line(text), after_first_line(expected.as_bytes()));
         let agrees = found.starts_with(walked.strip_suffix(b"\n").unwrap_or(walked));
         if !whole && (self.blame == Blame::Shard || agrees) {
             return; // the shard is broken, and that is said already
         }
         let shard = map.path();
-        let error = match Table::read(text, &self.path, map) {
+        let error = match Table::read_all(text, &self.path, map) {
             Err(ShardError::Disagree { fault, .. }) => self.differs(shard, fault),
             Err(error) => error,
             Ok(_) => {
@@ -357,7 +371,7 @@ fn check_record(
     differ("bytes", &bytes.len().to_string(), &record.bytes.to_string());
     differ("members", &members.to_string(), &record.members.to_string());
     differ("samples", &report.samples.to_string(), &record.samples.to_string());
-    differ("SHA-256", &writer::hex(&Sha256::digest(bytes)), &record.sha256);
+    differ("SHA-256", &hex(&Sha256::digest(bytes)), &record.sha256);
     let index = path.with_extension("idx");
     match std::fs::read(&index) {
         Ok(text) => {
@@ -403,13 +417,4 @@ pub(crate) fn fault_of(file: &Path, error: &ShardError) -> Fault {
         other => return plain(file, &other.to_string()),
     };
     Fault { file: file.clone(), member, offset, fault }
-}
-
-/// Checks one member's header in place; see [`index::check_header`].
-pub(crate) fn member_in_place(map: &Map, span: Span) -> Result<(), ShardError> {
-    index::check_header(map.bytes(), span).map_err(|fault| ShardError::Disagree {
-        index: map.path().with_extension("idx"),
-        shard: map.path().to_path_buf(),
-        fault,
-    })
 }

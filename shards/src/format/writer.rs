@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::ShardError;
 use super::index::{IndexText, Span};
-use super::manifest::{ShardRecord, sync_folder, temp_name};
+use super::manifest::ShardRecord;
 use super::tar::{BLOCK, SIZE_MAX};
+use crate::files::{hex, sync_folder, temp_name};
 
 /// Modification time of every member: 1980-01-01, which every tool takes without a warning.
 const TIME: u64 = 315_532_800;
@@ -171,11 +172,6 @@ const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 fn padding(size: u64) -> usize {
     // At most 511.
     (size.next_multiple_of(BLOCK) - size) as usize
-}
-
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The header of a member, with a pax header in front where its name needs one.

@@ -4,11 +4,29 @@
 //! splits there), `%` itself, `\` (GNU tar quotes it), white space (DALI's index splits there),
 //! control characters, bytes that are not UTF-8, whole components `.` and `..`, and the first `_` of
 //! a leading `__` (Python's `webdataset` skips `__meta__`). Case is kept.
+//!
+//! The extension is no part of the key, unless another file has the key without it: then it is
+//! appended, `%2E` for its dot, as often as it takes.
+
+use crate::format::name::{extension, stem};
+
+/// Appends a path's extension to its key, so many times.
+pub(crate) fn append(path: &[u8], extensions: u8, key: &mut String) {
+    for _ in 0..extensions {
+        key.push_str("%2E");
+        escape(extension(path), true, "", key);
+    }
+}
+
+/// The key that a member of a shard of `detco pack` has already.
+pub(crate) fn kept(path: &[u8]) -> String {
+    readable(stem(path))
+}
 
 /// The key of a relative path; its extension, if any, is not part of it.
 pub(crate) fn of(path: &[u8]) -> String {
     let mut key = String::with_capacity(path.len());
-    let stem = &path[..stem_end(path)];
+    let stem = stem(path);
     let mut parts = stem.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
     while let Some(part) = parts.next() {
         let last = parts.peek().is_none();
@@ -30,19 +48,6 @@ pub(crate) fn readable(bytes: &[u8]) -> String {
         chunk.invalid().iter().for_each(|byte| percent(*byte, &mut text));
     }
     text
-}
-
-/// The extension of a path's last component, without the dot.
-pub(crate) fn extension(path: &[u8]) -> &[u8] {
-    path.get(stem_end(path) + 1..).unwrap_or(&[])
-}
-
-fn stem_end(path: &[u8]) -> usize {
-    let base = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-    match path[base..].iter().rposition(|byte| *byte == b'.') {
-        Some(dot) if dot > 0 => base + dot,
-        _ => path.len(),
-    }
 }
 
 fn escape(part: &[u8], dots: bool, lead: &str, key: &mut String) {
@@ -90,8 +95,10 @@ mod tests {
             assert_eq!(of(path.as_bytes()), key, "{path}");
         }
         assert_eq!(of(b"\xff\xfe.jpg"), "%FF%FE");
-        assert_eq!(extension(b"a.b/c"), b"");
-        assert_eq!(extension(b"a/c.tar.gz"), b"gz");
+        let mut key = of(b"cat/000.png");
+        append(b"cat/000.png", 2, &mut key);
+        assert_eq!(key, "cat/000%2Epng%2Epng");
+        assert_eq!(kept(b"a%20b/c%2Ed.jpg"), "a%20b/c%2Ed");
     }
 
     proptest! {
@@ -99,7 +106,7 @@ mod tests {
         fn keys_can_be_turned_back(path in "[ -~é\t]{1,8}(/[ -~é]{1,8}){0,2}") {
             let plain = path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
             prop_assume!(!plain.is_empty());
-            let stem = &plain.as_bytes()[..stem_end(plain.as_bytes())];
+            let stem = stem(plain.as_bytes());
             let key = of(plain.as_bytes());
             let mut back = Vec::new();
             let mut bytes = key.bytes();

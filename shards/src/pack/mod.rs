@@ -8,8 +8,10 @@
 //! record lies in the folder `.pack` before that, so `resume` goes on with the first shard that is
 //! not there. The manifest is written last; until then the folder is refused as a data set.
 
+mod classes;
 mod convert;
 mod key;
+mod scan;
 mod shuffle;
 mod source;
 mod state;
@@ -23,16 +25,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::classes::{LabelFault, class_names};
 use self::convert::{Converter, Oddities};
 pub use self::convert::{Resize, TRANSCODE_QUALITY};
 use self::shuffle::Shuffle;
 use self::source::Source;
-pub(crate) use self::source::is_image;
 use self::state::{Done, Plan, State};
 use crate::decode::DecodeError;
-use crate::format::manifest::{FORMAT, Manifest, Part, write_atomically};
+use crate::files::write_atomically;
+use crate::format::manifest::{FORMAT, Manifest, Part};
 use crate::format::writer::ShardWriter;
-use crate::format::{ShardError, TarError};
+use crate::format::{MemberFault, ShardError, TarError, name};
+use crate::pipe::side_by_side;
 
 /// How large a shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +76,14 @@ pub struct Options {
     /// Turns images upright by their EXIF orientation, which makes new JPEGs of them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub upright: bool,
+    /// Class names in the order of their numbers; `None` takes them from the source. Not written
+    /// down with the options: the manifest lists the classes.
+    #[serde(skip)]
+    pub classes: Option<Vec<String>>,
+    /// A text file with the pictures' labels; `None` takes them from the source. Not written down
+    /// with the options: the manifest's `source_sha256` depends on it.
+    #[serde(skip)]
+    pub labels: Option<PathBuf>,
 }
 
 /// An option that is off is not written: shards packed without it have the manifest that they had
@@ -92,6 +104,8 @@ impl Default for Options {
             on_error: OnError::Fail,
             check: false,
             upright: false,
+            classes: None,
+            labels: None,
         }
     }
 }
@@ -99,7 +113,7 @@ impl Default for Options {
 /// What to pack and where to.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// A folder, a tar, or a tar of tars.
+    /// A folder of pictures, of class folders or of tars; a tar, or a tar of tars.
     pub source: PathBuf,
     /// The folder to write to; it is made.
     pub out: PathBuf,
@@ -126,6 +140,17 @@ pub struct Progress {
     pub resumed: AtomicU64,
     /// Source bytes read.
     pub bytes: AtomicU64,
+    /// Told, in a sentence, how the source was understood where that is not plain, and what in it is
+    /// legal and seldom meant.
+    pub notice: Option<fn(&str)>,
+}
+
+impl Progress {
+    fn tell(&self, text: &str) {
+        if let Some(notice) = self.notice {
+            notice(text);
+        }
+    }
 }
 
 /// What a run did.
@@ -141,6 +166,8 @@ pub struct Summary {
     pub classes: u64,
     /// Files left out.
     pub skipped: u64,
+    /// Of these, files that looked like something to pack; those of this run, or of this part.
+    pub faults: u64,
     /// What was met, by name.
     pub oddities: BTreeMap<String, u64>,
     /// The manifest.
@@ -154,16 +181,29 @@ pub struct Skip {
     pub path: String,
     /// Why.
     pub reason: String,
-    /// Whether `--on-error` decides about it; files that are no images by their name are only noted.
-    #[serde(skip)]
-    fault: bool,
+    /// Whether it looked like something to pack, so that `--on-error` decides about it; other files
+    /// are only noted.
+    #[serde(default)]
+    pub fault: bool,
 }
 
 impl Skip {
     fn new(name: &[u8], reason: &SkipReason) -> Skip {
-        let fault =
-            !matches!(reason, SkipReason::Hidden | SkipReason::OtherFile | SkipReason::Loop);
-        Skip { path: key::readable(name), reason: reason.to_string(), fault }
+        Skip { path: key::readable(name), reason: reason.to_string(), fault: reason.is_fault() }
+    }
+}
+
+impl SkipReason {
+    /// Whether `--on-error` decides about it.
+    fn is_fault(&self) -> bool {
+        !matches!(
+            self,
+            SkipReason::Hidden
+                | SkipReason::OtherFile
+                | SkipReason::Archive
+                | SkipReason::Replaced
+                | SkipReason::Loop
+        )
     }
 }
 
@@ -203,17 +243,35 @@ pub enum SkipReason {
         /// The encoder's words.
         error: image::ImageError,
     },
-    /// Another file has its key.
-    #[error("duplicate key `{key}`")]
-    Duplicate {
-        /// The key.
-        key: String,
+    /// A member of a tar that gives no file.
+    #[error(transparent)]
+    Member {
+        /// Why.
+        fault: MemberFault,
+    },
+    /// Something later has its path.
+    #[error("replaced by a later member of the same name, or by a file beside its tar")]
+    Replaced,
+    /// Most other images have a label, it has none.
+    #[error("no label: most of the others have one")]
+    NoLabel,
+    /// Its label is a word where those of most others are numbers.
+    #[error("the label `{label}` is no class number, as those of most others are")]
+    BadLabel {
+        /// The label.
+        label: String,
+    },
+    /// Its class is not in the list that was given.
+    #[error("the class `{class}` is not in the list of classes")]
+    UnknownClass {
+        /// The class.
+        class: String,
     },
     /// Other images have a class, it has none.
     #[error("no class: it lies beside the class folders")]
     NoClass,
     /// A tar inside the tar is broken; images before that place are packed.
-    #[error("broken tar: {error}")]
+    #[error("broken tar: {error}; what lies behind that place is left out")]
     Tar {
         /// Where and what.
         error: TarError,
@@ -224,6 +282,9 @@ pub enum SkipReason {
     /// Its name is not an image's.
     #[error("not an image by its name")]
     OtherFile,
+    /// A compressed archive, by its name.
+    #[error("not an image by its name: unpack it first if there are images in it")]
+    Archive,
     /// A link to a folder it lies in.
     #[error("a link to a folder above")]
     Loop,
@@ -246,10 +307,26 @@ pub enum PackError {
         source: std::io::Error,
     },
     /// Nothing to pack.
-    #[error("{}: no images", from.display())]
+    #[error("{}: no images{instead}", from.display())]
     NoImages {
         /// The source.
         from: PathBuf,
+        /// What is there, to be read on.
+        instead: String,
+    },
+    /// A file of labels or class names that cannot be used.
+    #[error("{}: {fault}", file.display())]
+    Labels {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        fault: LabelFault,
+    },
+    /// The system refused a thread.
+    #[error("cannot start a thread: {source}{}", crate::limits::of_threads(source))]
+    Thread {
+        /// Its words.
+        source: std::io::Error,
     },
     /// Nothing left after skipping.
     #[error("{}: all {images} images were skipped", from.display())]
@@ -401,7 +478,7 @@ fn pack(job: &Job, progress: &Progress) -> Result<Summary, PackError> {
     }
     let state = State::open(out, job.part, job.resume)?;
 
-    let source = Source::scan(&job.source, progress)?;
+    let source = Source::scan(&job.source, &job.options, progress)?;
     if job.options.on_error == OnError::Fail
         && let Some(skip) = source.skips.iter().find(|skip| skip.fault)
     {
@@ -416,7 +493,7 @@ fn pack(job: &Job, progress: &Progress) -> Result<Summary, PackError> {
         images: source.entries.len() as u64,
     };
     if let Some(manifest) = state.finished(&plan)? {
-        return Ok(summary(&manifest.1, manifest.0));
+        return Ok(summary(&manifest.1, manifest.0, faults(&source.skips)));
     }
     state.agree(&plan)?;
 
@@ -511,27 +588,25 @@ fn write_shards(
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let results = Mutex::new(Vec::with_capacity(count));
-    std::thread::scope(|scope| {
-        for _ in 0..job.workers.clamp(1, count.max(1)) {
-            scope.spawn(|| {
-                let mut buffer = Vec::new();
-                let mut converter = Converter::default();
-                while !stop.load(Ordering::Relaxed) {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= count {
-                        break;
-                    }
-                    let shard = mine.start + at as u64;
-                    let work = Work { job, source, layout, state, progress, stop: &stop };
-                    let result = work.shard(shard, &mut buffer, &mut converter);
-                    stop.fetch_or(result.is_err(), Ordering::Relaxed);
-                    // A poisoned lock means that a sibling panicked; the scope passes that on.
-                    let mut all = results.lock().unwrap_or_else(|poison| poison.into_inner());
-                    all.push((shard, result));
-                }
-            });
+    let work = Work { job, source, layout, state, progress, stop: &stop };
+    let threads = job.workers.clamp(1, count.max(1));
+    let started = side_by_side(threads, &stop, || {
+        let mut buffer = Vec::new();
+        let mut converter = Converter::default();
+        while !stop.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                break;
+            }
+            let shard = mine.start + at as u64;
+            let result = work.shard(shard, &mut buffer, &mut converter);
+            stop.fetch_or(result.is_err(), Ordering::Relaxed);
+            // A poisoned lock means that a sibling panicked; the scope passes that on.
+            let mut all = results.lock().unwrap_or_else(|poison| poison.into_inner());
+            all.push((shard, result));
         }
     });
+    started.map_err(|source| PackError::Thread { source })?;
     let mut results = results.into_inner().unwrap_or_else(|poison| poison.into_inner());
     results.sort_by_key(|(shard, _)| *shard);
     let mut done = Vec::with_capacity(count);
@@ -569,7 +644,7 @@ impl Work<'_> {
         let mut oddities = Oddities::new();
         let mut classes = BTreeMap::new();
         let mut skips = Vec::new();
-        let mut name = String::new();
+        let mut member = String::new();
         for position in positions.clone() {
             if self.stop.load(Ordering::Relaxed) {
                 writer.discard();
@@ -580,20 +655,20 @@ impl Work<'_> {
                 self.source.will_need(&self.source.entries[self.layout.entry(position + 1)]);
             }
             let stored = self.source.read(entry, buffer).and_then(|bytes| {
-                let extension = key::extension(&entry.name);
+                let extension = name::extension(&entry.name);
                 converter.convert(bytes, extension, &self.job.options, &mut oddities)
             });
             match stored {
                 Ok(stored) => {
-                    name.clear();
-                    name.push_str(&key::of(&entry.name));
-                    let stem = name.len();
-                    name.push_str(".jpg");
-                    writer.append(&name, &stored)?;
+                    member.clear();
+                    member.push_str(&self.source.key(entry));
+                    let stem = member.len();
+                    member.push_str(".jpg");
+                    writer.append(&member, &stored)?;
                     if let Some(class) = entry.class() {
-                        name.truncate(stem);
-                        name.push_str(".cls");
-                        writer.append(&name, class.to_string().as_bytes())?;
+                        member.truncate(stem);
+                        member.push_str(".cls");
+                        writer.append(&member, class.to_string().as_bytes())?;
                         *classes.entry(class).or_default() += 1;
                     }
                 }
@@ -698,16 +773,21 @@ fn finish(
     }
     let path = manifest.write(&job.out)?;
     state.remove()?;
-    Ok(summary(&manifest, path))
+    Ok(summary(&manifest, path, faults(&skips)))
 }
 
-fn summary(manifest: &Manifest, path: PathBuf) -> Summary {
+fn faults(skips: &[Skip]) -> u64 {
+    skips.iter().filter(|skip| skip.fault).count() as u64
+}
+
+fn summary(manifest: &Manifest, path: PathBuf, faults: u64) -> Summary {
     Summary {
         samples: manifest.samples,
         shards: manifest.shards.len() as u64,
         bytes: manifest.bytes,
         classes: manifest.classes.len() as u64,
         skipped: manifest.skipped,
+        faults,
         oddities: manifest.oddities.clone(),
         manifest: path,
     }
@@ -721,7 +801,8 @@ fn lock(path: &Path, out: &Path) -> Result<File, PackError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(PackError::Busy { out: out.to_path_buf() }),
         // A file system without locks: two runs into one folder are then the user's to avoid.
         Err(std::fs::TryLockError::Error(error))
-            if error.kind() == std::io::ErrorKind::Unsupported =>
+            if error.kind() == std::io::ErrorKind::Unsupported
+                || error.raw_os_error() == Some(libc::ENOLCK) =>
         {
             Ok(file)
         }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::convert::Oddities;
 use super::{PackError, Skip, lock, shard_name};
+use crate::files::write_atomically;
 use crate::format::ShardError;
-use crate::format::manifest::{Manifest, Part, STATE_FOLDER, ShardRecord, write_atomically};
+use crate::format::manifest::{Manifest, Part, STATE_FOLDER, ShardRecord};
 
 /// What must agree for a run to go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

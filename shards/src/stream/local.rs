@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::overlap::{self, Overlap};
 use super::{Opened, Shard, Source};
-use crate::format::index::{IndexText, Table};
+use crate::format::index::{IndexText, Table, shards_in};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
-use crate::format::verify::shards_in;
+use crate::format::name::is_picture;
 use crate::format::{Blame, ShardError, SpecFault, StaleFault};
-use crate::pack::is_image;
+use crate::pipe::with_help;
 
 /// Shards are opened by this many threads at most: beyond it a disk only seeks more.
 const OPENERS_MAX: usize = 8;
@@ -21,7 +22,8 @@ const NAMES_MAX: usize = 1000;
 /// Class folders looked at in one.
 const FOLDERS_MAX: usize = 10;
 
-pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
+/// Opens what `spec` names; `notice` is told what is odd and no fault.
+pub(super) fn open(spec: &[String], notice: Option<fn(&str)>) -> Result<Opened, ShardError> {
     let mut paths = Vec::new();
     for one in spec {
         expand(one, &mut paths)?;
@@ -33,12 +35,14 @@ pub(super) fn open(spec: &[String]) -> Result<Opened, ShardError> {
             return Err(ShardError::Spec { spec: spec.join(" "), fault });
         }
     }
-    let Manifests { classes, mut records } = manifests(spec, &paths)?;
+    let notices = Notices { tell: notice, index: AtomicBool::new(false) };
+    let Manifests { classes, clash, mut records } = manifests(&paths, &notices)?;
     let jobs: Vec<(&Path, Option<ShardRecord>)> =
         paths.iter().map(|path| (path.as_path(), records.remove(path))).collect();
-    let shards = open_all(&jobs)?;
+    let shards = open_all(&jobs, &notices)?;
+    notices.several(&shards);
     let digests = jobs.into_iter().map(|(_, record)| record.map(|record| record.sha256)).collect();
-    Ok(Opened { shards, classes, digests, remote: None })
+    Ok(Opened { shards, classes, clash, digests, remote: None })
 }
 
 /// One word of the user's to paths of shards.
@@ -124,40 +128,91 @@ fn holds_images(folder: &Path) -> bool {
         entries.map(|entry| entry.path()).take(NAMES_MAX).collect::<Vec<_>>()
     };
     let images = |names: &[PathBuf]| {
-        names.iter().any(|name| is_image(name.as_os_str().as_encoded_bytes()) && name.is_file())
+        names.iter().any(|name| is_picture(name.as_os_str().as_encoded_bytes()) && name.is_file())
     };
     let names = list(folder);
     let mut folders = names.iter().filter(|name| name.is_dir()).take(FOLDERS_MAX);
     images(&names) || folders.any(|folder| images(&list(folder)))
 }
 
+/// Says what is odd, and of each kind once.
+struct Notices {
+    tell: Option<fn(&str)>,
+    /// Whether an index of another program was told of.
+    index: AtomicBool,
+}
+
+impl Notices {
+    fn say(&self, text: &str) {
+        if let Some(tell) = self.tell {
+            tell(text);
+        }
+    }
+
+    fn foreign_index(&self, index: &Path) {
+        if !self.index.swap(true, Ordering::Relaxed) {
+            self.say(&format!(
+                "{}: an index of another program or version: the tar is walked",
+                index.display()
+            ));
+        }
+    }
+
+    /// Samples with more pictures than the one that is read.
+    fn several(&self, shards: &[Shard]) {
+        let mut found = shards.iter().filter_map(|shard| Some((shard, shard.table.several()?)));
+        let Some((shard, (mut count, key, taken, other))) = found.next() else { return };
+        count += found.map(|(_, (more, ..))| more).sum::<u64>();
+        let samples =
+            if count == 1 { "1 sample has".into() } else { format!("{count} samples have") };
+        self.say(&format!(
+            "{samples} several pictures, one of which is read: of `{key}` in {} the .{taken}, not the \
+             .{other}",
+            shard.path().display()
+        ));
+    }
+}
+
 #[derive(Default)]
 struct Manifests {
     classes: Vec<String>,
+    clash: Option<SpecFault>,
     records: BTreeMap<PathBuf, ShardRecord>,
 }
 
 /// The manifests beside the shards.
-fn manifests(spec: &[String], paths: &[PathBuf]) -> Result<Manifests, ShardError> {
-    let fail = |fault| ShardError::Spec { spec: spec.join(" "), fault };
+fn manifests(paths: &[PathBuf], notices: &Notices) -> Result<Manifests, ShardError> {
     let folders: BTreeSet<&Path> =
         paths.iter().map(|path| path.parent().unwrap_or(Path::new(""))).collect();
     let mut all = Manifests::default();
     let mut classes_of: Option<PathBuf> = None;
+    let mut overlap = Overlap::default();
+    let mut told = false;
+    let several = folders.len() > 1;
     for folder in folders {
         let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let found = Manifest::all_in(listed)?;
+        let foreign = Manifest::foreign_in(listed)?.filter(|_| !told);
+        if let Some(path) = foreign {
+            told = true;
+            notices.say(&format!("{}: a manifest of another program: not read", path.display()));
+        }
         let any = !found.is_empty();
         for (path, manifest) in found {
             match &classes_of {
                 Some(one) if all.classes != manifest.classes => {
-                    return Err(fail(SpecFault::Classes { one: one.clone(), other: path }));
+                    // Training needs no classes: whoever does is told.
+                    let (one, other) = (one.clone(), path.clone());
+                    all.clash.get_or_insert(SpecFault::Classes { one, other });
                 }
                 Some(_) => {}
                 None => {
                     all.classes = manifest.classes;
-                    classes_of = Some(path);
+                    classes_of = Some(path.clone());
                 }
+            }
+            if several {
+                overlap.add(&path, manifest.shards.iter());
             }
             for record in manifest.shards {
                 all.records.insert(folder.join(&record.name), record);
@@ -167,43 +222,54 @@ fn manifests(spec: &[String], paths: &[PathBuf]) -> Result<Manifests, ShardError
             path.parent().unwrap_or(Path::new("")) == folder && !all.records.contains_key(*path)
         });
         if let Some(shard) = unlisted.filter(|_| any) {
-            return Err(fail(SpecFault::Unlisted { shard: shard.clone() }));
+            let fault = SpecFault::Unlisted { shard: shard.clone() };
+            return Err(ShardError::Spec { spec: listed.display().to_string(), fault });
         }
+    }
+    if all.clash.is_some() {
+        all.classes.clear();
+    }
+    if let Some(text) = overlap::found(overlap) {
+        notices.say(&text);
     }
     Ok(all)
 }
 
-fn open_all(jobs: &[(&Path, Option<ShardRecord>)]) -> Result<Vec<Shard>, ShardError> {
+fn open_all(
+    jobs: &[(&Path, Option<ShardRecord>)],
+    notices: &Notices,
+) -> Result<Vec<Shard>, ShardError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(OPENERS_MAX).min(jobs.len());
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let done = Mutex::new(Vec::with_capacity(jobs.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut mine = Vec::new();
-                while !failed.load(Ordering::Relaxed) {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((path, record)) = jobs.get(at) else { break };
-                    let opened = open_one(path, record.as_ref());
-                    failed.fetch_or(opened.is_err(), Ordering::Relaxed);
-                    mine.push((at, opened));
-                }
-                // A poisoned lock means that a sibling panicked; the scope passes that on.
-                done.lock().unwrap_or_else(|poison| poison.into_inner()).extend(mine);
-            });
+    let open = || {
+        let mut mine = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, record)) = jobs.get(at) else { break };
+            let opened = open_one(path, record.as_ref(), notices);
+            failed.fetch_or(opened.is_err(), Ordering::Relaxed);
+            mine.push((at, opened));
         }
-    });
+        // A poisoned lock means that a sibling panicked; the scope passes that on.
+        done.lock().unwrap_or_else(|poison| poison.into_inner()).extend(mine);
+    };
+    with_help(threads, &open);
     let mut done = done.into_inner().unwrap_or_else(|poison| poison.into_inner());
     // In order, so that of two faults the first in the data set is reported.
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, opened)| opened).collect()
 }
 
-fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardError> {
+fn open_one(
+    path: &Path,
+    record: Option<&ShardRecord>,
+    notices: &Notices,
+) -> Result<Shard, ShardError> {
     let map = Map::open(path)?;
-    let found = table(&map, record);
+    let found = table(&map, record, notices);
     // Where a shard shrank meanwhile there are zeros, and zeros end an archive.
     map.check()?;
     let (table, indexed) = found?;
@@ -211,7 +277,11 @@ fn open_one(path: &Path, record: Option<&ShardRecord>) -> Result<Shard, ShardErr
 }
 
 /// Where a shard's samples lie, and, if an index says so, who is to blame where that is wrong.
-fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, Option<Blame>), ShardError> {
+fn table(
+    map: &Map,
+    record: Option<&ShardRecord>,
+    notices: &Notices,
+) -> Result<(Table, Option<Blame>), ShardError> {
     let path = map.path();
     let index = path.with_extension("idx");
     let stale =
@@ -236,6 +306,10 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, Option<Blame
     let Some(text) = text else {
         return Ok((Table::walk(map)?, None));
     };
+    if !Table::is_index(&text) {
+        notices.foreign_index(&index);
+        return Ok((Table::walk(map)?, None));
+    }
     let blame = Blame::of(&text, record);
     if blame != Blame::Shard && older(&index, map) {
         // Copying a folder can bring this order about too, so the shard decides.
@@ -251,7 +325,7 @@ fn table(map: &Map, record: Option<&ShardRecord>) -> Result<(Table, Option<Blame
     // The check of the index touches the first and the last page. With read-ahead, megabytes would
     // come in with each: 6 ms a shard where the system reads 8 MB ahead.
     map.pages();
-    let table = Table::read(&text, &index, map).map_err(|error| error.blame(blame))?;
+    let table = Table::read_all(&text, &index, map).map_err(|error| error.blame(blame))?;
     map.images();
     if let Some(record) = record.filter(|record| record.samples != table.len() as u64) {
         return Err(ShardError::Manifest {

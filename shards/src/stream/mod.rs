@@ -5,6 +5,7 @@
 //! nothing but the cache of shards that lie elsewhere.
 
 mod local;
+mod overlap;
 pub mod remote;
 
 use std::ops::{Deref, Range};
@@ -13,10 +14,9 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::format::index::{Entry, Span, Table};
+use crate::format::index::{Entry, Span, Table, member_in_place};
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
-use crate::format::verify::member_in_place;
 use crate::format::{Blame, RemoteFault, SampleFault, ShardError, SpecFault};
 use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
 
@@ -26,6 +26,8 @@ pub struct ShardSet {
     shards: Vec<Shard>,
     samples: u64,
     classes: Vec<String>,
+    /// Where parts of the set number their classes in different ways.
+    clash: Option<SpecFault>,
     fingerprint: u64,
     remote: Option<Remote>,
 }
@@ -34,6 +36,7 @@ pub struct ShardSet {
 struct Opened {
     shards: Vec<Shard>,
     classes: Vec<String>,
+    clash: Option<SpecFault>,
     digests: Vec<Option<String>>,
     remote: Option<Remote>,
 }
@@ -165,15 +168,19 @@ impl ShardSet {
     /// # Errors
     ///
     /// Nothing there, a broken shard, a stale index, a manifest that does not fit, a sample without
-    /// an image: each names the file and the place.
+    /// an image or bad in another way ([`ShardSet::first_bad`]): each names the file and the place.
     pub fn open(spec: &[String]) -> Result<ShardSet, ShardError> {
-        ShardSet::open_with(spec, None)
+        let set = ShardSet::open_with(spec, None)?;
+        set.first_bad().map_or(Ok(set), Err)
     }
 
     /// Opens shards on a local file system, as [`ShardSet::open`] does, or behind URLs
     /// (`s3://`, `gs://`, `az://`, `http://`, `https://`): of a folder with a manifest, of a folder
     /// that the store lists, or of single tars and brace lists of them. `remote` says how those are
     /// reached and where they are kept; no shard with an index is fetched before it is read.
+    ///
+    /// Samples that cannot be used are part of the set: reading one is an error, which is for the
+    /// caller's policy to judge. See [`ShardSet::first_bad`].
     ///
     /// # Errors
     ///
@@ -184,8 +191,9 @@ impl ShardSet {
         remote: Option<&RemoteOptions>,
     ) -> Result<ShardSet, ShardError> {
         let urls = spec.iter().filter(|word| remote::is_url(word)).count();
-        let Opened { mut shards, classes, digests, remote } = match (urls, remote) {
-            (0, _) => local::open(spec)?,
+        let notice = remote.and_then(|options| options.notice);
+        let Opened { mut shards, classes, clash, digests, remote } = match (urls, remote) {
+            (0, _) => local::open(spec, notice)?,
             (_, None) => {
                 return Err(ShardError::remote(&remote::shown_all(spec), RemoteFault::NoCache));
             }
@@ -214,7 +222,7 @@ impl ShardSet {
         let mut fingerprint = [0; 8];
         fingerprint.copy_from_slice(&digest.finalize()[..8]);
         let fingerprint = u64::from_le_bytes(fingerprint);
-        Ok(ShardSet { shards, samples, classes, fingerprint, remote })
+        Ok(ShardSet { shards, samples, classes, clash, fingerprint, remote })
     }
 
     /// Number of samples, at least 1.
@@ -244,6 +252,9 @@ impl ShardSet {
     /// As [`ShardSet::sample`], and when `stop` said so.
     pub fn sample_until(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Sample<'_>, ShardError> {
         let (shard, from, index, Entry { key, image, class }) = self.seek(id)?;
+        if let Some(error) = from.bad(index) {
+            return Err(error);
+        }
         let map = from.lease(stop)?;
         let offset = image.offset;
         let image = from.span(&map, image);
@@ -304,6 +315,31 @@ impl ShardSet {
         shard.class(&*shard.lease(&|| false)?, entry.key, entry.class)
     }
 
+    /// Number of samples that cannot be used, whatever their images hold: without an image, with two
+    /// members of one name, and the like.
+    pub fn bad_samples(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.table.bad().count() as u64).sum()
+    }
+
+    /// What is wrong with the first of them.
+    pub fn first_bad(&self) -> Option<ShardError> {
+        self.shards.iter().find_map(|shard| shard.bad(shard.table.bad().next()?))
+    }
+
+    /// Whether a class number means the same class in all of the set. Training needs no classes; who
+    /// does asks here first.
+    ///
+    /// # Errors
+    ///
+    /// Manifests of the set list different classes ([`SpecFault::Classes`]).
+    pub fn one_numbering(&self) -> Result<(), ShardError> {
+        let Some(fault) = &self.clash else { return Ok(()) };
+        let folders = self.shards.iter().filter_map(|shard| shard.path().parent());
+        let folders: std::collections::BTreeSet<&Path> = folders.collect();
+        let names: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
+        Err(ShardError::Spec { spec: names.join(" "), fault: fault.clone() })
+    }
+
     /// Position in [`ShardSet::shards`] of the shard that holds a sample, for messages about samples
     /// that cannot be read; the last shard's for an unknown id.
     pub fn shard_of(&self, id: u64) -> usize {
@@ -311,18 +347,23 @@ impl ShardSet {
         self.shards.partition_point(|shard| shard.first <= id) - 1
     }
 
-    /// The size of a sample's image in bytes, without touching the shard. `None` for an unknown id.
+    /// The size of a sample's image in bytes, without touching the shard. `None` for an unknown id, and
+    /// for a sample without an image.
     pub fn image_size(&self, id: u64) -> Option<u64> {
-        self.find(id).map(|(_, _, _, entry)| entry.image.size)
+        let (_, shard, index, entry) = self.find(id)?;
+        shard.table.fault(index).is_none().then_some(entry.image.size)
     }
 
     /// Where a sample lies, without touching the shard: shard, key, byte offset of the image. `None`
     /// for an unknown id.
     pub fn place(&self, id: u64) -> Option<(&Path, &str, u64)> {
-        self.find(id).map(|(_, shard, _, entry)| (shard.path(), entry.key, entry.image.offset))
+        let (_, shard, index, entry) = self.find(id)?;
+        let offset = shard.table.fault(index).map_or(entry.image.offset, |(offset, _)| offset);
+        Some((shard.path(), entry.key, offset))
     }
 
-    /// Class names from the manifest; empty without one, or when the images have no classes.
+    /// Class names from the manifest; empty without one, when the images have no classes, or when
+    /// several manifests list different ones ([`ShardSet::one_numbering`]).
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -412,6 +453,14 @@ impl Shard {
     /// Number of its first sample in the set.
     pub fn first(&self) -> u64 {
         self.first
+    }
+
+    /// What is wrong with the sample at a position, if it cannot be used.
+    fn bad(&self, position: usize) -> Option<ShardError> {
+        let (offset, fault) = self.table.fault(position)?;
+        let key = self.table.get(position)?.key.to_owned();
+        let shard = self.path().to_path_buf();
+        Some(ShardError::Sample { shard, key, offset, fault: fault.clone() })
     }
 
     fn lease(&self, stop: &dyn Fn() -> bool) -> Result<Lease<'_>, ShardError> {

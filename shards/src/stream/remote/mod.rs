@@ -129,7 +129,7 @@ fn open_with_records(
     let (patience, notices) = (options.patience, Once::new(options.notice));
     let opener = Opener { web, cache, patience, notices };
     let named = opener.names(spec, words)?;
-    let (classes, mut records) = records(spec, &named)?;
+    let (classes, clash, mut records) = records(spec, &named)?;
     let mut jobs = Vec::with_capacity(named.shards.len());
     for address in &named.shards {
         // Of a version of one object no manifest speaks.
@@ -159,7 +159,7 @@ fn open_with_records(
     let manifests = all.map(|(url, manifest)| (url.into(), without_sums(manifest))).collect();
     let remote = Some(Remote { shelf, manifests, _fetchers: fetchers });
     let records = jobs.into_iter().map(|job| job.record).collect();
-    Ok((Opened { shards, classes, digests, remote }, records))
+    Ok((Opened { shards, classes, clash, digests, remote }, records))
 }
 
 /// The checksums of members are 16 bytes a sample, and only `verify` reads them.

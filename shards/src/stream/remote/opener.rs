@@ -14,10 +14,10 @@ use super::share;
 use super::shelf::{self, Item};
 use super::store::{About, Failure, Object, Told, Web};
 use crate::cache::{Admitted, Cache, Dear};
+use crate::files::hex;
 use crate::format::index::{self, Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
-use crate::format::writer::hex;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
 
 /// Indexes are fetched by so many threads: each waits for a server most of its time.
@@ -74,16 +74,18 @@ pub(super) type Records = BTreeMap<(String, String), ShardRecord>;
 pub(super) fn records(
     spec: &[String],
     named: &Named,
-) -> Result<(Vec<String>, Records), ShardError> {
+) -> Result<(Vec<String>, Option<SpecFault>, Records), ShardError> {
     let fail = |fault| ShardError::Spec { spec: shown_all(spec), fault };
     let mut records = BTreeMap::new();
     let mut classes: Option<(&str, &[String])> = None;
+    // Training needs no classes: whoever does is told.
+    let mut clash = None;
     for (url, folder) in &named.folders {
         for (manifest_url, manifest) in &folder.manifests {
             match classes {
                 Some((one, names)) if names != manifest.classes => {
                     let (one, other) = (one.into(), manifest_url.into());
-                    return Err(fail(SpecFault::Classes { one, other }));
+                    clash.get_or_insert(SpecFault::Classes { one, other });
                 }
                 _ => classes = Some((manifest_url, &manifest.classes)),
             }
@@ -102,7 +104,8 @@ pub(super) fn records(
             return Err(fail(SpecFault::Unlisted { shard: shard.shown().into() }));
         }
     }
-    Ok((classes.map_or_else(Vec::new, |(_, names)| names.to_vec()), records))
+    let classes = classes.filter(|_| clash.is_none());
+    Ok((classes.map_or_else(Vec::new, |(_, names)| names.to_vec()), clash, records))
 }
 
 /// Tells a person each of a few things once.

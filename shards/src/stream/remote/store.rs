@@ -25,7 +25,7 @@ use super::credentials::Credentials;
 use super::feed::{Came, Feed, Kind, Measured, Sink, Small, gzip, unpacked};
 use super::http::{self, Answer, Asked, Http};
 use super::secrets::Secrets;
-use crate::format::writer::hex;
+use crate::files::hex;
 use crate::format::{Cause, RemoteFault, ShardError};
 use crate::limits;
 use crate::pipe::can_start;

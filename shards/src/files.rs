@@ -1,0 +1,53 @@
+//! Writes files that appear whole: a sibling temp file, synced, then renamed.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::format::ShardError;
+
+/// Writes a file that appears whole: sibling temp file, fsync, rename, fsync of the folder.
+///
+/// # Errors
+///
+/// Any of these is refused.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
+    let temp = temp_name(path);
+    let mut file = File::create(&temp).map_err(ShardError::io(&temp, "create"))?;
+    file.write_all(bytes).map_err(ShardError::io(&temp, "write"))?;
+    file.sync_all().map_err(ShardError::io(&temp, "sync"))?;
+    drop(file);
+    std::fs::rename(&temp, path).map_err(ShardError::io(path, "rename the temp file to"))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// `folder/name` to `folder/.name.part`.
+pub(crate) fn temp_name(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".part");
+    path.with_file_name(name)
+}
+
+/// Makes renames in a folder last. A file system that cannot sync a folder (SMB, some in user space)
+/// is taken as it is.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), ShardError> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let handle = File::open(folder).map_err(ShardError::io(folder, "open"))?;
+    match handle.sync_all() {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        synced => synced.map_err(ShardError::io(folder, "sync")),
+    }
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
