@@ -1,6 +1,7 @@
 //! Shards as others write them, with what others put beside them; and samples that cannot be used,
 //! which are the policy's to judge.
 
+#[expect(dead_code, reason = "no need of Python here")]
 mod common;
 
 use std::path::Path;

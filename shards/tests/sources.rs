@@ -1,6 +1,7 @@
 //! What `detco pack` makes of sources as people have them: nothing is lost and nothing renumbered
 //! without a word.
 
+#[expect(dead_code, reason = "no need of Python here")]
 mod common;
 
 use std::cell::RefCell;
@@ -273,7 +274,7 @@ fn a_folder_of_class_tars_is_what_the_tar_of_them_is() {
     std::fs::create_dir(il.join("n01")).expect("creates");
     gnu_tar(&["-xf", text(&il.join("n01.tar")), "-C", text(&il.join("n01"))]);
     let mixed = packed(&il);
-    assert_eq!((mixed.classes, mixed.samples), (unpacked.classes, unpacked.samples));
+    assert_eq!((&mixed.classes, &mixed.samples), (&unpacked.classes, &unpacked.samples));
     assert_eq!(mixed.faults(), []);
     // A picture beside them has no class, and none of theirs is lost.
     write(&il, "stray.jpg", &image(99));
