@@ -24,13 +24,13 @@ Exit codes:
   0        trained to the end
   1        an error without a code of its own: configuration, files, memory, device
   2        the command line is wrong
-  65       the data: a sample cannot be used (data.on_bad_sample = \"fail\"), or too many cannot (\"skip\")
+  65       the data: a sample cannot be used, or more than data.on_bad_sample = \"skip\" allows
   69       another rank was lost, or the store that holds the shards
   70       the loss is not finite, the embeddings collapsed, or ranks hold different weights
   75       a signal asked for the end; a checkpoint was written
   101      a fault of this program: please report what it printed
-  128 + n  a second SIGINT or SIGTERM ended it at once (130, 143); of --gpus and --ranks: signal n ended
-           a rank (137: killed, perhaps for its memory)
+  128 + n  a second SIGINT or SIGTERM ended it at once (130, 143); of --gpus and --ranks:
+           signal n ended a rank (137: killed, perhaps for its memory)
 After 69, 75 and 128 + n the same command with --or-resume goes on.";
 
 /// The code for shards that cannot be opened. A store that does not answer is lost; what lies at a URL and is

@@ -335,7 +335,7 @@ mod tests {
             let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
             tensors.iter().map(|(_, tensor)| of(tensor) as i64).sum()
         };
-        let small = ["model.width=4", "model.dim=8", "loss.queue=256"];
+        let small = ["model.width=4", "model.dim=8", "loss.queue=1024"];
         for (recipe, more) in [
             ("detco-r50", ["model.local_head=pirl", "model.levels=[3,5]"]),
             ("detco-small", ["model.local_head=9c-9c", "model.backbone=resnet34"]),

@@ -1229,6 +1229,9 @@ impl Run {
 
     /// Adds to this rank's file of that name.
     fn append(&self, name: &str, lines: &str) -> Result<(), TrainError> {
+        if lines.is_empty() {
+            return Ok(());
+        }
         let path = self.folder.join(file_of(name, self.world.rank()));
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(lines.as_bytes()))

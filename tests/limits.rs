@@ -56,23 +56,25 @@ fn where_no_more_threads_are_to_be_had_commands_go_on_or_say_so() {
     assert!(refused > 0 && done > 0, "{refused} refused, {done} done");
 }
 
-/// One map a shard, one descriptor at a time.
+/// Reading takes one descriptor at a time, packing a few.
 #[test]
 fn where_no_more_files_are_to_be_had_their_limit_is_named() {
-    let (_folder, data) = shards(8);
-    let run = |files: u32| {
+    let (folder, data) = shards(8);
+    let run = |files: u32, args: &[&str]| {
         let limit = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
-        let output =
-            Command::new("bash").args(["-c", &limit, DETCO, "verify", path(&data)]).output();
+        let output = Command::new("bash").args(["-c", &limit, DETCO]).args(args).output();
         output.expect("bash is there")
     };
-    assert!(run(64).status.success());
-    let output = run(4);
+    let out = folder.path().join("packed");
+    let pack = ["pack", path(&data), path(&out)];
+    assert!(run(64, &["verify", path(&data)]).status.success());
+    let output = run(4, &pack);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match output.status.code() {
-        // What the program opens first may be its own libraries.
         Some(1) => assert!(said.contains("`ulimit -n`"), "{said}"),
+        // What the program opens first may be its own libraries.
         Some(127) => println!("skipped: the loader needs more files: {said}"),
         other => panic!("{other:?}: {said}"),
     }
+    assert!(run(64, &pack).status.success(), "nothing half-written is in the way");
 }

@@ -870,8 +870,8 @@ fn what_no_machine_has_memory_for_is_an_error() {
         let error = detco_fails(&new_run(&data, &run, &[set]), 1);
         assert!(error.contains(bound), "{set}: {error}");
     }
-    let sheet =
-        ["views", path(&data), "-o", path(&folder.path().join("v.png")), "--samples", "1000"];
+    let out = folder.path().join("v.png");
+    let sheet = ["views", path(&data), "-o", path(&out), "--samples", "1000"];
     let large = ["--set", "views.crops.size=4096", "--set", "views.patches.size=4095"];
     // Thirty-two rows fit; what is asked for is bounded by the samples there are.
     let patch = ["--set", "views.patches.grid.patch=1365"];

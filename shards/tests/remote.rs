@@ -2,6 +2,7 @@
 //! cache that all processes of a machine share.
 
 mod common;
+#[expect(dead_code, reason = "answers word for word are http.rs's")]
 mod remote_server;
 
 use std::io::{BufRead as _, BufReader, Write as _};

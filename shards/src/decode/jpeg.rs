@@ -59,16 +59,16 @@ impl Jpeg {
         into: &mut Image,
     ) -> Result<Part, DecodeError> {
         let layout = header.layout;
-        let ends = ends(bytes.get(layout.coded..).unwrap_or_default());
-        if !ends && (header.arithmetic || !layout.one_scan) {
-            // What lacks of the last scan, or of arithmetic coding, leaves no other trace.
+        if !ends(bytes.get(layout.coded..).unwrap_or_default()) {
+            // What lacks of the last scan, of arithmetic coding, or of a file whose rest reads as zeros, leaves
+            // no other trace. Pillow refuses such files as well.
             return Err(truncated(bytes));
         }
         if layout.restarts && layout.one_scan {
             probe::walk_scans(bytes, layout.coded, SCANS_MAX, |_, _| Ok(()))?;
         }
         let decoded =
-            catch_unwind(AssertUnwindSafe(|| self.strictly(bytes, header, wanted, ends, into)));
+            catch_unwind(AssertUnwindSafe(|| self.strictly(bytes, header, wanted, into)));
         decoded.unwrap_or_else(|_| {
             Err(DecodeError::Damaged { reason: format!("{NAME} has panicked") })
         })
@@ -79,7 +79,6 @@ impl Jpeg {
         bytes: &[u8],
         header: &Probe,
         wanted: Part,
-        ends: bool,
         into: &mut Image,
     ) -> Result<Part, DecodeError> {
         let failed = |error| failed(error, bytes);
@@ -92,8 +91,7 @@ impl Jpeg {
             (into.width, into.height) = (header.width, header.height);
             return Ok(whole);
         }
-        // A file without its end is decoded whole, so that what lacks is noticed.
-        let part = if ends && !header.layout.lossless { grow(wanted, header) } else { whole };
+        let part = if header.layout.lossless { whole } else { grow(wanted, header) };
         let rows = rows(part, header);
         if rows == header.height {
             let decoder = open(bytes, header)?;
