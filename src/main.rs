@@ -16,7 +16,11 @@ static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     cli::prepare();
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Err(error) = detco_shards::views::check_simd() {
+        return cli::report(&error.into());
+    }
+    let result = match command {
         Command::Pack(args) => cli::pack::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Verify(args) => cli::verify::run(&args),

@@ -27,6 +27,24 @@ fn the_light_program_links_no_libtorch() {
     }
 }
 
+/// What it holds views to is a name that is known.
+#[test]
+fn a_wrong_name_of_instructions_is_refused() {
+    let with = |value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detco"));
+        let output = command.args(["plan", "--help"]).env("DETCO_SIMD", value).output().unwrap();
+        assert!(output.status.success(), "help needs no instructions");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detco"));
+        let output =
+            command.args(["inspect", "none.tar"]).env("DETCO_SIMD", value).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let expected = "error: DETCO_SIMD=neon: expected plain, or avx2 on a processor that has it\n";
+    assert_eq!(with("neon"), (Some(1), expected.to_owned()));
+    let (_, said) = with("plain");
+    assert!(said.contains("none.tar") && !said.contains("DETCO_SIMD"), "{said}");
+}
+
 /// Every command has its page; a wrong word is answered with the nearest right one.
 #[test]
 fn it_teaches() {
@@ -40,7 +58,9 @@ fn it_teaches() {
     let commands =
         ["pack", "inspect", "verify", "views", "profile", "plan", "train", "eval", "export"];
     for command in commands {
-        assert!(help.contains(command), "{help}");
+        let listed = |line: &str| line.split_whitespace().next() == Some(command);
+        let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        assert!(lines.take_while(|line| !line.is_empty()).any(listed), "{command}: {help}");
         let (code, page) = detco(&[command, "--help"]);
         assert_eq!(code, Some(0));
         assert!(page.contains("Usage: detco"), "{page}");

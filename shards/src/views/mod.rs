@@ -9,6 +9,8 @@
 //! Rendering follows Pillow on 8-bit pixels, which is what torchvision does with `PIL` images and
 //! what MoCo and DetCo were trained with.
 
+use std::ffi::OsStr;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod blur;
@@ -52,13 +54,44 @@ enum Vectors {
     Avx2(avx2::Avx2),
 }
 
-impl Vectors {
-    /// The best that this CPU has.
-    fn detect() -> Vectors {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = avx2::Avx2::detect() {
-            return Vectors::Avx2(avx2);
+/// The variable that holds [`Renderer::new`] to `plain` loops or to `avx2`. The bytes are the same.
+const HELD: &str = "DETCO_SIMD";
+
+/// The variable `DETCO_SIMD` names no instructions that views can be rendered with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("DETCO_SIMD={value}: expected plain, or avx2 on a processor that has it")]
+pub struct SimdError {
+    /// What it says.
+    pub value: String,
+}
+
+/// Checks the variable `DETCO_SIMD`, which [`Renderer::new`] does not follow where it is wrong.
+///
+/// # Errors
+/// When it names no instructions, or those that this processor lacks.
+pub fn check_simd() -> Result<(), SimdError> {
+    match std::env::var_os(HELD) {
+        Some(name) if Vectors::named(&name).is_none() => {
+            Err(SimdError { value: name.to_string_lossy().into_owned() })
         }
-        Vectors::Plain
+        _ => Ok(()),
+    }
+}
+
+impl Vectors {
+    /// What the variable holds views to, else the best that this CPU has.
+    fn detect() -> Vectors {
+        let held = std::env::var_os(HELD).and_then(|name| Vectors::named(&name));
+        held.or_else(|| Vectors::named("avx2".as_ref())).unwrap_or(Vectors::Plain)
+    }
+
+    /// By name, where the CPU has them.
+    fn named(name: &OsStr) -> Option<Vectors> {
+        match name.to_str() {
+            Some("plain") => Some(Vectors::Plain),
+            #[cfg(target_arch = "x86_64")]
+            Some("avx2") => avx2::Avx2::detect().map(Vectors::Avx2),
+            _ => None,
+        }
     }
 }

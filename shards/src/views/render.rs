@@ -28,7 +28,8 @@ struct Scratch {
 }
 
 impl Renderer {
-    /// A renderer with empty scratch memory.
+    /// A renderer with empty scratch memory and the best instructions of this processor, or those that
+    /// the variable `DETCO_SIMD` names ([`check_simd`](super::check_simd)).
     pub fn new() -> Renderer {
         Renderer::with(Vectors::detect())
     }
