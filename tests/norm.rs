@@ -4,7 +4,7 @@
 
 mod kernels;
 
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use detco::shim::ShimError;
 use detco::shim::norm::{
@@ -46,6 +46,10 @@ impl Case {
         // libtorch counts the GPUs at its first gradient, and never again: they have to be found before.
         static FOUND: Once = Once::new();
         FOUND.call_once(|| drop(detco::device::find(detco::config::Device::Auto)));
+        // libtorch's generator is the process's: tests side by side take turns, so that each draws the
+        // same whatever runs beside it.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         tch::manual_seed(shape.iter().sum::<i64>() + groups);
         let of = (Kind::Float, Device::Cpu);
         let c = shape[1];

@@ -309,8 +309,9 @@ proptest! {
         Renderer::new().view(frame, &plan(moved), &mut outs[1]);
         Renderer::plain().view(frame, &plan(moved), &mut outs[2]);
         prop_assert!(outs[1] == outs[2]);
+        // A resize has two passes, and each of them rounds: a level each.
         let (_, largest) = distance(&outs[0], &outs[1]);
-        prop_assert!(largest <= 1, "{largest}");
+        prop_assert!(largest <= 2, "{largest}");
     }
 }
 

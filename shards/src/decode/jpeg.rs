@@ -67,8 +67,7 @@ impl Jpeg {
         if layout.restarts && layout.one_scan {
             probe::walk_scans(bytes, layout.coded, SCANS_MAX, |_, _| Ok(()))?;
         }
-        let decoded =
-            catch_unwind(AssertUnwindSafe(|| self.strictly(bytes, header, wanted, into)));
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.strictly(bytes, header, wanted, into)));
         decoded.unwrap_or_else(|_| {
             Err(DecodeError::Damaged { reason: format!("{NAME} has panicked") })
         })

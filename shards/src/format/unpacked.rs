@@ -254,6 +254,10 @@ impl Unpacked {
             let cleaned = clean(target);
             let found = self.before(&cleaned, *order).cloned();
             let through = || {
+                // A member of that name that comes later is not there yet, whatever it leads to.
+                if !self.group(&cleaned).is_empty() {
+                    return None;
+                }
                 let real = self.follow(&[], &cleaned).ok()?;
                 self.before(&real, *order).cloned()
             };
