@@ -6,9 +6,6 @@
 //! `max |a - b| / max |b|` of a tensor; the worst of each kind is printed (`--nocapture`).
 #![cfg(feature = "train")]
 
-#[path = "support/numerical.rs"]
-mod numerical;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -25,7 +22,6 @@ use detco::model::{Draws, Model, Scope};
 use detco::optim::Sgd;
 use detco::shim::c10d::{Role, Store};
 use detco::step::{At, StepReport, update};
-use numerical::{error, picture, set_threads};
 use tch::{Device, Kind, Tensor};
 
 const STEPS: u64 = 20;
@@ -49,8 +45,17 @@ fn config(folder: &Path, sets: &[&str]) -> Config {
     let more = std::fs::read_to_string(file).unwrap_or_default();
     let all = small.iter().chain(sets).map(ToString::to_string);
     let sets: Vec<String> = all.chain(more.lines().map(String::from)).collect();
-    set_threads();
+    tch::set_num_threads(1);
     Config::load("detco-small", &sets).unwrap()
+}
+
+/// Images that differ as photographs do: blobs of colour, and noise on top.
+fn picture(name: &str, view: u64, shape: &[i64]) -> Tensor {
+    let (edge, n) = (shape[shape.len() - 1], shape[..shape.len() - 3].iter().product::<i64>());
+    let blobs = Draws::new(7, name, 0).normal(&[n, 3, 4, 4], 1.0);
+    let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+    let noise = Draws::new(8, name, view).normal(&[n, 3, edge, edge], 0.3);
+    (blobs + noise).reshape(shape)
 }
 
 /// A rank's rows of the global batch of a step.
@@ -58,8 +63,7 @@ fn batch(config: &Config, step: u64, kind: Kind, world: &dyn Collective) -> Batc
     let n = config.train.batch;
     let rows = n / world.size() as i64;
     let view = |scope: &str, view: u64, shape: &[i64]| {
-        let name = format!("{step}.{scope}");
-        let all = picture(Draws::new(7, &name, 0), Draws::new(8, &name, view), shape).to_kind(kind);
+        let all = picture(&format!("{step}.{scope}"), view, shape).to_kind(kind);
         all.narrow(0, world.rank() as i64 * rows, rows)
     };
     let global = [0, 1].map(|i| view("global", i, &[n, 3, 32, 32]));
@@ -136,6 +140,16 @@ fn losses(report: &StepReport) -> Vec<(String, Tensor)> {
         .iter()
         .map(|term| (format!("loss.{}.{}", term.level, term.pair), Tensor::from(term.loss)));
     [("loss".to_string(), Tensor::from(report.loss))].into_iter().chain(terms).collect()
+}
+
+/// `max |a - b| / max |b|`.
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+    let scale = b.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
+    let error = (a - b).abs().max().double_value(&[]) / scale;
+    assert!(!error.is_nan(), "not a number");
+    error
 }
 
 /// Writes tensors, however they lie in memory.

@@ -1,9 +1,6 @@
 //! What DetCo and MoCo promise of encoders, queues, shuffling and accumulation, one promise a test.
 #![cfg(feature = "train")]
 
-#[path = "support/numerical.rs"]
-mod numerical;
-
 use std::collections::HashSet;
 
 use detco::batch::Batch;
@@ -13,7 +10,6 @@ use detco::loss::{Embeddings, Pair, contrast};
 use detco::model::{Draws, Model, ModelError, Moments, Scope};
 use detco::optim::Sgd;
 use detco::step::{At, StepError, StepReport, permutation, update, update_watched};
-use numerical::{error, picture, set_threads};
 use tch::{Device, Kind, Tensor};
 
 const SIZE: i64 = 64;
@@ -32,7 +28,7 @@ fn config(sets: &[&str]) -> Config {
         "loss.ema=0.5",
     ];
     let sets: Vec<String> = small.iter().chain(sets).map(ToString::to_string).collect();
-    set_threads();
+    tch::set_num_threads(1);
     Config::load("detco-r50", &sets).unwrap()
 }
 
@@ -40,12 +36,21 @@ fn model(config: &Config) -> Model {
     Model::new(config, Device::Cpu).unwrap()
 }
 
+/// Blobs of colour and some noise: pure noise would have the same statistics in every sample.
+fn picture(seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    let (edge, n) = (shape[shape.len() - 1], shape[..shape.len() - 3].iter().product::<i64>());
+    let blobs = Draws::new(seed, name, 0).normal(&[n, 3, 4, 4], 1.0);
+    let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+    let noise = Draws::new(seed, name, 1).normal(&[n, 3, edge, edge], 0.3);
+    (blobs + noise).reshape(shape)
+}
+
 fn crops(n: i64, name: &str) -> Tensor {
-    picture(Draws::new(3, name, 0), Draws::new(3, name, 1), &[n, 3, SIZE, SIZE])
+    picture(3, name, &[n, 3, SIZE, SIZE])
 }
 
 fn patches(n: i64, name: &str) -> Tensor {
-    picture(Draws::new(4, name, 0), Draws::new(4, name, 1), &[n, 9, 3, PATCH, PATCH])
+    picture(4, name, &[n, 9, 3, PATCH, PATCH])
 }
 
 fn batch(n: i64, name: &str) -> Batch {
@@ -82,6 +87,11 @@ fn number(scalar: &Tensor) -> f64 {
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
     number(&(a.detach() - b.detach()).abs().max())
+}
+
+/// `max |a - b| / max |b|`.
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    difference(a, b) / number(&b.abs().max()).max(f64::MIN_POSITIVE)
 }
 
 fn copies(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {

@@ -3,8 +3,6 @@
 
 #[path = "support/narrow.rs"]
 mod narrow;
-#[path = "support/numerical.rs"]
-mod numerical;
 
 use detco::batch::Batch;
 use detco::config::{CROPS, Config};
@@ -16,13 +14,12 @@ use detco::shim::norm::copies;
 use detco::shim::step::Meter;
 use detco::step::{At, StepReport, launch, update};
 use narrow::NARROW;
-use numerical::{error, picture, set_threads};
 use tch::{Device, Kind, Tensor};
 
 /// A narrow DetCo with three levels.
 fn config(sets: &[&str]) -> Config {
     let sets: Vec<String> = NARROW.iter().chain(sets).map(ToString::to_string).collect();
-    set_threads();
+    tch::set_num_threads(1);
     Config::load("detco-r50", &sets).unwrap()
 }
 
@@ -70,12 +67,21 @@ fn batch(name: &str, kind: Kind) -> Batch {
 }
 
 fn batch_of(name: &str, kind: Kind, crop: i64, patch: i64) -> Batch {
-    let both = |images: &[i64], edge: i64| {
-        let shape = [images, &[3, edge, edge]].concat();
-        let view = |view| picture(Draws::new(3, name, 0), Draws::new(4, name, view), &shape);
-        [view(0).to_kind(kind), view(1).to_kind(kind)]
+    let picture = |view: u64, images: &[i64], edge: i64| {
+        let n: i64 = images.iter().product();
+        let blobs = Draws::new(3, name, 0).normal(&[n, 3, 4, 4], 1.0);
+        let blobs = blobs.upsample_bilinear2d([edge, edge], false, None, None);
+        let noise = Draws::new(4, name, view).normal(&[n, 3, edge, edge], 0.3);
+        (blobs + noise).reshape([images, &[3, edge, edge]].concat()).to_kind(kind)
     };
+    let both = |images: &[i64], edge| [picture(0, images, edge), picture(1, images, edge)];
     Batch::of_pairs(both(&[16], crop), Some(both(&[16, 9], patch)))
+}
+
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    let number = |t: Tensor| t.to_kind(Kind::Double).double_value(&[]);
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    number((&a - &b).abs().max()) / number(b.abs().max()).max(f64::MIN_POSITIVE)
 }
 
 /// 20 free steps from the same state: the losses of each step differ by less than 2 %.

@@ -4,9 +4,7 @@
 
 Standard input brings a line of JSON (settings and, for each step, the shuffle) and two groups of tensors
 (`tensors.py`): the query encoder and the queues, then the views (`<step>.global.0`, `<step>.local.1`,
-...). After each step everything that can be compared leaves as a group by standard output. It is answered by a
-line: `on`, or `room`, which asks what units within rounding of a threshold can change of the gradients
-(`thresholds.py`); that leaves as a line of JSON, what they are, and a group.
+...). After each step everything that can be compared leaves as a group by standard output.
 
 DetCo: Xie et al., ICCV 2021, equations 1 to 5. MoCo: He et al., CVPR 2020, algorithm 1, section 3.3.
 """
@@ -18,7 +16,6 @@ import sys
 import torch
 import torchvision
 from tensors import receive, send
-from thresholds import Watch, room
 from torch import nn
 from torch.nn import functional as F
 
@@ -125,14 +122,6 @@ class DetCo:
         self.queues = {k: v for k, v in initial.items() if k.startswith("queue.") and v.dim() == 2}
         self.pointer = 0
 
-    def in_float64(self):
-        """A copy that rounds later."""
-        twin = copy.deepcopy(self)
-        twin.query.double()
-        twin.key.double()
-        twin.queues = {name: queue.double() for name, queue in self.queues.items()}
-        return twin
-
     def follow(self):
         for k, q in zip(self.key.parameters(), self.query.parameters()):
             k.lerp_(q, 1 - self.case["ema"])  # ema * k + (1 - ema) * q
@@ -205,22 +194,13 @@ def main():
         weight_decay=case["weight_decay"],
     )
 
-    # For a test of the comparison: terms whose gradients are wrong by a factor, and their losses are not.
-    wrong = case.get("wrong_factors", {})
-
-    def total(terms, factors):
-        return sum(weights[int(name[0])] * factors.get(name, 1) * term for name, term in terms.items())
-
     for step, shuffle in enumerate(case["shuffles"]):
         crops = [views[f"{step}.global.{i}"] for i in (0, 1)]
         patches = [views[f"{step}.local.{i}"] for i in (0, 1)] if case["local"] else None
-        shuffle = torch.tensor(shuffle)
-        before = copy.deepcopy(detco) if case["dtype"] == "float32" else None
-        with Watch() as watch:
-            terms, logits = detco.losses(crops, patches, shuffle)
-        loss = total(terms, {})
+        terms, logits = detco.losses(crops, patches, torch.tensor(shuffle))
+        loss = sum(weights[int(name[0])] * term for name, term in terms.items())
         sgd.zero_grad()
-        total(terms, wrong).backward()
+        loss.backward()
         sgd.step()
         detco.enqueue()
 
@@ -234,16 +214,6 @@ def main():
                 out[f"grad.{name}"] = p.grad
                 out[f"momentum.{name}"] = sgd.state[p]["momentum_buffer"]
         send(out)
-        if sys.stdin.buffer.readline() != b"room\n":
-            continue
-        twin = before.in_float64()
-        with Watch() as exact:
-            terms, _ = twin.losses([v.double() for v in crops], [v.double() for v in patches or []], shuffle)
-        total(terms, {}).backward(retain_graph=True)
-        takes_part = [(name, p) for name, p in twin.query.named_parameters() if p.grad is not None]
-        added, lines = room(exact, watch, takes_part, case["units_max"])
-        sys.stdout.buffer.write(json.dumps(lines).encode() + b"\n")
-        send({f"grad.{name}": most for name, most in added.items()})
 
 
 if __name__ == "__main__":

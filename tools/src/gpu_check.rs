@@ -89,7 +89,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         copy(&root.join("tools/gpu-check").join(script), &bundle.join(script))?;
     }
     let reference = root.join("tools/reference");
-    for script in ["detco_reference.py", "tensors.py", "thresholds.py"] {
+    for script in ["detco_reference.py", "tensors.py"] {
         copy(&reference.join(script), &bundle.join("reference").join(script))?;
     }
     shards(&options, bundle)?;
