@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 fn picture(number: u32, width: u32, height: u32) -> image::RgbImage {
     image::RgbImage::from_fn(width, height, |x, y| {
         let noise = (x * 7919 + y * 104_729 + number * 31).wrapping_mul(2_654_435_761) >> 27;
-        let block = if (x / 37 ^ y / 29) % 2 == 0 { 60 } else { 0 };
+        let block = if ((x / 37) ^ (y / 29)) % 2 == 0 { 60 } else { 0 };
         image::Rgb([
             (x * 150 / width + block + noise) as u8,
             (y * 120 / height + block + number * 9 % 60 + noise) as u8,

@@ -201,9 +201,12 @@ impl Source {
     }
 }
 
+/// What bytes of a pickle stand for.
+type Unpack = fn(Vec<u8>) -> Vec<u8>;
+
 /// Where bytes of a pickle are, and what they stand for. Those that stand for nothing are none, which
 /// is too short for any tensor.
-fn inline(data: &Data) -> (Range<usize>, fn(Vec<u8>) -> Vec<u8>) {
+fn inline(data: &Data) -> (Range<usize>, Unpack) {
     match data {
         Data::Storage { .. } => (0..0, |raw| raw),
         Data::Inline(range) => (range.clone(), |raw| raw),
@@ -505,6 +508,9 @@ fn open_pickle(path: &Path, mut input: Box<dyn Input>, len: u64) -> Result<Opene
     }
 }
 
+/// Tensors by name, and where each storage lies.
+type Found = (BTreeMap<String, TensorRef>, HashMap<String, Range<u64>>);
+
 /// The tensors of a file of pickles, of which `head` are the first bytes, and where its storages
 /// are.
 fn pickles(
@@ -512,7 +518,7 @@ fn pickles(
     head: &[u8],
     input: &mut Box<dyn Input>,
     len: u64,
-) -> Result<(BTreeMap<String, TensorRef>, HashMap<String, Range<u64>>), WeightsError> {
+) -> Result<Found, WeightsError> {
     let refused = |source| WeightsError::Pickle { path: path.to_path_buf(), source };
     let load = |start| Pickle::load(head, start).map_err(refused);
     let expected =

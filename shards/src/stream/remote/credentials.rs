@@ -19,13 +19,16 @@ use url::Url;
 
 use super::address::Address;
 
+/// A host and its port.
+type HostPort = (String, Option<u16>);
+
 /// What requests are authorized with.
 #[derive(Default)]
 pub(super) struct Credentials {
     /// The whole header, and the hosts that it is for; none means all.
     header: Option<(HeaderValue, Vec<String>)>,
     /// Hugging Face's, and another host than its own.
-    hub: Option<(HeaderValue, Option<(String, Option<u16>)>)>,
+    hub: Option<(HeaderValue, Option<HostPort>)>,
     logins: Vec<Login>,
 }
 
