@@ -4,7 +4,7 @@
 //! Nothing outside this file and `planes.rs` knows which decoder it is; `tests/pixels.rs` holds the
 //! hashes of what it makes of some two hundred pictures, so that another can take its place.
 //!
-//! **What stands in front of it.** [`probe`](super::probe) has walked the header, and has refused what
+//! **What stands in front of it.** [`probe()`] has walked the header, and has refused what
 //! is too large, too short for its pixels, of too many scans or segments, or of a kind not read here.
 //! The decoder reads the header once more: what it finds must be the same picture. It is strict:
 //! missing data and codes that do not exist are errors, where libjpeg warns and fills up with gray.

@@ -50,7 +50,7 @@ impl Renderer {
         }
     }
 
-    /// Renders a view of an [`Image`](crate::decode::Image), or of as much of it as was decoded, into
+    /// Renders a view of an [`Image`], or of as much of it as was decoded, into
     /// `out`: `[size, size, 3]`, or the patches in plan order, `[patches, patch, patch, 3]`.
     ///
     /// # Panics

@@ -158,7 +158,7 @@ mod tests {
     fn options_have_defaults_and_two_spellings() {
         let all = parse("").unwrap();
         assert_eq!((all.rounds, all.workers, all.list), (3, vec![1, 2], false));
-        assert_eq!((all.tasks.len(), all.subjects.len()), (3, PEERS.len() + 3));
+        assert_eq!((all.tasks.len(), all.subjects.len()), (3, PEERS.len() + 2));
         let some = parse(
             "--images a --task=t3,T1 --peers dali,floor --rounds 2 --workers=1 --seconds 5 --record b",
         );
