@@ -191,7 +191,7 @@ fn ranks_that_differ_refuse_to_start_and_say_why() {
 fn an_environment_that_is_no_world_is_explained() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");
-    let args = new_run(&data, &run, &["--start-timeout", "1"]);
+    let args = new_run(&data, &run, &["--start-timeout", "6"]);
     let fails = |variables: &[(&str, &str)], more: &[&str], code: i32| {
         let mut command = Command::new(DETCO);
         command.args(&args).args(more).envs(variables.iter().copied());
@@ -206,7 +206,7 @@ fn an_environment_that_is_no_world_is_explained() {
     let port = world::free_port().to_string();
     let alone = [&rank_0[..], &[("MASTER_PORT", &port)]].concat();
     let error = fails(&alone, &[], 69);
-    assert!(error.contains("after 1 s, rank 1 of 2 is not here"), "{error}");
+    assert!(error.contains("after 6 s, rank 1 of 2 is not here"), "{error}");
     assert!(error.contains("--ranks 1"), "how to be alone: {error}");
     let local = [&alone[..], &[("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")]].concat();
     let error = fails(&local, &["--ranks", "3"], 1);
