@@ -236,7 +236,7 @@ fn drawn(photos: &[Vec<u8>], size: u32) {
                 .decode_part(file, &header, part, &mut image)
                 .expect("the files of a benchmark decode");
             for view in &plan.views {
-                let mut outs = [(); 2].map(|()| vec![0; (view.size * view.size * 3) as usize]);
+                let mut outs = [(); 2].map(|()| vec![0; view.bytes()]);
                 renderer.view(&all, view, &mut outs[0]);
                 renderer.view(Frame { image: &image, part }, view, &mut outs[1]);
                 let (mean, worst) = distance(&outs[0], &outs[1]);
