@@ -194,13 +194,19 @@ def main():
         weight_decay=case["weight_decay"],
     )
 
+    # For tests of the comparison: terms whose gradients are wrong by a factor, and whose losses are not.
+    wrong = case["wrong_factors"]
+
+    def total(terms, factors):
+        return sum(weights[int(name[0])] * factors.get(name, 1) * term for name, term in terms.items())
+
     for step, shuffle in enumerate(case["shuffles"]):
         crops = [views[f"{step}.global.{i}"] for i in (0, 1)]
         patches = [views[f"{step}.local.{i}"] for i in (0, 1)] if case["local"] else None
         terms, logits = detco.losses(crops, patches, torch.tensor(shuffle))
-        loss = sum(weights[int(name[0])] * term for name, term in terms.items())
+        loss = total(terms, {})
         sgd.zero_grad()
-        loss.backward()
+        total(terms, wrong).backward()
         sgd.step()
         detco.enqueue()
 
