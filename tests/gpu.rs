@@ -1,5 +1,4 @@
-//! Training steps on a GPU, where there is one, held against the CPU's; elsewhere each test says what
-//! is missing.
+//! Training steps on a GPU, held against the CPU's. `cargo xtask test` runs them where there is one.
 #![cfg(feature = "train")]
 
 #[path = "support/narrow.rs"]
@@ -17,16 +16,12 @@ use detco::step::{At, StepReport, launch, update};
 use narrow::NARROW;
 use tch::{Device, Tensor};
 
-/// The GPU, for one test at a time: numerics are the process's. Nothing, once it has said why, where
-/// there is none.
-fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
+/// The GPU, for one test at a time: numerics are the process's.
+fn gpu() -> (Device, MutexGuard<'static, ()>) {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = device::find(config::Device::Auto).unwrap();
-    if let Some(missing) = &found.missing {
-        println!("nothing is compared, for want of a GPU: {missing}");
-    }
-    found.device.is_cuda().then_some((found.device, turn))
+    let found = device::find(config::Device::Cuda).unwrap_or_else(|error| panic!("{error}"));
+    (found.device, turn)
 }
 
 struct Trainer {
@@ -78,8 +73,9 @@ fn state(trainer: &Trainer) -> Vec<(String, Tensor)> {
 
 /// 20 free steps in bfloat16 on the GPU and in float32 on the CPU: losses differ by less than 2 %.
 #[test]
+#[ignore = "needs a GPU"]
 fn bf16_on_a_gpu_agrees_with_float32_on_the_cpu_over_20_steps() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let (gpu, _turn) = gpu();
     let mut here = Trainer::new(Device::Cpu, &["train.precision=f32", "model.bn_splits=1"]);
     let mut there = Trainer::new(gpu, &["train.precision=bf16", "model.bn_splits=1"]);
     for step in 0..20 {
@@ -93,8 +89,9 @@ fn bf16_on_a_gpu_agrees_with_float32_on_the_cpu_over_20_steps() {
 
 /// The same seed on the same GPU, with `--deterministic`: the same bits, of losses and of the state.
 #[test]
+#[ignore = "needs a GPU"]
 fn deterministic_steps_on_a_gpu_have_the_same_bits() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let (gpu, _turn) = gpu();
     let run = || {
         let mut trainer = Trainer::new(gpu, &["train.deterministic=true"]);
         let reports: Vec<StepReport> = (0..6).map(|step| trainer.step(step)).collect();
@@ -109,8 +106,9 @@ fn deterministic_steps_on_a_gpu_have_the_same_bits() {
 
 /// In float32, a step with the GPU's kernels for batch normalisation is one with libtorch's operations.
 #[test]
+#[ignore = "needs a GPU"]
 fn kernels_on_a_gpu_are_libtorchs_operations() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let (gpu, _turn) = gpu();
     let sets = ["train.precision=f32", "model.backbone=resnet50", "model.local_head=pirl"];
     let mut plain = Trainer::new(gpu, &sets);
     let mut fused = Trainer::new(gpu, &sets);
@@ -128,8 +126,9 @@ fn kernels_on_a_gpu_are_libtorchs_operations() {
 
 /// Reports that are read late, when the next steps are under way, are the same reports.
 #[test]
+#[ignore = "needs a GPU"]
 fn steps_on_a_gpu_can_be_read_late() {
-    let Some((gpu, _turn)) = gpu() else { return };
+    let (gpu, _turn) = gpu();
     let sets = ["train.deterministic=true"];
     let (mut now, mut late) = (Trainer::new(gpu, &sets), Trainer::new(gpu, &sets));
     let mut pending = Vec::new();

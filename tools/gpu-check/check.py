@@ -226,7 +226,7 @@ class Check:
         for name, which in TESTS.items():
             if counts.get(name) and counts[name][1] == 0:
                 continue  # an earlier call's; what failed there is tried again
-            self.run(f"test-{name}", [self.bundle / "tests" / name, *which, "--test-threads", 1, "--nocapture"], 100)
+            self.run(f"test-{name}", [self.bundle / "tests" / name, *which, "--include-ignored", "--test-threads", 1, "--nocapture"], 100)
             found = re.findall(r"(\d+) passed; (\d+) failed", self.said)
             counts[name] = [int(n) for n in found[-1]] if found else None
             if found and counts[name] == [0, 0]:
@@ -356,7 +356,7 @@ class Check:
         for tool in ("memcheck", "racecheck"):
             for name, which in WATCHED.items():
                 command = [sanitizer, "--tool", tool, "--error-exitcode", 9, self.bundle / "tests" / name]
-                self.run(f"sanitize-{tool}-{name}", [*command, *which, "--test-threads", 1], 150)
+                self.run(f"sanitize-{tool}-{name}", [*command, *which, "--include-ignored", "--test-threads", 1], 150)
                 said = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", self.said)
                 self.results[f"sanitize-{tool}-{name}"] = said[-1] if said else "no summary"
             yield

@@ -1,5 +1,5 @@
-//! `cargo xtask test` and `cargo xtask check`: the words to run before a commit. `.ci/run` runs the
-//! same two.
+//! `cargo xtask check`: everything but the tests that must hold before a commit. `.ci/run` runs it after
+//! them.
 
 use std::path::Path;
 use std::time::Instant;
@@ -7,41 +7,6 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 use crate::{setup, shell, ships, tidy};
-
-/// Variables of other programs' that change what tests see: other packages for Python, colours in
-/// words, and a launcher's world where the tests run inside a job.
-const FOREIGN: [&str; 16] = [
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "CLICOLOR_FORCE",
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_JOB_ID",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_NTASKS",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-];
-
-/// All tests of the workspace; `arguments` go to `cargo test`.
-pub(crate) fn test(root: &Path, arguments: &[String]) -> Result<()> {
-    ready(root)?;
-    let mut command = shell::cargo(root);
-    for name in FOREIGN {
-        command.env_remove(name);
-    }
-    // The tests' servers are on loopback, whatever proxy the machine has.
-    for name in ["NO_PROXY", "no_proxy"] {
-        command.env(name, "127.0.0.1,localhost,::1");
-    }
-    shell::step(command.args(["test", "--workspace"]).args(arguments))
-}
 
 /// Everything but the tests: format, our own rules, dependencies, lints of all features and of none,
 /// documentation, benches as tests, and what lies outside of the workspace.
@@ -65,7 +30,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn ready(root: &Path) -> Result<()> {
+pub(crate) fn ready(root: &Path) -> Result<()> {
     let ready = setup::run(root)?;
     eprintln!("set-up: libtorch {} in {}", ready.version, ready.libtorch.display());
     Ok(())

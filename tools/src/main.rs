@@ -14,6 +14,7 @@ mod peers;
 mod setup;
 mod shell;
 mod ships;
+mod test;
 mod tidy;
 
 const HELP: &str = "\
@@ -25,7 +26,11 @@ cargo xtask <command>
     --images DIR      your own images, one folder a class, instead of generated ones
     --out DIR         where to put everything (default: .demo)
     --fresh           start anew, even if an unfinished demo could go on
-  test [arguments]  cargo test --workspace [arguments]
+  test [arguments]  cargo test --workspace [arguments], then the tests that need what few machines have
+                    (a GPU, ::1, the superuser, DETCO_TEST_IMAGES): those are run or said to be skipped
+    --cpu LEVEL       only the numerical tests, with libtorch, oneDNN, MKL and our own vector code held
+                      to sse4, avx2 or avx512
+    --threads N       only the numerical tests, with N threads in libtorch
   peers [options]   other loaders and detco on the same images and cores: images/s, side by side
     --images DIR      what to decode: a folder of JPEGs, in class folders or not
     --task T1,T2,T3   decode; one crop of 224; the four views of DetCo (default: all)
@@ -63,7 +68,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "demo" => return demo::run(&root, rest),
         "peers" => peers::run(&root, rest)?,
         "gpu-check" => gpu_check::run(&root, rest)?,
-        "test" => check::test(&root, rest)?,
+        "test" => test::test(&root, rest)?,
         "setup" | "check" if !rest.is_empty() => {
             bail!("`cargo xtask {command}` takes no arguments, and got {}", rest.join(" "))
         }
