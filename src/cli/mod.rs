@@ -7,6 +7,7 @@
 
 pub mod eval;
 pub mod export;
+pub mod guide;
 pub mod inspect;
 pub mod pack;
 pub mod plan;
@@ -49,7 +50,8 @@ The way from images to a backbone:
   detco train --resume runs/a                   after a kill, a reboot, a preemption
   detco train detco-r50 … --gpus 8              or by torchrun, srun, mpirun: see `detco train --help`
   detco eval knn runs/a --train shards/train --test shards/val
-  detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2";
+  detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2
+  detco guide                                   longer texts: data, training, clusters, …";
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
@@ -72,6 +74,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Write a run's backbone for other programs.
     Export(export::Args),
+    /// Show a guide, or list them.
+    Guide(guide::Args),
 }
 
 /// Where shards from URLs are kept, for commands without a configuration.
