@@ -140,10 +140,12 @@ fn check_command(words: &[String]) -> Result<(), String> {
     };
     let cli::Command::Train(args) = parsed.command else { return Ok(()) };
     match args.recipe {
-        Some(recipe) if !recipe.ends_with(".toml") => match Config::load(&recipe, &args.overrides) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("{words:?}: {error}")),
-        },
+        Some(recipe) if !recipe.ends_with(".toml") => {
+            match Config::load(&recipe, &args.overrides) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(format!("{words:?}: {error}")),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -214,7 +216,8 @@ fn every_command_parses() {
             }
         }
     }
-    let all: BTreeSet<_> = Cli::command().get_subcommands().map(|of| of.get_name().to_owned()).collect();
+    let all: BTreeSet<_> =
+        Cli::command().get_subcommands().map(|of| of.get_name().to_owned()).collect();
     seen.insert("guide".to_owned()); // README names it in a sentence
     assert_eq!(seen, all, "commands that README and the guides show");
 }
@@ -260,7 +263,8 @@ fn every_recipe_exists() {
 fn every_key_exists() {
     let sets = ["data.cache=c", "model.init=f", "model.init_prefix=p"].map(str::to_owned);
     let known = Config::load("detco-r50", &sets).unwrap().flat();
-    let tables: BTreeSet<&str> = known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
+    let tables: BTreeSet<&str> =
+        known.keys().filter_map(|key| Some(key.split_once('.')?.0)).collect();
     let mut seen = 0;
     for page in pages() {
         for span in page.spans() {
@@ -332,7 +336,8 @@ fn guides_that_are_named_are_linked() {
 #[test]
 fn every_exit_code_is_in_the_guide() {
     let guide = page("src/guide/training.md").text;
-    let codes = exit::TABLE.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let codes =
+        exit::TABLE.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let codes: Vec<&str> = codes.filter_map(|line| line.trim().split("  ").next()).collect();
     assert!(codes.len() >= 9, "{codes:?}");
     for code in codes {

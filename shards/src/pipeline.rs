@@ -36,7 +36,7 @@ use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
 use crate::slab::{Layout, NoMemory, Slab, Slot};
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
-use crate::stream::remote::Held;
+use crate::stream::remote::PinnedShard;
 use crate::stream::{Sample, ShardSet};
 use crate::trace::{Recorder, Trace};
 use crate::views::{Note, Recipe, Renderer, SamplePlan};
@@ -551,7 +551,7 @@ pub(crate) struct Task<S> {
     pub(crate) index: usize,
     pub(crate) slot: S,
     /// Keeps a remote shard mapped until the sample has been read.
-    pub(crate) held: Option<Arc<Held>>,
+    pub(crate) held: Option<Arc<PinnedShard>>,
 }
 
 /// A batch that is made; without memory where the rank has no part in it.

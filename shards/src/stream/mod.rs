@@ -18,7 +18,7 @@ use crate::format::index::{Entry, Span, Table, member_in_place};
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
 use crate::format::{Blame, RemoteFault, SampleFault, ShardError, SpecFault};
-use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
+use remote::{PinnedShard, Prefetcher, Remote, RemoteOptions, RemoteSnapshot};
 
 /// Shards, opened. Share it in an `Arc`; reading needs no lock.
 #[derive(Debug)]
@@ -64,8 +64,8 @@ enum Source {
         /// Its file name.
         name: String,
         bytes: u64,
-        shelf: Arc<Shelf>,
-        /// Its number on the shelf.
+        prefetcher: Arc<Prefetcher>,
+        /// Its number on the prefetcher.
         number: u32,
     },
 }
@@ -76,7 +76,7 @@ enum Lease<'a> {
     /// Of a shard that stays mapped.
     Lent(&'a Map),
     /// Of a cached shard; no process evicts it meanwhile.
-    Held(Arc<Held>),
+    Pinned(Arc<PinnedShard>),
 }
 
 impl Deref for Lease<'_> {
@@ -85,7 +85,7 @@ impl Deref for Lease<'_> {
     fn deref(&self) -> &Map {
         match self {
             Lease::Lent(map) => map,
-            Lease::Held(held) => held,
+            Lease::Pinned(held) => held,
         }
     }
 }
@@ -271,7 +271,11 @@ impl ShardSet {
     /// # Errors
     ///
     /// No such sample, or a shard that cannot be had.
-    pub fn ready(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Option<Arc<Held>>, ShardError> {
+    pub fn ready(
+        &self,
+        id: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Arc<PinnedShard>>, ShardError> {
         let (_, shard, _, entry) = self.seek(id)?;
         let map = shard.lease(stop)?;
         // From the header on: `sample` reads it.
@@ -279,7 +283,7 @@ impl ShardSet {
         map.will_need(start, entry.image.offset + entry.image.size - start);
         Ok(match map {
             Lease::Lent(_) => None,
-            Lease::Held(held) => Some(held),
+            Lease::Pinned(held) => Some(held),
         })
     }
 
@@ -391,12 +395,12 @@ impl ShardSet {
 
     /// What was fetched so far; `None` for local shards.
     pub fn fetched(&self) -> Option<RemoteSnapshot> {
-        self.remote.as_ref().map(|remote| remote.shelf.snapshot())
+        self.remote.as_ref().map(|remote| remote.prefetcher.snapshot())
     }
 
     /// The bound of the cache in bytes; `None` for local shards.
     pub fn room(&self) -> Option<u64> {
-        self.remote.as_ref().map(|remote| remote.shelf.room())
+        self.remote.as_ref().map(|remote| remote.prefetcher.room())
     }
 
     /// Says which shards will be read, in that order, by their positions in [`ShardSet::shards`]; the
@@ -404,7 +408,7 @@ impl ShardSet {
     /// there anyway.
     pub fn want(&self, shards: Vec<u32>, now: u32) {
         if let Some(remote) = &self.remote {
-            remote.shelf.want(shards, now);
+            remote.prefetcher.set_upcoming(shards, now);
         }
     }
 
@@ -466,7 +470,9 @@ impl Shard {
     fn lease(&self, stop: &dyn Fn() -> bool) -> Result<Lease<'_>, ShardError> {
         match &self.source {
             Source::Local(map) => Ok(Lease::Lent(map)),
-            Source::Remote { shelf, number, .. } => shelf.hold(*number, stop).map(Lease::Held),
+            Source::Remote { prefetcher, number, .. } => {
+                prefetcher.pin(*number, stop).map(Lease::Pinned)
+            }
         }
     }
 

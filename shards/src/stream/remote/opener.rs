@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::address::{Address, shown, shown_all};
 use super::fetch::{self, Patience};
+use super::prefetch::{self, Item};
 use super::share;
-use super::shelf::{self, Item};
 use super::store::{About, Failure, Object, Told, Web};
-use crate::cache::{Admitted, Cache, Dear};
+use crate::cache::{Admitted, Cache, Priority};
 use crate::files::hex;
 use crate::format::index::{self, Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
@@ -473,7 +473,7 @@ impl Opener {
             return Err(ShardError::remote(&url, RemoteFault::IndexDigest { found, recorded }));
         }
         let table = parse(&text)?;
-        self.cache.store(&item.index, &text, &|_| Dear::No)?;
+        self.cache.store(&item.index, &text, &|_| Priority::Unneeded)?;
         Ok(Some(table))
     }
 
@@ -485,7 +485,7 @@ impl Opener {
             if let Some(hold) = self.cache.take(&item.name, item.about.bytes)? {
                 break hold;
             }
-            match self.cache.admit(&item.name, item.about.bytes, &|_| Dear::No)? {
+            match self.cache.admit(&item.name, item.about.bytes, &|_| Priority::Unneeded)? {
                 Admitted::Present => {}
                 Admitted::Elsewhere => std::thread::sleep(self.patience.pause),
                 // Threads beside this one hold shards for a moment each.
@@ -505,7 +505,7 @@ impl Opener {
                     let come =
                         fetch::shard(web, patience, object, about, sha256, &mut part, &Alone);
                     if let Err(error) = come.and_then(|()| part.flush()) {
-                        return Err(shelf::given_up(&self.cache, item, part, error));
+                        return Err(prefetch::given_up(&self.cache, item, part, error));
                     }
                     part.finish()?;
                 }
@@ -518,7 +518,7 @@ impl Opener {
         let list = list?;
         let found = members::read(list.as_bytes(), url, item.about.bytes);
         drop((map, hold));
-        self.cache.store(&list_name(item), list.as_bytes(), &|_| Dear::No)?;
+        self.cache.store(&list_name(item), list.as_bytes(), &|_| Priority::Unneeded)?;
         found.unwrap_or_else(|| Ok((Table::default(), Ends::default())))
     }
 
