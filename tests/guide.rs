@@ -247,6 +247,8 @@ fn every_recipe_exists() {
     let known = |word: &str| RECIPES.iter().any(|(name, ..)| *name == word);
     for page in pages() {
         for word in page.text.split(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c)) {
+            let word = word.trim_end_matches(['.', '-']);
+            let word = word.strip_suffix(".toml").unwrap_or(word);
             let begins = ["detco-", "moco-"].iter().any(|with| word.starts_with(with));
             let ends = ["-r50", "-cifar", "-small"].iter().any(|with| word.ends_with(with));
             let other = ["detco-train", "detco-shards"].contains(&word);

@@ -1,12 +1,12 @@
 //! The cache: a folder of bounded size for fetched files, shared by all processes of a machine.
 //!
 //! A file appears under its name when it is whole: it grows as `.NAME.BYTES.part`, is flushed, then
-//! renamed. The process that writes a part pins a lock on it (`flock`), which the kernel releases
+//! renamed. The process that writes a part holds a lock on it (`flock`), which the kernel releases
 //! however the process ends. A part without a lock is continued, or removed to make room. A reader of
 //! a file locks its byte of `locks` (a [`Pin`]), so that no process evicts it; what is mapped is
 //! therefore always counted. All other files are evicted by last use, which is their access time.
 //!
-//! The bound pins over all processes that state it: whole files count by their size, parts by the
+//! The bound holds over all processes that state it: whole files count by their size, parts by the
 //! size that they will have, and one process at a time makes room. Only names that this module makes
 //! are counted or removed: 64 hex digits, a word, an ending.
 //!
@@ -370,7 +370,7 @@ impl Cache {
             let done = self.locks.if_unused(&found.name, &found.path, remove)?;
             return done.unwrap_or(Ok(false));
         }
-        // A part is in use while a process pins its lock.
+        // A part is in use while a process holds its lock.
         match File::open(&found.path) {
             Ok(file) if file.try_lock().is_ok() => remove(),
             _ => Ok(false),
