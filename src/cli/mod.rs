@@ -114,9 +114,9 @@ pub fn libtorch_variables() -> Vec<(&'static str, &'static str)> {
 const LIBTORCH_VARIABLES: &[(&str, &str)] = &[
     // Without it the sums of cuBLAS depend on what else runs. Of use where the run is deterministic.
     ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-    // Who watches the ranks is `dist::watch`, which names a lost one and ends with a code of its own. The threads
-    // of ProcessGroupNCCL would abort the process instead: on a CUDA error, before anybody has said what failed;
-    // after a timeout; or because of what an earlier start left in torchrun's store.
+    // `dist::heartbeat` finds lost ranks, names them and ends with an exit code of its own. The threads of
+    // ProcessGroupNCCL would abort the process instead: on a CUDA error, before it is reported; after a timeout; or
+    // because of what an earlier start left in torchrun's store.
     ("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0"),
     ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0"),
     ("TORCH_NCCL_ENABLE_MONITORING", "0"),

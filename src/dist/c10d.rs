@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 
+use super::heartbeat::{Heartbeat, Limits};
 use super::meeting::Meeting;
-use super::watch::{Limits, Watch};
 use super::{Collective, DistError, Move, Operation};
 use crate::config::{self, Compress};
 use crate::shim::ShimError;
@@ -38,7 +38,7 @@ pub struct C10d {
     // Dropped in this order: what uses the group before the group, the store last.
     reducer: RefCell<Option<Reducer>>,
     group: Group,
-    watch: Watch,
+    heartbeat: Heartbeat,
     store: Arc<Store>,
     member: Member,
     role: Role,
@@ -62,10 +62,10 @@ impl C10d {
         options: &config::Dist,
         stop: Arc<AtomicBool>,
     ) -> Result<C10d, DistError> {
-        let Meeting { spec, store, watch, .. } = meeting;
+        let Meeting { spec, store, heartbeat, .. } = meeting;
         let (member, timeout) = (spec.member, Duration::from_secs(options.timeout_seconds));
         let slow = Duration::from_secs(options.slow_seconds);
-        watch.set_limits(Limits { slow, timeout });
+        heartbeat.set_limits(Limits { slow, timeout });
         let made = match device {
             Device::Cuda(gpu) => Group::nccl(&store, gpu, member, timeout),
             _ => address_towards(&spec.master, spec.port)
@@ -73,23 +73,23 @@ impl C10d {
         };
         // A network that does not carry is found now, not in the first step.
         // NCCL meets here for the first time, and waits without a limit of its own.
-        watch.begin();
+        heartbeat.begin();
         let group = made.and_then(|group| group.barrier(timeout).map(|()| group));
-        watch.done();
+        heartbeat.done();
         let group = group.map_err(|source| {
-            let (operation, absence) = (Operation::Group, watch.explain(&store));
+            let (operation, missing) = (Operation::Group, heartbeat.explain(&store));
             let error =
-                DistError::Collective { size: member.size, step: 0, operation, absence, source };
-            watch.fail(&store, spec.role, &error.to_string());
+                DistError::Collective { size: member.size, step: 0, operation, missing, source };
+            heartbeat.fail(&store, spec.role, &error.to_string());
             error
         })?;
         if device.is_cuda() {
-            watch.collectives_are_queued();
+            heartbeat.collectives_are_queued();
         }
         Ok(C10d {
             reducer: RefCell::new(None),
             group,
-            watch,
+            heartbeat,
             store,
             member,
             role: spec.role,
@@ -103,7 +103,7 @@ impl C10d {
 
     /// Tells the others why this rank ends.
     pub fn fail(&self, message: &str) {
-        self.watch.fail(&self.store, self.role, message);
+        self.heartbeat.fail(&self.store, self.role, message);
     }
 
     /// Adds to a number that all ranks share, and returns the sum.
@@ -113,24 +113,24 @@ impl C10d {
     pub fn count(&self, what: &str, more: u64) -> Result<u64, DistError> {
         let sum = self.store.add(what, more as i64);
         sum.map(|sum| sum as u64).map_err(|_| {
-            let (awaited, absence) = ("the store".into(), self.watch.explain(&self.store));
-            DistError::Awaited { awaited, absence }
+            let (awaited, missing) = ("the store".into(), self.heartbeat.explain(&self.store));
+            DistError::Awaited { awaited, missing }
         })
     }
 
     /// Takes leave. The rank that serves the store goes last: without it, the others could not tell
     /// an end from a loss.
     pub fn leave(self) {
-        self.watch.at(self.watch.step(), Move::Leave);
+        self.heartbeat.at(self.heartbeat.step(), Move::Leave);
         let size = self.member.size as i64;
         let deadline = Instant::now() + FAREWELL;
-        let C10d { reducer, group, watch, store, role, .. } = self;
+        let C10d { reducer, group, heartbeat, store, role, .. } = self;
         drop(reducer);
-        watch.begin();
+        heartbeat.begin();
         let _ = group.shut_down(); // the run is over, and its last checkpoint is written
-        watch.done();
+        heartbeat.done();
         drop(group);
-        drop(watch); // nobody beats into a store that is about to go
+        drop(heartbeat); // nobody beats into a store that is about to go
         let mut left = store.add(LEFT, 1);
         while role == Role::Serve && left.is_ok_and(|left| left < size) && Instant::now() < deadline
         {
@@ -147,12 +147,12 @@ impl C10d {
         body: impl FnOnce(&Group) -> Result<T, ShimError>,
     ) -> Result<T, DistError> {
         self.sent.set(self.sent.get() + bytes);
-        self.watch.begin();
+        self.heartbeat.begin();
         let result = body(&self.group);
-        self.watch.done();
+        self.heartbeat.done();
         result.map_err(|source| {
-            let (step, absence) = (self.watch.step(), self.watch.explain(&self.store));
-            DistError::Collective { size: self.member.size, step, operation, absence, source }
+            let (step, missing) = (self.heartbeat.step(), self.heartbeat.explain(&self.store));
+            DistError::Collective { size: self.member.size, step, operation, missing, source }
         })
     }
 
@@ -263,8 +263,8 @@ impl Collective for C10d {
     fn after_first(&self) -> Result<(), DistError> {
         let turn = self.turns.get() + 1;
         self.turns.set(turn);
-        let lost = |absence| DistError::Awaited { awaited: "rank 0".into(), absence };
-        let (mut others, mut pause, mut looked) = (self.watch.others(), LOOK, Instant::now());
+        let lost = |missing| DistError::Awaited { awaited: "rank 0".into(), missing };
+        let (mut others, mut pause, mut looked) = (self.heartbeat.others(), LOOK, Instant::now());
         let result = loop {
             let done = match self.member.rank {
                 0 => self.store.add(FIRST, 1).map(|_| true),
@@ -273,15 +273,15 @@ impl Collective for C10d {
             match done {
                 Ok(true) => break Ok(()),
                 Ok(false) => {}
-                Err(_) => break Err(self.watch.explain(&self.store)),
+                Err(_) => break Err(self.heartbeat.explain(&self.store)),
             }
             if looked.elapsed() > LOOK_ROUND {
                 if looked.elapsed() > STOPPED {
-                    others = self.watch.others();
+                    others = self.heartbeat.others();
                 }
                 looked = Instant::now();
-                if let Some(absence) = self.watch.lost(&self.store, &mut others) {
-                    break Err(absence);
+                if let Some(missing) = self.heartbeat.lost(&self.store, &mut others) {
+                    break Err(missing);
                 }
             }
             thread::sleep(pause);
@@ -291,7 +291,7 @@ impl Collective for C10d {
     }
 
     fn at(&self, step: u64, what: Move) {
-        self.watch.at(step, what);
+        self.heartbeat.at(step, what);
     }
 
     fn is_asked_to_stop(&self) -> bool {
