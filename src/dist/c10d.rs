@@ -1,5 +1,5 @@
-//! The world of several, on libtorch's own engine: NCCL between GPUs, Gloo between CPUs, and the
-//! reducer of DistributedDataParallel for gradients.
+//! A world of several ranks on libtorch's own engine: NCCL between GPUs, Gloo between CPUs, and
+//! DistributedDataParallel's reducer for gradients.
 
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
@@ -17,22 +17,22 @@ use crate::config::{self, Compress};
 use crate::shim::ShimError;
 use crate::shim::c10d::{Group, Member, Reducer, Role, Store, Wire, taking_part};
 
-/// Between two looks at whether rank 0 is done with what it does alone.
+/// Interval of checking whether rank 0 has finished what it does alone.
 const LOOK: Duration = Duration::from_millis(5);
-/// Longer where rank 0 takes long: a thousand ranks may be looking.
+/// The longest such interval, since a thousand ranks may be checking.
 const LOOK_MAX: Duration = Duration::from_millis(200);
-/// Between two looks at whether anybody is lost.
+/// Interval of checking for lost ranks.
 const LOOK_ROUND: Duration = Duration::from_secs(1);
-/// A rank that has not looked for so long was stopped itself: nobody's silence counts.
+/// A rank that has not checked for so long was itself stopped; the silence of others then means nothing.
 const STOPPED: Duration = Duration::from_secs(5);
 /// How long the rank that serves the store waits for the others to leave.
 pub(super) const FAREWELL: Duration = Duration::from_secs(30);
-/// Counts what rank 0 has done alone.
+/// The store's counter of the tasks that rank 0 has done alone.
 const FIRST: &str = "first";
-/// Counts who has left.
+/// The store's counter of ranks that have left.
 pub(super) const LEFT: &str = "left";
 
-/// A rank of several.
+/// One of several ranks.
 #[derive(Debug)]
 pub struct C10d {
     // Dropped in this order: what uses the group before the group, the store last.
@@ -46,13 +46,13 @@ pub struct C10d {
     options: config::Dist,
     stop: Arc<AtomicBool>,
     sent: Cell<u64>,
-    /// Turns that rank 0 has taken alone.
+    /// Number of tasks that rank 0 has done alone.
     turns: Cell<u64>,
 }
 
 impl C10d {
-    /// Makes the process group of those who have met; tensors will be on `device`. `stop` is raised
-    /// when this process is asked to stop.
+    /// Makes the process group after the rendezvous; tensors will be on `device`. `stop` is set when this
+    /// process is asked to stop.
     ///
     /// # Errors
     /// When a rank is lost, or the network or the GPU cannot be used.
@@ -118,7 +118,7 @@ impl C10d {
         })
     }
 
-    /// Takes leave. The rank that serves the store goes last: without it, the others could not tell
+    /// Leaves the world. The rank that serves the store leaves last: without it the others could not tell
     /// an end from a loss.
     pub fn leave(self) {
         self.heartbeat.at(self.heartbeat.step(), Move::Leave);
@@ -139,7 +139,7 @@ impl C10d {
         }
     }
 
-    /// Makes a collective, watched; `bytes` is what it sends to others.
+    /// Runs a collective, with heartbeats; `bytes` is what it sends to others.
     fn run<T>(
         &self,
         operation: Operation,
@@ -156,14 +156,14 @@ impl C10d {
         })
     }
 
-    /// What each rank sends of `bytes` in a ring all-reduce: twice all but its own share.
+    /// Bytes that each rank sends in a ring all-reduce of `bytes`: twice all but its own share.
     fn ring(&self, bytes: u64) -> u64 {
         2 * bytes * (self.member.size as u64 - 1) / self.member.size as u64
     }
 
-    /// The reducer of this run, which averages gradients while backward runs. Which parameters take part
-    /// shows the graph of the first loss; the first step is averaged as all others are, so that a run that is
-    /// started again has the same bits.
+    /// The reducer of this run, which averages gradients during the backward pass. The graph of the first loss
+    /// shows which parameters take part; the first step is averaged like all others, so that a resumed run has
+    /// the same bits.
     fn reducer_for(&self, loss: &Tensor, parameters: &[Tensor]) -> Result<Reducer, DistError> {
         let wire = match self.options.compress {
             Compress::None => Wire::Whole,
