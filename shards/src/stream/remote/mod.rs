@@ -1,10 +1,10 @@
-//! Shards behind URLs: what the user named, found and opened without fetching a shard.
+//! Shards behind URLs: finds and opens what the user named, without fetching a shard.
 //!
-//! Of a data set that `detco pack` wrote, the manifest and the indexes are fetched first: they say
-//! how many samples there are and where each lies. Without a manifest, sizes come from the store and
-//! no digest is compared; without an index the shard itself is fetched and walked once, since an
-//! order needs the number of samples, and the list of its files is kept in the cache. A manifest or an
-//! index that is none of ours (a page, another program's) counts as none, and is told of once.
+//! For a data set that `detco pack` wrote, the manifest and the indexes are fetched first: they give the
+//! number of samples and the place of each. Without a manifest, sizes come from the store and no digest is
+//! compared. Without an index the shard itself is fetched and walked once, since an order needs the number
+//! of samples, and the list of its files stays in the cache. Another program's manifest or index, or a web
+//! page in its place, counts as missing and is reported once.
 
 mod address;
 mod credentials;
@@ -38,7 +38,7 @@ use crate::format::verify::{self, Report};
 use crate::format::{Blame, ShardError};
 use crate::pipe::Pool;
 
-/// How shards behind URLs are reached and kept.
+/// Options for shards behind URLs.
 #[derive(Clone)]
 pub struct RemoteOptions {
     /// Folder of the cache; processes of one machine may share it.
@@ -51,9 +51,9 @@ pub struct RemoteOptions {
     pub environment: Vec<(String, String)>,
     /// Shards fetched at a time, at least 1.
     pub fetches: usize,
-    /// How long stores are waited for.
+    /// Patience with stores that do not answer.
     pub patience: Patience,
-    /// Told, in a sentence, what makes opening take long, and that a shard does not come.
+    /// A callback for sentences to the user: why opening takes long, and that a shard does not come.
     pub notice: Option<fn(&str)>,
 }
 
@@ -85,7 +85,7 @@ impl RemoteOptions {
     }
 }
 
-/// The threads that fetch for a set. Dropping it ends them.
+/// The fetching threads of a set, which end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Fetchers {
     prefetcher: Arc<Prefetcher>,
@@ -99,7 +99,7 @@ impl Drop for Fetchers {
     }
 }
 
-/// What a set keeps of where its shards come from.
+/// The remote part of a set: prefetcher, manifests, threads.
 #[derive(Debug)]
 pub(super) struct Remote {
     pub(super) prefetcher: Arc<Prefetcher>,
@@ -107,13 +107,13 @@ pub(super) struct Remote {
     _fetchers: Fetchers,
 }
 
-/// Opens what is behind the URLs of `spec`.
+/// Opens the shards behind the URLs of `spec`.
 pub(super) fn open(spec: &[String], options: &RemoteOptions) -> Result<Opened, ShardError> {
     let (opened, _) = open_with_records(spec, options)?;
     Ok(opened)
 }
 
-/// As [`open`], with what the manifests say of each shard.
+/// As [`open`], with the manifests' record of each shard.
 fn open_with_records(
     spec: &[String],
     options: &RemoteOptions,
@@ -196,7 +196,7 @@ pub fn verify(
     verify_with(spec, options, verify::Images::Read, workers, read)
 }
 
-/// As [`verify()`], with a word on what is done with images.
+/// As [`verify()`], with a choice of decoding the images.
 ///
 /// # Errors
 ///
