@@ -7,6 +7,9 @@
 //!                      │ mmap, no copies                                               ▲
 //!                      ▼                                                               │
 //!    order ──▶ stream ──▶ decode ──▶ views ──▶ slab ──▶ batch ──▶ model ──▶ loss ──▶ step ──▶ checkpoint
+//!    (seed,     slices    pixels     2 crops   recycled  tensors   query,    12 terms   SGD, EMA,
+//!     epoch)    of a map             2 × 9     buffers             key                  queues
+//!                                    patches
 //! ```
 //!
 //! Two halves. The data plane, crate [`detco_shards`], turns bytes on disk into a slab of pixels and
@@ -53,7 +56,12 @@
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
 //! | [`eval`] | kNN, classes of two sets compared | |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
+//! | [`guide`] | the guides, which `detco guide` shows too | |
 //! | [`cli`] | the command line, one file a subcommand | compute |
+//!
+//! Beside the crates: `shards/resize` is the data plane's slow-to-build part, `shards/twin` a GPU's stand-ins
+//! for tests (kernels, driver, nvJPEG), and `tools` is `cargo xtask` (setup, demo, test, check, peers, gpu-check),
+//! with files for Slurm and others in `tools/cluster`.
 //!
 //! A module names only modules above it; the loop and the command line come last and see everything.
 //!
@@ -84,6 +92,7 @@ pub mod data;
 pub mod exit;
 #[path = "export/format.rs"]
 pub mod export_format;
+pub mod guide;
 pub mod shapes;
 pub mod source;
 

@@ -55,8 +55,9 @@ fn it_teaches() {
     };
     let (code, help) = detco(&["--help"]);
     assert_eq!(code, Some(0));
-    let commands =
-        ["pack", "inspect", "verify", "views", "profile", "plan", "train", "eval", "export"];
+    let commands = [
+        "pack", "inspect", "verify", "views", "profile", "plan", "train", "eval", "export", "guide",
+    ];
     for command in commands {
         let listed = |line: &str| line.split_whitespace().next() == Some(command);
         let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);

@@ -29,8 +29,8 @@ pub(crate) fn temp_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Makes renames in a folder last. A file system that cannot sync a folder (SMB, some in user space)
-/// is taken as it is.
+/// Flushes the renames in a folder to the disk. File systems that cannot do this (SMB, some in user space)
+/// are accepted.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), ShardError> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let handle = File::open(folder).map_err(ShardError::io(folder, "open"))?;

@@ -1,6 +1,6 @@
-//! Limits of the system by name: which one an error of the system means, what it is set to, and what raises it.
+//! Limits of the system: which one an error comes from, its value, and how to raise it.
 //!
-//! The system's own words are kept: these sentences come after them, or before what caused the error.
+//! These sentences are added to the system's own words.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ pub fn page_size() -> usize {
     rustix::param::page_size()
 }
 
-/// What limit stands behind an error of a file operation, such as "open" or "map"; empty where none does.
+/// The limit behind an error of a file operation, such as "open" or "map"; empty if there is none.
 pub fn of_file(action: &str, error: &io::Error) -> String {
     match Errno::from_io_error(error) {
         Some(Errno::MFILE) => {
@@ -40,7 +40,7 @@ pub fn of_file(action: &str, error: &io::Error) -> String {
     }
 }
 
-/// Where a map is refused: the limit of maps if it is reached, else memory.
+/// For a refused map: the limit of maps if it is reached, else memory.
 fn of_maps(maps: Option<usize>, most: Option<usize>) -> String {
     match (maps, most) {
         // Some are kept for threads and the heap.
@@ -52,7 +52,7 @@ fn of_maps(maps: Option<usize>, most: Option<usize>) -> String {
     }
 }
 
-/// What to do where a thread cannot be started.
+/// A hint for a thread that cannot be started.
 pub fn of_threads(error: &io::Error) -> String {
     if Errno::from_io_error(error) != Some(Errno::AGAIN) {
         return String::new();

@@ -1,22 +1,22 @@
-//! Which sample comes when: `(seed, epoch, step, slot)` to a sample id, integers only.
+//! The order of samples: from `(seed, epoch, step, slot)` to a sample id, in integer arithmetic.
 //!
 //! A true permutation of all samples with O(1) state: a Feistel network keyed by seed and epoch
 //! permutes the smallest power of four that holds the data set, and cycle walking (Black and
-//! Rogaway, 2002) brings what falls outside back in. No array, no buffer, no file: the global
-//! batch of any step of any epoch is computed from its number, so resuming costs nothing and the
-//! number of ranks, workers or restarts cannot change it (wall 5).
+//! Rogaway, 2002) maps numbers outside of it back in. There is no array, buffer or file: the global batch
+//! of any step of any epoch is computed from its number, so resuming costs nothing, and the number of
+//! ranks, workers or restarts cannot change it.
 //!
-//! Where the data set does not fit the disk, whole shards must come and go, and the order is a
-//! *windowed* shuffle: the shards are permuted, cut into windows of so many shards, and the samples
-//! of each window are permuted as above. It is as deterministic, and each sample comes once an epoch;
-//! it takes 12 bytes a shard. What it is not is a uniform permutation of the samples. Over n samples
-//! in windows of w, with batches of b no larger than w:
+//! If the data set does not fit the disk, whole shards must be fetched and evicted, and the order is a
+//! *windowed* shuffle: the shards are permuted and cut into windows of so many shards, and the samples of
+//! each window are permuted as above. It is as deterministic, each sample comes once per epoch, and it takes
+//! 12 bytes per shard; but it is not a uniform permutation of the samples. Over n samples in windows of w,
+//! with batches of b no larger than w:
 //!
 //! - a sample is as likely in every window, since windows are drawn anew each epoch;
 //! - two samples of one shard are always in one window. They meet in a batch with probability
 //!   (b - 1)/(w - 1) at most, where a true shuffle has (b - 1)/(n - 1): n/w times as often. Two
 //!   samples of different shards meet a little less often than in a true shuffle;
-//! - within a batch nothing repeats, and a batch draws on all shards of its window alike.
+//! - a batch has no sample twice, and draws on all shards of its window equally.
 //!
 //! So it matters how shards were filled. Shards of shuffled images (`detco pack` shuffles) are each a
 //! fair sample of the data, and batches are then nearly as mixed as in a true shuffle. Shards that
@@ -32,19 +32,19 @@ use thiserror::Error;
 /// Rackoff, 1988); the rest is margin and costs nanoseconds.
 const ROUNDS: usize = 8;
 
-/// At least 256 elements are permuted and walked, so that even three samples are shuffled well.
+/// Least size of the permutation, 256 elements, so that even three samples are shuffled well.
 const HALF_BITS_MIN: u32 = 4;
 
-/// A position in a run: everything the order needs to go on.
+/// A position in a run, from which the order continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
-    /// Passes over the data finished.
+    /// Finished epochs.
     pub epoch: u32,
-    /// Global batches of this epoch finished.
+    /// Finished global batches of this epoch.
     pub step: u64,
 }
 
-/// An order that cannot be.
+/// Why an order is impossible.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OrderError {
     /// No data.
@@ -71,16 +71,16 @@ pub enum OrderError {
 /// The order of a data set: which samples make up each global batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Samples that come.
+    /// Samples of an epoch.
     samples: u64,
-    /// Samples of the data set: more than come only where a part is spaced evenly over it.
+    /// Samples of the data set; more than those of an epoch only where these are spaced evenly over it.
     of: u64,
     batch: u64,
     seed: Option<u64>,
     windows: Option<Arc<Windows>>,
 }
 
-/// How a windowed shuffle is cut.
+/// The windows of a windowed shuffle.
 #[derive(Debug, PartialEq, Eq)]
 struct Windows {
     /// Number of the first sample of each shard, and of the sample after the last shard.
@@ -101,8 +101,9 @@ impl Order {
         }
     }
 
-    /// As [`Order::shuffled`], but whole shards come and go: `shards` holds the samples of each, and
-    /// `window` is how many of them are mixed. With as many as there are it is [`Order::shuffled`].
+    /// As [`Order::shuffled`], within windows of shards: `shards` holds the number of samples of each, and
+    /// `window` is the number of shards of a window. With all shards in one window it is
+    /// [`Order::shuffled`].
     pub fn windowed(
         shards: &[u64],
         window: usize,
@@ -126,7 +127,7 @@ impl Order {
         }
     }
 
-    /// In the order of the shards, every sample once, the last batch short if need be: evaluation.
+    /// Every sample once, in the order of the shards; the last batch may be short. For evaluation.
     pub fn sequential(samples: u64, batch: u64) -> Result<Order, OrderError> {
         match (samples, batch) {
             (_, 0) => Err(OrderError::NoBatch),
@@ -145,7 +146,7 @@ impl Order {
     }
 
     /// Whether samples come in the order of the shards, so that one shard at a time is enough.
-    pub fn rises(&self) -> bool {
+    pub fn is_sequential(&self) -> bool {
         self.seed.is_none()
     }
 
@@ -157,7 +158,7 @@ impl Order {
         }
     }
 
-    /// Samples that come in an epoch, before a last partial batch is dropped.
+    /// Samples of an epoch, before a last partial batch is dropped.
     pub fn samples(&self) -> u64 {
         self.samples
     }
@@ -180,8 +181,8 @@ impl Order {
         edge(rank)..edge(rank.saturating_add(1).min(world as u32))
     }
 
-    /// The sample in `slot` of the global batch at `cursor`. Of a windowed order, whoever asks for many
-    /// takes the [`Order::epoch`] once: it takes a moment for each shard.
+    /// The sample in `slot` of the global batch at `cursor`. With a windowed order use [`Order::epoch`] for many
+    /// samples: making it takes time for each shard.
     ///
     /// # Panics
     /// When the cursor lies outside the epoch or the slot outside the batch.
@@ -193,22 +194,22 @@ impl Order {
     pub fn epoch(&self, epoch: u32) -> Epoch<'_> {
         let key = self.seed.map(|seed| mix(seed ^ mix(u64::from(epoch))));
         let windowed = key.zip(self.windows.as_deref());
-        let turn = windowed.map(|(key, windows)| Turn::new(windows, key));
-        Epoch { order: self, key, turn }
+        let windows_of_epoch = windowed.map(|(key, windows)| EpochWindows::new(windows, key));
+        Epoch { order: self, key, windows_of_epoch }
     }
 
-    /// The sample that takes the place of a bad one at the `attempt`-th try, one of those that the order reads:
-    /// as much a function of identity as the order itself, so a resumed run substitutes alike.
+    /// The substitute for a bad sample at the `attempt`-th try, one of the samples that the order reads. It is a
+    /// function of the same numbers as the order, so a resumed run takes the same substitutes.
     pub fn substitute(&self, cursor: Cursor, slot: u64, attempt: u32) -> u64 {
         let words = [u64::from(cursor.epoch), cursor.step, slot, u64::from(attempt)];
         let start = self.seed.unwrap_or(0) ^ 0x5355_4253_5449_5455; // its own stream: "SUBSTITU"
         let hash = words.iter().fold(start, |state, word| mix(state ^ mix(*word)));
         let epoch = self.epoch(cursor.epoch);
-        match &epoch.turn {
+        match &epoch.windows_of_epoch {
             // Of the same window: another's shards are not here.
-            Some(turn) => {
-                let window = turn.window_at(cursor.step * self.batch + slot);
-                turn.local(window, hash % turn.samples(window))
+            Some(windows_of_epoch) => {
+                let window = windows_of_epoch.window_at(cursor.step * self.batch + slot);
+                windows_of_epoch.local(window, hash % windows_of_epoch.samples(window))
             }
             None if epoch.key.is_some() => hash % self.samples,
             None => epoch.at(hash % self.samples),
@@ -222,7 +223,7 @@ pub struct Epoch<'a> {
     order: &'a Order,
     /// Of the permutation; `None` when nothing is shuffled.
     key: Option<u64>,
-    turn: Option<Turn<'a>>,
+    windows_of_epoch: Option<EpochWindows<'a>>,
 }
 
 impl Epoch<'_> {
@@ -240,12 +241,14 @@ impl Epoch<'_> {
     /// The sample at a position of the epoch, which is below the number of samples.
     fn at(&self, position: u64) -> u64 {
         let order = self.order;
-        match (self.key, &self.turn) {
+        match (self.key, &self.windows_of_epoch) {
             (Some(key), None) => permute(position, order.samples, key),
-            (Some(_), Some(turn)) => {
-                let window = turn.window_at(position);
-                let (start, samples) = (turn.starts[window], turn.samples(window));
-                turn.local(window, permute(position - start, samples, turn.key(window)))
+            (Some(_), Some(windows_of_epoch)) => {
+                let window = windows_of_epoch.window_at(position);
+                let (start, samples) =
+                    (windows_of_epoch.starts[window], windows_of_epoch.samples(window));
+                windows_of_epoch
+                    .local(window, permute(position - start, samples, windows_of_epoch.key(window)))
             }
             // Below `of`, since the position is below `samples`.
             (None, _) => {
@@ -258,8 +261,8 @@ impl Epoch<'_> {
     /// needed any more come last. Of an order that goes through the shards one after the other, those
     /// that any sample is read of. `shard_of` says which shard holds a sample.
     pub fn shards(&self, step: u64, shards: usize, shard_of: &dyn Fn(u64) -> usize) -> Vec<u32> {
-        match (self.key, &self.turn) {
-            (_, Some(turn)) => turn.shards.clone(),
+        match (self.key, &self.windows_of_epoch) {
+            (_, Some(windows_of_epoch)) => windows_of_epoch.shards.clone(),
             (None, None) => {
                 let (mut position, mut found) = (0, Vec::new());
                 while position < self.order.samples {
@@ -293,8 +296,8 @@ impl Epoch<'_> {
         }
     }
 
-    /// Which of [`Epoch::shards`] the global batch of `step` is drawn from: its windows, all shards
-    /// of a true shuffle, or those that an evaluation reads.
+    /// The range of [`Epoch::shards`] from which the global batch of `step` is drawn: its windows, all shards of
+    /// a true shuffle, or those that an evaluation reads.
     pub fn reading(
         &self,
         step: u64,
@@ -303,10 +306,11 @@ impl Epoch<'_> {
     ) -> Range<usize> {
         let first = step * self.order.batch;
         let last = first + self.order.len(step).saturating_sub(1);
-        match (self.key, &self.turn) {
-            (_, Some(turn)) => {
-                let (first, last) = (turn.window_at(first), turn.window_at(last));
-                turn.range(first).start..turn.range(last).end
+        match (self.key, &self.windows_of_epoch) {
+            (_, Some(windows_of_epoch)) => {
+                let (first, last) =
+                    (windows_of_epoch.window_at(first), windows_of_epoch.window_at(last));
+                windows_of_epoch.range(first).start..windows_of_epoch.range(last).end
             }
             (Some(_), None) => 0..shards,
             (None, None) => {
@@ -323,7 +327,7 @@ impl Epoch<'_> {
 
 /// The windows of one epoch.
 #[derive(Debug)]
-struct Turn<'a> {
+struct EpochWindows<'a> {
     windows: &'a Windows,
     key: u64,
     /// The shards in their order, windows one after the other.
@@ -332,8 +336,8 @@ struct Turn<'a> {
     starts: Vec<u64>,
 }
 
-impl<'a> Turn<'a> {
-    fn new(windows: &'a Windows, key: u64) -> Turn<'a> {
+impl<'a> EpochWindows<'a> {
+    fn new(windows: &'a Windows, key: u64) -> EpochWindows<'a> {
         let shards = (windows.first.len() - 1) as u64;
         let key_of_shards = mix(key ^ 0x5348_4152_4453); // its own stream: "SHARDS"
         let shards: Vec<u32> =
@@ -343,7 +347,7 @@ impl<'a> Turn<'a> {
             let samples: u64 = window.iter().map(|shard| windows.samples(*shard)).sum();
             starts.push(starts[starts.len() - 1] + samples);
         }
-        Turn { windows, key, shards, starts }
+        EpochWindows { windows, key, shards, starts }
     }
 
     /// The window that a position lies in.
@@ -366,7 +370,7 @@ impl<'a> Turn<'a> {
         mix(self.key ^ mix(window as u64))
     }
 
-    /// The sample with this number inside a window, below [`Turn::samples`].
+    /// The sample with this number inside a window, below [`EpochWindows::samples`].
     fn local(&self, window: usize, mut number: u64) -> u64 {
         for shard in &self.shards[self.range(window)] {
             let samples = self.windows.samples(*shard);

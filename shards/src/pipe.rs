@@ -29,8 +29,8 @@ pub fn side_by_side(
     })
 }
 
-/// Runs `body` on this thread and on as many others as the system gives, `threads` at most in all, and
-/// returns when all have returned: for work that takes longer with fewer threads, and nothing worse.
+/// Runs `body` on this thread and on as many others as the system allows, at most `threads` in all, and
+/// returns when all have returned. For work that merely takes longer with fewer threads.
 pub fn with_help(threads: usize, body: &(impl Fn() + Sync)) {
     std::thread::scope(|scope| {
         for _ in 1..threads {
@@ -74,7 +74,7 @@ impl Pool {
     }
 }
 
-/// Whether the system starts so many threads at once: they wait for each other, and end.
+/// Checks that the system starts so many threads at once, which wait for each other and end.
 ///
 /// # Errors
 /// What the system said of the first that it did not start.

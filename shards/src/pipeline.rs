@@ -1,4 +1,4 @@
-//! The wiring: order, stream, decode, views, slab.
+//! The loader: connects order, stream, decoder, views and slabs by threads and channels.
 //!
 //! ```text
 //!               tasks (bounded)                 filled (bounded by the slabs)
@@ -11,8 +11,8 @@
 //! belongs to one sample, and batches leave in the order of their steps. Dropping the [`Loader`]
 //! closes its channels, and the threads end.
 //!
-//! A batch that is kept keeps its slab: whoever keeps all of them and asks for another is told so
-//! ([`PipelineError::AllHeld`]).
+//! A batch holds its slab until it is dropped. A consumer that holds all of them and asks for another gets
+//! [`PipelineError::AllHeld`].
 //!
 //! Host memory is `slabs × Layout::bytes()` + `workers × scratch` (a decoded frame and the
 //! renderer's buffers) + [`TASKS_MAX`] tasks; the shards are page cache.
@@ -36,7 +36,7 @@ use crate::order::{Cursor, Epoch, Order};
 use crate::pipe::Pool;
 use crate::slab::{Layout, NoMemory, Slab, Slot};
 use crate::stats::{Mark, Snapshot, Stage, Stats, WorkerStats};
-use crate::stream::remote::Held;
+use crate::stream::remote::PinnedShard;
 use crate::stream::{Sample, ShardSet};
 use crate::trace::{Recorder, Trace};
 use crate::views::{Note, Recipe, Renderer, SamplePlan};
@@ -46,12 +46,11 @@ mod views;
 pub use views::Views;
 pub(crate) use views::touch;
 
-/// Samples handed out ahead of the workers, which is also how far read-ahead looks: some 25 MB of
-/// ImageNet, so the disk works while the workers do, and a slow sample never empties the channel.
+/// Samples handed out ahead of the workers, which is also the read-ahead: some 25 MB of ImageNet, so the disk
+/// works while the workers do, and a slow sample never empties the channel.
 pub const TASKS_MAX: usize = 256;
 
-/// Tries at a substitute before a slot counts as impossible: with half of the data bad, one slot in
-/// 65,536 gets here.
+/// Tries at a substitute before a slot fails: with half of the data bad, one slot in 65,536 does.
 const SUBSTITUTES_MAX: u32 = 16;
 
 /// What happens when a sample cannot be decoded.
@@ -64,24 +63,24 @@ pub enum OnBadSample {
     Skip,
 }
 
-/// How a loader reads.
+/// Options of a loader.
 #[derive(Clone, Debug)]
 pub struct LoaderOptions {
-    /// What to render.
+    /// What is rendered of each sample.
     pub views: Views,
     /// Whether each sample's class is read with it, for [`Filled::labels`].
     pub labels: bool,
     /// Seed of the views.
     pub seed: u64,
-    /// Which samples, in which order, in which batches.
+    /// The order of the samples, and their batches.
     pub order: Order,
-    /// Where to begin.
+    /// The position to start from.
     pub start: Cursor,
     /// The epoch to end before.
     pub epochs: u32,
     /// This rank and the number of ranks; it reads its slice of each global batch.
     pub rank: (u32, u32),
-    /// Decode and view threads; 0 means one a core.
+    /// Worker threads; 0 means one per core.
     pub workers: usize,
     /// Batches that may be finished or in work ahead of the consumer, at least 1.
     pub batches_ahead: usize,
@@ -95,10 +94,10 @@ pub struct LoaderOptions {
     pub bad_share_max: f64,
     /// `Skip` ends the run after this many bad samples in a row, in the order of the run.
     pub bad_run_max: u32,
-    /// Where the threads record what they do, for a timeline.
+    /// The recording of the threads' spans, for a timeline.
     pub trace: Option<Arc<Trace>>,
-    /// For tests of what reads the counters: each sample takes this much longer in a stage. Reading,
-    /// getting (the dispatcher's work) and putting sleep; decoding and views compute.
+    /// An injected delay, for tests of what reads the counters: each sample takes this much longer in a stage.
+    /// Reading, getting (the dispatcher's work) and putting sleep; decoding and views compute.
     pub handicap: Option<(Stage, Duration)>,
 }
 
@@ -133,8 +132,8 @@ impl LoaderOptions {
     }
 }
 
-/// Bad samples that an epoch may have: this share of the data set's samples, rounded down, but one
-/// where any are allowed, or skipping would mean nothing in a small set.
+/// Bad samples that an epoch may have: this share of the data set's samples, rounded down, but at least one
+/// if any are allowed, since skipping would otherwise mean nothing in a small set.
 pub fn bad_budget(samples: u64, share: f64) -> u64 {
     let least = u64::from(share > 0.0);
     ((samples as f64 * share) as u64).max(least)
@@ -146,10 +145,10 @@ pub enum SampleError {
     /// Its bytes could not be found.
     #[error(transparent)]
     Shard(#[from] ShardError),
-    /// Its bytes are no image that we decode.
+    /// Its bytes cannot be decoded.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// A bug of ours, or of the decoder, that these bytes trigger.
+    /// A panic: these bytes trigger a bug of this program or of the decoder.
     #[error("the decoder panicked: {message}")]
     Panicked {
         /// The panic's message.
@@ -158,13 +157,13 @@ pub enum SampleError {
 }
 
 impl SampleError {
-    /// Whether the sample's shard is not to be had. Another sample in its place would make batches depend on
-    /// the network, so this ends a run under either policy.
+    /// Whether the sample's shard cannot be fetched. A substitute would make batches depend on the network, so
+    /// this ends a run under either policy.
     fn is_lost(&self) -> bool {
         matches!(self, SampleError::Shard(error) if error.is_lost())
     }
 
-    /// What a caught panic said.
+    /// The error for a caught panic.
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> SampleError {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -172,16 +171,16 @@ impl SampleError {
     }
 }
 
-/// A sample that could not be used, and what took its place.
+/// A bad sample and its substitute.
 #[derive(Debug)]
 pub struct BadSample {
     /// The sample.
     pub sample: u64,
     /// Its shard.
     pub shard: PathBuf,
-    /// Its sample id (webdataset's `__key__`), empty if the shard would not say.
+    /// Its key (webdataset's `__key__`), empty if unknown.
     pub key: String,
-    /// Where its image begins in the shard, in bytes.
+    /// Byte offset of its image in the shard.
     pub offset: u64,
     /// What is wrong.
     pub error: SampleError,
@@ -191,7 +190,7 @@ pub struct BadSample {
 }
 
 impl BadSample {
-    /// What to do about it: a shard that did not come is not this sample's fault.
+    /// A hint on what to do, unless the shard could not be fetched.
     fn hint(&self) -> String {
         match &self.error {
             SampleError::Shard(ShardError::Remote { .. }) => String::new(),
@@ -233,7 +232,7 @@ pub enum PipelineError {
         samples: u64,
         /// The epoch.
         epoch: u32,
-        /// What was allowed.
+        /// The budget.
         budget: u64,
         /// The newest of them.
         last: String,
@@ -250,8 +249,8 @@ pub enum PipelineError {
         /// Those of the batch that ended the run, the newest last.
         list: Vec<BadSample>,
     },
-    /// The store that holds a sample's shard is lost, or the cache has no room for it. No fault of the sample,
-    /// so [`OnBadSample`] says nothing of it.
+    /// The store of a sample's shard does not answer, or the cache has no room for the shard. Not a fault of the
+    /// sample, so [`OnBadSample`] does not apply.
     #[error("sample {key:?} cannot be had: {error}", key = .0.key, error = .0.error)]
     Lost(Box<BadSample>),
     /// No substitute was found for a bad sample.
@@ -267,7 +266,7 @@ pub enum PipelineError {
     /// The system refused a thread.
     #[error("cannot start a thread: {0}{hint}", hint = limits::of_threads(.0))]
     Thread(#[source] std::io::Error),
-    /// Memory for the batches.
+    /// There is no memory for the batches.
     #[error(
         "no memory for the {bytes} bytes of a batch of views: lower train.batch, the sizes of the views, or \
          data.batches_ahead"
@@ -276,14 +275,14 @@ pub enum PipelineError {
         /// Bytes of one batch.
         bytes: u128,
     },
-    /// The caller keeps every batch there is, so no other can be made. No end: once one was dropped the next
-    /// call goes on.
+    /// The caller holds all batches, so no other can be made. Not final: once one is dropped the next call
+    /// continues.
     #[error(
         "all {batches} batches are held by the caller and none can be made until one is dropped: copy what is to \
          be kept, or raise batches_ahead (data.batches_ahead) above the number of batches that are held"
     )]
     AllHeld {
-        /// Batches that circulate.
+        /// Number of batches that circulate.
         batches: usize,
     },
     /// The workers are gone before the end.
@@ -303,8 +302,8 @@ impl From<NoMemory> for PipelineError {
 }
 
 impl PipelineError {
-    /// The bad samples that ended the run, the one that did so last: of a batch that never left the
-    /// loader, so that nobody has seen them.
+    /// The bad samples of the batch that ended the run, the decisive one last. That batch never leaves the
+    /// loader.
     pub fn bad(&self) -> &[BadSample] {
         match self {
             PipelineError::Bad(bad) => std::slice::from_ref(bad),
@@ -320,10 +319,10 @@ impl PipelineError {
     }
 }
 
-/// A batch of pixels on its way to the trainer. Dropping it frees its slab for the next batch.
+/// A finished batch of views. Dropping it frees its slab for the next batch.
 #[derive(Debug)]
 pub struct Filled {
-    /// Where it stands in the run.
+    /// Its position in the run.
     pub cursor: Cursor,
     /// The samples it holds, substitutes included, in slot order.
     pub samples: Vec<u64>,
@@ -337,11 +336,11 @@ pub struct Filled {
     _holding: Option<Holding>,
 }
 
-/// How many batches the consumer holds.
+/// The counter of batches that the consumer holds.
 #[derive(Debug, Default)]
 pub(crate) struct Holders(AtomicUsize);
 
-/// One of them, until it is dropped.
+/// Counts as one held batch until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Holding(Arc<Holders>);
 
@@ -369,7 +368,7 @@ impl Filled {
         self.samples.is_empty()
     }
 
-    /// What it holds of each group of views; none in an empty batch.
+    /// Its layout; `None` for an empty batch.
     pub fn layout(&self) -> Option<&Layout> {
         self.slab.as_ref().map(Slab::layout)
     }
@@ -419,21 +418,21 @@ impl Drop for Filled {
     }
 }
 
-/// A sample's class, or why it has none that can be read.
+/// A sample's class, or the error of reading it.
 pub(crate) type Class = Result<Option<u32>, Arc<ShardError>>;
 
-/// One batch in work: what all its slots share.
+/// A batch in work, shared by its slots.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) cursor: Cursor,
-    /// Place in the loader's sequence of batches.
+    /// Its number in the loader's sequence of batches.
     pub(crate) number: u64,
     /// Slot 0 in the global batch.
     first_slot: u64,
     pub(crate) samples: Vec<u64>,
-    /// Taken for bad samples only.
+    /// Locked for bad samples only.
     faults: Mutex<Vec<Fault>>,
-    /// By slot, where they are asked for: a remote shard may be gone when its batch has come.
+    /// Labels by slot, read with the sample: a remote shard may be evicted before its batch arrives.
     classes: Mutex<Vec<Class>>,
 }
 
@@ -443,7 +442,7 @@ enum Fault {
     Bad(BadSample),
     /// Bad, and so was everything tried instead.
     NoSubstitute(BadSample),
-    /// Its shard, or that of what was tried instead, is not to be had.
+    /// Its shard, or that of a substitute, cannot be fetched.
     Lost(BadSample),
 }
 
@@ -456,8 +455,8 @@ impl Fault {
 }
 
 impl Work {
-    /// Makes the sample of slot `index`, or the substitute that takes its place; what was bad is
-    /// noted. `make` leaves a sample in the slot, or says why it cannot.
+    /// Produces the sample of slot `index`, or a substitute, and notes bad samples. `make` fills the slot with a
+    /// sample or returns why it cannot.
     pub(crate) fn settle(
         &self,
         index: usize,
@@ -492,8 +491,7 @@ impl Work {
         self.note(Fault::NoSubstitute(bad));
     }
 
-    /// [`Work::settle`] again, from the beginning, where it was found later that what was made is
-    /// not good.
+    /// Repeats [`Work::settle`] for a slot whose content turned out to be bad later.
     pub(crate) fn resettle(
         &self,
         index: usize,
@@ -529,7 +527,7 @@ fn bad_sample(set: &ShardSet, sample: u64, slot: usize, error: SampleError) -> B
 
 /// Recycled memory of a batch, opened for many workers at once.
 pub(crate) trait Room: Send + 'static {
-    /// The right to write one sample of it.
+    /// The right to write one of its samples.
     type Slot: Send;
 
     /// A slot for each of the first `n` samples, in their order.
@@ -547,21 +545,21 @@ impl Room for Slab {
 #[derive(Debug)]
 pub(crate) struct Task<S> {
     pub(crate) work: Arc<Work>,
-    /// Which of the batch's samples.
+    /// The sample's index in the batch.
     pub(crate) index: usize,
     pub(crate) slot: S,
     /// Keeps a remote shard mapped until the sample has been read.
-    pub(crate) held: Option<Arc<Held>>,
+    pub(crate) held: Option<Arc<PinnedShard>>,
 }
 
-/// A batch that is made; without memory where the rank has no part in it.
+/// A finished batch; without memory if the rank has no part in it.
 #[derive(Debug)]
 pub(crate) struct Finished<R> {
     pub(crate) work: Arc<Work>,
     pub(crate) room: Option<R>,
 }
 
-/// A batch that stands next in the run.
+/// The next batch of the run, after the policy on bad samples.
 pub(crate) struct Judged<R> {
     pub(crate) cursor: Cursor,
     pub(crate) samples: Vec<u64>,
@@ -570,7 +568,7 @@ pub(crate) struct Judged<R> {
     pub(crate) room: Option<R>,
 }
 
-/// Finished batches, brought into the order of the run, with the policy on bad samples applied.
+/// Brings finished batches into the order of the run and applies the policy on bad samples.
 #[derive(Debug)]
 pub(crate) struct Sequence<R> {
     options: LoaderOptions,
@@ -582,14 +580,14 @@ pub(crate) struct Sequence<R> {
     failed: bool,
     waiting: BTreeMap<u64, Finished<R>>,
     finished: Receiver<Finished<R>>,
-    /// How many batches the consumer holds, of how many that circulate.
+    /// The batches that the consumer holds, and the number that circulate.
     held: (Arc<Holders>, usize),
-    /// How long a consumer that holds all of them is waited for.
+    /// How long to wait for a consumer that holds all of them.
     patience: Duration,
 }
 
-/// Another thread may hold the batches and be about to drop one: longer than any step takes on a GPU, and than
-/// most take on a CPU.
+/// How long to wait for a consumer that holds all batches, since another thread may be about to drop one:
+/// longer than any step on a GPU and most on a CPU.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Batches of views in the order of the run.
@@ -603,7 +601,7 @@ pub struct Loader {
     sequence: Sequence<Slab>,
     tasks: Receiver<Task<Slot>>,
     free: Sender<Slab>,
-    /// Tells threads that wait for a remote shard, and hear no channel meanwhile.
+    /// Ends waits for remote shards, during which a thread does not see its channels.
     ended: Arc<AtomicBool>,
     _stop: Sender<()>,
     _pool: Pool,
@@ -673,8 +671,8 @@ impl Loader {
         })
     }
 
-    /// As it is, but a call that would wait for a batch while the caller holds all of them returns
-    /// [`PipelineError::AllHeld`] after this time, in place of half a minute.
+    /// Sets how long a call waits while the caller holds all batches, before it returns
+    /// [`PipelineError::AllHeld`]; half a minute by default.
     pub fn with_patience(mut self, patience: Duration) -> Loader {
         self.sequence.set_patience(patience);
         self
@@ -690,7 +688,7 @@ impl Loader {
         self.stats.snapshot()
     }
 
-    /// The counters themselves, to be read while this loader is being waited for.
+    /// The counters themselves, which another thread may read while this loader is waited for.
     pub fn counters(&self) -> &Arc<Stats> {
         &self.stats
     }
@@ -702,7 +700,7 @@ impl Loader {
 }
 
 impl<R> Sequence<R> {
-    /// The batches that come out of `finished`, from the start that the options name.
+    /// A sequence over the batches of `finished`, from the options' start on.
     pub(crate) fn new(
         options: LoaderOptions,
         finished: Receiver<Finished<R>>,
@@ -727,12 +725,12 @@ impl<R> Sequence<R> {
         }
     }
 
-    /// Sets how long a consumer that holds all batches is waited for.
+    /// Sets how long to wait for a consumer that holds all batches.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// For a batch that is handed out: the consumer holds it until this is dropped.
+    /// Counts a batch as held by the consumer until the result is dropped.
     pub(crate) fn holding(&self) -> Holding {
         Holding::new(&self.held.0)
     }
@@ -798,8 +796,8 @@ impl<R> Sequence<R> {
         }
     }
 
-    /// Applies the policy to a batch's faults, in slot order, so that the verdict does not depend
-    /// on which worker was first.
+    /// Applies the policy to a batch's bad samples in slot order, so that the result does not depend on the
+    /// order of the workers.
     fn judge(&mut self, work: &Work) -> Result<(Vec<u64>, Vec<BadSample>), PipelineError> {
         let mut samples = work.samples.clone();
         let mut bad = Vec::new();
@@ -888,16 +886,16 @@ impl Iterator for Loader {
 /// The name of the dispatcher's thread.
 pub(crate) const DISPATCHER: &str = "detco-dispatcher";
 
-/// Where the dispatcher gets memory from, and hears that nobody wants any more.
+/// The dispatcher's source of free memory, and its signals to stop.
 pub(crate) struct Rooms<R> {
     pub(crate) free: Receiver<R>,
     pub(crate) stopped: Receiver<()>,
-    /// Tells the dispatcher when it waits for a remote shard, and hears no channel meanwhile.
+    /// Ends the dispatcher's waits for remote shards, during which it does not see its channels.
     pub(crate) ended: Arc<AtomicBool>,
 }
 
-/// Turns the order into tasks, as far ahead as free memory and [`TASKS_MAX`] allow. `F` is what a
-/// finished batch comes in.
+/// The dispatcher: turns the order into tasks, as far ahead as free memory and [`TASKS_MAX`] allow. `F` is the
+/// type of a finished batch.
 pub(crate) struct Dispatcher<R: Room, F> {
     set: Arc<ShardSet>,
     options: LoaderOptions,
@@ -906,9 +904,9 @@ pub(crate) struct Dispatcher<R: Room, F> {
     finish: Sender<Finished<F>>,
     stats: Arc<Stats>,
     recorder: Option<Recorder>,
-    /// The shards that the set was last told to have ready, and of which epoch.
+    /// The shards last announced to the set, and their epoch.
     wanted: Option<(u32, std::ops::Range<usize>)>,
-    /// The shards that samples come of, where the set is remote and they come in the shards' order.
+    /// The shards that are read, if the set is remote and they are read in order.
     rising: Option<Vec<u32>>,
 }
 
@@ -923,7 +921,7 @@ impl<R: Room, F> Dispatcher<R, F> {
     ) -> Dispatcher<R, F> {
         let recorder = options.trace.as_ref().map(|trace| trace.recorder(DISPATCHER.into()));
         let (set, options, stats) = (Arc::clone(set), options.clone(), Arc::clone(stats));
-        let rising = (set.is_remote() && options.order.rises()).then(|| {
+        let rising = (set.is_remote() && options.order.is_sequential()).then(|| {
             let of = |sample| set.shard_of(sample);
             options.order.epoch(0).shards(0, set.shards().len(), &of)
         });
@@ -959,9 +957,8 @@ impl<R: Room, F> Dispatcher<R, F> {
         }
     }
 
-    /// Tells a remote set which shards come next, when that has changed. An order that goes through
-    /// the shards one after the other tells it with each sample instead: one batch may be of more
-    /// shards than the cache holds.
+    /// Announces the next shards to a remote set when they change. A sequential order announces them with each
+    /// sample instead, since one batch may be of more shards than the cache holds.
     fn want(&mut self, epoch: &Epoch<'_>, cursor: Cursor) {
         if !self.set.is_remote() || self.rising.is_some() {
             return;
@@ -985,7 +982,7 @@ impl<R: Room, F> Dispatcher<R, F> {
         self.set.want(all, reading.len() as u32);
     }
 
-    /// Tells a remote set which shards come next of a rising order, from that of this sample on.
+    /// Announces the next shards of a sequential order to a remote set, from this sample's on.
     fn want_from(&mut self, epoch: u32, sample: u64) {
         let Some(all) = &self.rising else { return };
         let shard = self.set.shard_of(sample) as u32;
@@ -999,7 +996,7 @@ impl<R: Room, F> Dispatcher<R, F> {
         self.set.want([&all[at..], again].concat(), 1);
     }
 
-    /// Hands a batch out; false when the loader is gone.
+    /// Hands out the tasks of a batch; returns false when the loader is gone.
     fn dispatch(&mut self, work: Arc<Work>) -> bool {
         if work.samples.is_empty() {
             return self.finish.send(Finished { work, room: None }).is_ok();
@@ -1045,13 +1042,13 @@ impl<R: Room, F> Dispatcher<R, F> {
     }
 }
 
-/// One thread's decoder, renderer and scratch, made before the first sample.
+/// A worker: one thread's decoder, renderer and scratch memory, made before the first sample.
 struct Worker<'a> {
     set: &'a ShardSet,
     options: &'a LoaderOptions,
     stats: &'a WorkerStats,
     recorder: Option<Recorder>,
-    /// When the stage in work began.
+    /// The beginning of the current stage.
     since: Mark,
     decoder: Decoder,
     renderer: Renderer,
@@ -1097,7 +1094,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Ends a stage: what has passed since the last one ended was this one's.
+    /// Ends a stage and counts the time since the last one ended for it.
     fn lap(&mut self, stage: Stage, of: u64) {
         let start = self.since.wall;
         self.since = self.stats.lap(stage, self.since);
@@ -1106,7 +1103,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The handicap, if it is this stage's.
+    /// Waits for the injected delay of a stage, if there is one.
     fn hold(&self, stage: Stage) {
         let Some((_, time)) = self.options.handicap.filter(|(held, _)| *held == stage) else {
             return;
@@ -1162,7 +1159,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Draws the views, and decodes what they look at.
+    /// Draws the views and decodes the part of the image that they need.
     fn decode(&mut self, id: u64, cursor: Cursor, jpeg: &[u8]) -> Result<Part, DecodeError> {
         let header = probe(jpeg)?;
         let (options, image) = (self.options, [header.width, header.height]);

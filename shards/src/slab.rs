@@ -1,9 +1,9 @@
 //! Recycled host buffers that hold a batch of views, written by many workers at once.
 //!
 //! A [`Slab`] is one allocation with a section for each group of views, laid out as the trainer reads
-//! it: for each view of the group `[n, h, w, 3]` bytes, or `[n, patches, p, p, 3]`. Behind them stand
-//! the views' notes. Slabs circulate between pipeline and trainer; none is allocated after warm-up
-//! (wall 7). For a GPU they are page-locked, so that it copies from them by itself.
+//! it: for each view of the group `[n, h, w, 3]` bytes, or `[n, patches, p, p, 3]`, followed by the views'
+//! notes. Slabs circulate between pipeline and trainer; none is allocated after warm-up. For a GPU they are
+//! page-locked, so that it copies from them by DMA.
 
 #![expect(unsafe_code, reason = "workers write disjoint slots of one allocation")]
 
@@ -21,7 +21,7 @@ use crate::cuda::{CudaError, Device, Registered};
 use crate::limits::page_size;
 use crate::views::Note;
 
-/// What a batch holds of one group of views.
+/// The section of a batch for one group of views.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     /// The group's name.
@@ -44,19 +44,19 @@ impl Section {
     }
 }
 
-/// What a batch holds, and where. Cheap to clone.
+/// The layout of a batch. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     n: usize,
     sections: Arc<[Section]>,
-    /// Of each view of all sections, in order: where it begins, and the bytes of a sample's.
+    /// For each view of all sections, in order: its first byte, and its bytes per sample.
     views: Arc<[(usize, usize)]>,
     /// Bytes of all views.
     pixels: usize,
 }
 
 impl Layout {
-    /// Of batches of up to `n` samples with these sections.
+    /// The layout of batches of up to `n` samples with these sections.
     pub fn new(n: usize, sections: Vec<Section>) -> Layout {
         let (mut views, mut pixels) = (Vec::new(), 0);
         for section in &sections {
@@ -69,7 +69,7 @@ impl Layout {
         Layout { n, sections: sections.into(), views: views.into(), pixels }
     }
 
-    /// Samples that there is room for.
+    /// The capacity in samples.
     pub fn n(&self) -> usize {
         self.n
     }
@@ -101,7 +101,7 @@ impl Layout {
         None
     }
 
-    /// [`Layout::number`] of a view that must be there.
+    /// [`Layout::number`] of a view that exists.
     ///
     /// # Panics
     /// Where it is not.
@@ -120,7 +120,7 @@ impl Layout {
         self.n.saturating_mul(self.views() * Note::BYTES).saturating_add(self.pixels)
     }
 
-    /// [`Layout::bytes`] in a number that any layout fits.
+    /// [`Layout::bytes`] in 128 bits, which any layout fits.
     fn bytes_wide(&self) -> u128 {
         let sample = |one: &Section| {
             let bytes = one.shape.iter().map(|length| *length as u128);
@@ -164,7 +164,7 @@ pub struct NoMemory {
     pub bytes: u128,
 }
 
-/// Zeroed memory that the system need not touch before it is used, or why there is none.
+/// Allocates zeroed memory, whose pages the system need not touch before they are used.
 fn zeroed(bytes: u128) -> Result<Box<[u8]>, NoMemory> {
     let none = NoMemory { bytes };
     let layout = usize::try_from(bytes).ok().and_then(|len| alloc::Layout::array::<u8>(len).ok());
@@ -212,8 +212,8 @@ impl Slab {
         Ok(slab)
     }
 
-    /// A zeroed slab that begins with a page of the system, and shares its last one with nobody: pages are
-    /// locked as a whole.
+    /// A zeroed slab that begins with a page of the system and shares its last page with nothing, since pages
+    /// are locked as a whole.
     #[cfg(feature = "cuda")]
     fn on_pages(layout: Layout) -> Result<Slab, NoMemory> {
         let page = page_size();
@@ -223,7 +223,7 @@ impl Slab {
         Ok(Slab { _locked: None, bytes, start, layout })
     }
 
-    /// What it holds.
+    /// Its layout.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -272,13 +272,13 @@ impl Slot {
         self.index
     }
 
-    /// Where view `number`, among all views, of this sample goes.
+    /// The bytes of view `number`, among all views, of this sample.
     pub fn view(&mut self, number: usize) -> &mut [u8] {
         let (section, bytes) = self.layout().view(number);
         self.part(section, bytes)
     }
 
-    /// Leaves the note of a view.
+    /// Writes the note of a view.
     pub fn note(&mut self, number: usize, note: &Note) {
         let (section, bytes) = self.layout().note(number);
         note.write(self.part(section, bytes));

@@ -13,15 +13,15 @@ use rustix::time::{ClockId, clock_gettime};
 /// What a worker's time goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Waiting for the next sample: upstream, or the end of free slabs, is slow.
+    /// Waiting for the next sample: the dispatcher is slow, or slabs come back too slowly.
     Get,
-    /// Finding the sample in its shard and touching its pages: what the disk is waited for.
+    /// Finding the sample in its shard and touching its pages, which waits for the disk.
     Read,
     /// JPEG to RGB.
     Decode,
     /// Drawing and rendering the views.
     Views,
-    /// Handing a finished batch on: downstream is slow.
+    /// Handing on a finished batch, which waits for a slow consumer.
     Put,
 }
 
@@ -66,10 +66,10 @@ impl Channel {
     }
 }
 
-/// A moment on the wall's clock and on the calling thread's.
+/// A moment in wall time and in the CPU time of the calling thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
-    /// The wall's clock.
+    /// Wall time.
     pub wall: Instant,
     /// Nanoseconds of CPU that this thread has used.
     pub cpu: u64,
@@ -106,12 +106,12 @@ fn least(bucket: usize) -> u64 {
     }
 }
 
-/// How long one thread waited at one end of a channel, each time.
+/// The waits of one thread at one end of a channel.
 #[derive(Debug)]
 pub struct WaitCounter {
     buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
-    /// Items that lay in the channel, added up over the times.
+    /// Items in the channel at each wait, added up.
     found: AtomicU64,
 }
 
@@ -140,13 +140,13 @@ impl WaitCounter {
     }
 }
 
-/// Waits at one end of a channel, added up.
+/// The waits of all threads at one end of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waits {
     buckets: Vec<u64>,
     /// Nanoseconds of all waits together.
     pub nanos: u64,
-    /// Items that lay in the channel when a wait began, added up.
+    /// Items in the channel when a wait began, added up.
     pub found: u64,
 }
 
@@ -202,8 +202,8 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// Adds the time since a mark to a stage; the new mark. Called by the worker itself: the mark
-    /// holds its own CPU time.
+    /// Adds the time since a mark to a stage and returns the new mark. Called by the worker itself, since the
+    /// mark holds its own CPU time.
     pub fn lap(&self, stage: Stage, since: Mark) -> Mark {
         let now = Mark::now();
         let wall = now.wall.duration_since(since.wall);
@@ -230,7 +230,7 @@ impl WorkerStats {
     }
 }
 
-/// The waits of one thread that is no worker, at the two channels it stands between.
+/// The waits of the dispatcher or the consumer at the two channels between which it stands.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct EndStats {
@@ -271,9 +271,9 @@ impl ChannelWaits {
 pub struct Snapshot {
     /// Nanoseconds by stage, in the order of [`STAGES`].
     pub nanos: [u64; STAGES.len()],
-    /// Of those, nanoseconds on a CPU.
+    /// CPU nanoseconds by stage.
     pub cpu_nanos: [u64; STAGES.len()],
-    /// Samples finished.
+    /// Finished samples.
     pub samples: u64,
     /// Compressed bytes of those.
     pub bytes: u64,

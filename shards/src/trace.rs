@@ -1,14 +1,14 @@
-//! Who did what when: spans of the pipeline's threads, for a timeline.
+//! Spans of the pipeline's threads, for a timeline.
 //!
 //! Each thread writes spans into memory of its own and hands them over when it ends, so recording
-//! takes no lock; a loader without a trace does not record at all. A full track leaves out what
-//! comes later, and says how much.
+//! takes no lock; a loader without a trace records nothing. A full track drops later spans and counts
+//! them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// A piece of one thread's time.
+/// A span of one thread's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// What the thread did.
@@ -66,14 +66,14 @@ impl Trace {
         tracks
     }
 
-    /// A thread's recorder. It hands its track over when it is dropped.
+    /// A recorder for a thread, which hands over its track when it is dropped.
     pub fn recorder(self: &Arc<Trace>, name: String) -> Recorder {
         let track = Track { name, spans: Vec::new(), cut: 0 };
         Recorder { trace: Arc::clone(self), track }
     }
 }
 
-/// Where one thread records its spans.
+/// The recorder of one thread.
 #[derive(Debug)]
 pub struct Recorder {
     trace: Arc<Trace>,

@@ -807,25 +807,25 @@ fn two_processes_fetch_each_shard_once_and_respect_what_the_other_reads() {
         .clone();
     drop(sample);
     let small = Cache::open(cache.path(), 1).expect("opens");
-    let dear = |_: &str| detco_shards::cache::Dear::No;
+    let priority = |_: &str| detco_shards::cache::Priority::Unneeded;
     let other = format!("{}.idx", "0".repeat(64));
     // What they have read and hold no more is unmapped after a while.
     for _ in 0..500 {
-        if !small.evict_one(&other, &dear).expect("evicts") {
+        if !small.evict_one(&other, &priority).expect("evicts") {
             std::thread::sleep(Duration::from_millis(20));
         }
         if small.usage().expect("lists").files == 1 {
             break;
         }
     }
-    assert!(!small.evict_one(&other, &dear).expect("evicts"), "in use");
+    assert!(!small.evict_one(&other, &priority).expect("evicts"), "in use");
     let left = small.usage().expect("lists");
     assert_eq!((left.files, left.bytes), (1, held), "the shard that they read");
     for child in &mut children {
         child.child.stdin.take().expect("piped").write_all(b"\n").expect("writes");
         assert!(child.child.wait().expect("ends").success());
     }
-    assert!(small.evict_one(&other, &dear).expect("evicts"), "the locks went with them");
+    assert!(small.evict_one(&other, &priority).expect("evicts"), "the locks went with them");
     assert!(!cache.path().join(format!("{name}.tar")).exists());
 }
 

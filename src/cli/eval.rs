@@ -29,7 +29,7 @@ pub struct KnnArgs {
     /// torchvision's, MoCo's, detectron2's and others' (see `detco train --help`, --init).
     pub run: PathBuf,
 
-    /// Labelled shards to compare with: folders, globs, brace lists, tars, or URLs of those.
+    /// Labelled shards whose images vote: folders, globs, brace lists, tars, or URLs of those.
     #[arg(long, value_name = "SHARDS", num_args = 1.., required = true)]
     pub train: Vec<String>,
 
@@ -41,20 +41,20 @@ pub struct KnnArgs {
     #[arg(long, value_name = "NAME", default_value = "latest", conflicts_with = "init")]
     pub checkpoint: String,
 
-    /// The weights that the run started from, before any training: what to compare with.
+    /// Use the weights that the run started from, before any training, for comparison.
     #[arg(long, conflicts_with = "key")]
     pub init: bool,
 
-    /// Of a weights file: what stands before the backbone's names, where it holds several backbones
-    /// and not the one that was trained is wanted (`module.encoder_k.`).
+    /// For a weights file: the prefix of the backbone's names, where the file holds several backbones and
+    /// you want another than the trained one (`module.encoder_k.`).
     #[arg(long, value_name = "PREFIX")]
     pub init_prefix: Option<String>,
 
-    /// The key encoder (the moving average) instead of the query encoder.
+    /// Measure the key encoder (the moving average) instead of the query encoder.
     #[arg(long, visible_alias = "key-encoder")]
     pub key: bool,
 
-    /// Neighbours that vote; at most the training samples there are.
+    /// Number of neighbours that vote; at most the number of training samples.
     #[arg(short, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
     pub k: usize,
 
@@ -71,7 +71,7 @@ pub struct KnnArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub samples: u64,
 
-    /// Decode threads; 0 means one a core.
+    /// Decode threads; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = workers)]
     pub workers: usize,
 

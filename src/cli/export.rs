@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::export_format::Format;
 
-/// Write a run's backbone for other programs.
+/// Export a run's backbone for other programs.
 ///
 /// The file holds the backbone of the query encoder and nothing else: no heads, no queues, no fc.
 /// It appears whole or not at all.
@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Whose names: torchvision's (timm's ResNets and mmdetection's have the same), or detectron2's.
+    /// Names of the tensors: torchvision's, which timm and mmdetection use too, or detectron2's.
     #[arg(long, value_enum, default_value_t = Format::Torchvision)]
     pub format: Format,
 
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "latest")]
     pub checkpoint: String,
 
-    /// The key encoder's backbone (the moving average) instead of the query encoder's.
+    /// Export the key encoder's backbone (the moving average) instead of the query encoder's.
     #[arg(long, visible_alias = "key")]
     pub key_encoder: bool,
 }

@@ -48,23 +48,23 @@ struct Found {
     fingerprint: String,
     image_bytes: ImageBytes,
     classes: Vec<Class>,
-    /// Samples without an image, or bad in another way that needs no look at images.
+    /// Bad samples, as far as the indexes show: those without an image, for example.
     bad_samples: u64,
-    /// What is wrong with the first of them.
+    /// The first of them, with the reason.
     first_bad_sample: Option<String>,
-    /// Samples whose label is no number: nothing that counts classes takes them.
+    /// Samples whose label is not a number; they are not counted in a class.
     other_labels: u64,
-    /// The first of them, and what it holds.
+    /// The first of them, with its label.
     first_other_label: Option<String>,
     headers_read: u64,
-    /// The first image whose header cannot be read, and why.
+    /// The first image with an unreadable header, with the reason.
     first_unreadable: Option<String>,
     formats: BTreeMap<&'static str, u64>,
     short_side: BTreeMap<String, u64>,
     manifests: Vec<About>,
 }
 
-/// Sizes of the image files in bytes, and how many have up to so many.
+/// Sizes of the image files in bytes, and a histogram.
 #[derive(Serialize)]
 struct ImageBytes {
     smallest: u64,
@@ -92,7 +92,7 @@ struct About {
 /// Samples by class number.
 type Counts = BTreeMap<u32, u64>;
 
-/// Labels as they are met.
+/// Counts of labels.
 #[derive(Default)]
 struct Labels {
     counts: Counts,
@@ -217,8 +217,7 @@ fn count_classes(set: &ShardSet) -> anyhow::Result<Labels> {
     Ok(labels)
 }
 
-/// What the manifests beside the shards say; their counts by class, if they speak of exactly these
-/// shards.
+/// The manifests beside the shards; also their counts by class, if they cover exactly these shards.
 fn manifests(set: &ShardSet) -> anyhow::Result<(Vec<About>, Option<Counts>)> {
     if set.is_remote() {
         let all = set.manifests().iter();
@@ -252,7 +251,7 @@ fn add_up(
     (all, (samples == set.len()).then_some(counts))
 }
 
-/// A word for the format, and the shorter side in pixels where the header says it.
+/// The name of the format, and the shorter side in pixels if the header is readable.
 fn describe(header: Option<&Probe>) -> (&'static str, Option<u32>) {
     let Some(found) = header else { return ("unreadable", None) };
     let word = match (found.format, found.components, found.progressive) {
@@ -269,7 +268,7 @@ fn describe(header: Option<&Probe>) -> (&'static str, Option<u32>) {
     (word, Some(found.width.min(found.height)))
 }
 
-/// Edges that matter for crops of 224 pixels and for small images.
+/// The bucket of a shorter side, with edges that matter for crops of 224 pixels and for small images.
 fn bucket(short: u32) -> String {
     const EDGES: [u32; 7] = [32, 64, 128, 224, 256, 512, 1024];
     match EDGES.iter().find(|edge| short <= **edge) {

@@ -1,12 +1,13 @@
-//! The one command line: one file a subcommand.
+//! The command line: one file per subcommand.
 //!
 //! Two binaries share it. `detco` parses every command, so that `--help` and usage errors cost
-//! nothing, and runs those of the data plane itself; commands that need libtorch are handed over
-//! to `detco-train` beside it, the way cargo and git hand over, since loading libtorch takes a
+//! nothing, and runs those of the data plane itself. For commands that need libtorch it executes
+//! `detco-train` beside it, as cargo and git do with their subcommands, since loading libtorch takes a
 //! quarter of a second warm and ten seconds cold.
 
 pub mod eval;
 pub mod export;
+pub mod guide;
 pub mod inspect;
 pub mod pack;
 pub mod plan;
@@ -25,10 +26,10 @@ use crate::config::{self, Bytes, Data, cache_folder};
 use crate::console::is_closed_output;
 use crate::{data, exit};
 
-/// From a folder of images to a DetCo backbone.
+/// Self-supervised pre-training for detection: from a folder of images to a DetCo backbone.
 ///
-/// Pack images into WebDataset shards, look at what the model will be shown, train, evaluate, and
-/// export the backbone for detectron2, torchvision or timm.
+/// Packs images into WebDataset shards, shows what the model will see, trains, evaluates, and exports the
+/// backbone for detectron2, torchvision or timm.
 #[derive(Parser, Debug)]
 #[command(name = "detco", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -49,7 +50,8 @@ The way from images to a backbone:
   detco train --resume runs/a                   after a kill, a reboot, a preemption
   detco train detco-r50 … --gpus 8              or by torchrun, srun, mpirun: see `detco train --help`
   detco eval knn runs/a --train shards/train --test shards/val
-  detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2";
+  detco export runs/a -o backbone.safetensors   or .pth, or --format detectron2
+  detco guide                                   longer texts: data, training, clusters, …";
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
@@ -62,41 +64,43 @@ pub enum Command {
     Verify(verify::Args),
     /// Draw a contact sheet of what the model is shown.
     Views(views::Args),
-    /// Measure the data path, and say what limits it.
+    /// Measure the data path and name what limits it.
     Profile(profile::Args),
-    /// Predict what a cluster would give, and what limits it first.
+    /// Predict the speed of a cluster and what limits it first.
     Plan(plan::Args),
-    /// Train a backbone, or go on with a run.
+    /// Train a backbone, or resume a run.
     Train(train::Args),
     /// Measure how good a backbone is.
     Eval(eval::Args),
-    /// Write a run's backbone for other programs.
+    /// Export a run's backbone for other programs.
     Export(export::Args),
+    /// Show a guide, or list them.
+    Guide(guide::Args),
 }
 
-/// Where shards from URLs are kept, for commands without a configuration.
+/// The cache for shards from URLs, in commands without a configuration.
 #[derive(clap::Args, Debug, Clone)]
 pub struct CacheArgs {
-    /// Folder that keeps shards fetched from URLs [default: detco in $XDG_CACHE_HOME or ~/.cache]
+    /// Cache folder for shards fetched from URLs [default: detco in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 
-    /// Its bound: bytes, or with a unit [default: 200GB]
+    /// Bound of the cache: bytes, or with a unit [default: 200GB]
     #[arg(long, value_name = "BYTES")]
     pub cache_size: Option<Bytes>,
 }
 
 impl CacheArgs {
-    /// How URLs are reached.
+    /// The options for reading from URLs.
     pub fn remote(&self) -> RemoteOptions {
         let folder = self.cache.clone().unwrap_or_else(cache_folder);
         data::remote_in(&folder, self.cache_size.unwrap_or(Data::default().cache_size))
     }
 }
 
-/// Variables that libtorch and CUDA's libraries read when they start, and their values for this program; none
-/// where the environment has them. They are set by starting a program anew, since to set a variable while
-/// other threads read the environment is undefined.
+/// Environment variables that libtorch and CUDA's libraries read when they start, with their values for this
+/// program, without those that are set already. They are set by executing the program again, since setting a
+/// variable while other threads read the environment is undefined behaviour.
 pub fn libtorch_variables() -> Vec<(&'static str, &'static str)> {
     // torchrun sets it to 1 for what it starts.
     let always = [("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")];
@@ -106,13 +110,13 @@ pub fn libtorch_variables() -> Vec<(&'static str, &'static str)> {
     ours.chain(LIBTORCH_VARIABLES.iter().copied().filter(missing)).collect()
 }
 
-/// Unless the user wants it otherwise.
+/// Defaults: a variable that the user has set is left alone.
 const LIBTORCH_VARIABLES: &[(&str, &str)] = &[
     // Without it the sums of cuBLAS depend on what else runs. Of use where the run is deterministic.
     ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-    // Who watches the ranks is `dist::watch`, which names a lost one and ends with a code of its own. The threads
-    // of ProcessGroupNCCL would abort the process instead: on a CUDA error, before anybody has said what failed;
-    // after a timeout; or because of what an earlier start left in torchrun's store.
+    // `dist::heartbeat` finds lost ranks, names them and ends with an exit code of its own. The threads of
+    // ProcessGroupNCCL would abort the process instead: on a CUDA error, before it is reported; after a timeout; or
+    // because of what an earlier start left in torchrun's store.
     ("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0"),
     ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0"),
     ("TORCH_NCCL_ENABLE_MONITORING", "0"),
@@ -123,7 +127,7 @@ const LIBTORCH_VARIABLES: &[(&str, &str)] = &[
     ("TORCH_CPP_LOG_LEVEL", "FATAL"),
 ];
 
-/// Prints an error with its causes and returns the exit code. A reader of standard output that has read enough
+/// Prints an error with its causes and returns the exit code. A reader that closes standard output early
 /// (`detco inspect … | head`) is no error; any other broken pipe is.
 pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     let io = |cause: &'_ (dyn std::error::Error + 'static)| {
@@ -138,15 +142,15 @@ pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     std::process::ExitCode::from(code)
 }
 
-/// To be called first: a file that grows beyond `ulimit -f` is then an error like a full disk, where the signal
-/// that comes with it (SIGXFSZ) would end the process without a word.
+/// Catches SIGXFSZ; to be called first. A file that grows beyond `ulimit -f` is then an error like a full disk,
+/// where the signal would end the process silently.
 pub fn prepare() {
     let told = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     // Where no handler can be set, the signal does what it always did.
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, told);
 }
 
-/// Says before any work where a file to be written has no folder.
+/// Checks before any work that the folder of an output file exists.
 pub(crate) fn check_folder(file: &std::path::Path) -> anyhow::Result<()> {
     match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
@@ -160,8 +164,7 @@ pub(crate) fn check_folder(file: &std::path::Path) -> anyhow::Result<()> {
     }
 }
 
-/// Runs a command that uses libtorch: what that throws inside an operation is an error like any other, and
-/// where memory ended the hint is added.
+/// Runs a command that uses libtorch. Its exceptions become errors, and out-of-memory errors get the hint.
 #[cfg(feature = "train")]
 fn with_libtorch<T>(hint: &str, body: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     use crate::shim::{is_out_of_memory, panics};
@@ -178,7 +181,7 @@ fn with_libtorch<T>(hint: &str, body: impl FnOnce() -> anyhow::Result<T>) -> any
     })
 }
 
-/// The error and its causes in one line each, without those that the line before already says.
+/// The error and its causes, one line each, without causes that a line before already contains.
 fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -17,23 +17,23 @@ use crate::console::plural;
 /// Pack a folder of images into shards
 ///
 /// SOURCE is a folder of class folders, a flat folder, a tar of images, ImageNet's tar of tars, or a
-/// folder of tars: class tars, or WebDataset shards. Tars are read without unpacking them, as `tar -x`
-/// would unpack them: links are followed, later members replace earlier ones. OUT becomes a folder of WebDataset shards (000000.tar, ...),
-/// each with an index (.idx, as DALI reads it), and a manifest.json with counts, checksums, class
-/// names and these options.
+/// folder of tars: class tars, or WebDataset shards. Tars are read without unpacking and mean what `tar -x`
+/// would unpack: links are followed, later members replace earlier ones. OUT becomes a folder of WebDataset
+/// shards (000000.tar, ...), each with an index (.idx, as DALI reads it), and a manifest.json with counts,
+/// checksums, class names and these options.
 ///
-/// Classes: in a folder, the first folder below SOURCE, also an empty one; in a tar, the folder an image
-/// lies in, or its .cls neighbour if most images have one; in a tar or a folder of class tars, the
-/// inner tar's name. They are numbered in the order of their names as text, as ImageFolder does, and
-/// .cls numbers are kept. --classes and --labels say otherwise.
+/// The class of an image is, in a folder, the first folder below SOURCE (an empty folder is a class too); in
+/// a tar, the folder of the image, or its .cls member if most images have one; in a folder or a tar of class
+/// tars, the name of the class tar. Classes are numbered in the order of their names as text, as ImageFolder
+/// numbers them; numbers in .cls members are kept. --classes and --labels replace this.
 ///
-/// Every image of a sample is packed, each under its path without extension; of two that differ in
-/// the extension only, the JPEG has the plain key.
+/// Every image of a sample is packed, under its path without extension. Of two that differ only in the
+/// extension, the JPEG gets the plain key.
 ///
-/// Images keep their bytes unless --resize-short or --upright say otherwise; other formats than JPEG
-/// become JPEGs of quality 95. A JPEG is refused here if its header already shows that training would
-/// refuse it; --check also decodes it, which finds damaged pixels. The same input and options give the same bytes, on any machine and with
-/// any number of workers.
+/// JPEGs keep their bytes unless --resize-short or --upright is given; other formats become JPEGs of quality
+/// 95. A JPEG whose header shows that training would refuse it is refused here; --check also decodes it, which
+/// finds damaged pixels. The same input and options give the same bytes, on any machine and with any number of
+/// workers. See `detco guide data`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -51,10 +51,10 @@ pub struct Args {
     /// Folder, tar, folder of tars or tar of tars with the images
     source: PathBuf,
 
-    /// Folder to write; made if it is not there
+    /// Folder to write; created if it does not exist
     out: PathBuf,
 
-    /// Samples a shard, or bytes of images with a unit (256MiB, 1GB)
+    /// Samples per shard, or bytes of images with a unit (256MiB, 1GB)
     #[arg(long, value_name = "N|BYTES", default_value = "1000", value_parser = shard_size)]
     shard_size: ShardSize,
 
@@ -74,30 +74,30 @@ pub struct Args {
     #[arg(long, value_name = "Q", default_value_t = 95, requires = "resize_short")]
     quality: u8,
 
-    /// Decode every image once, so that what training would refuse is found now
+    /// Decode every image once, to find now what training would refuse
     #[arg(long)]
     check: bool,
 
-    /// Turn images upright by their EXIF orientation: they become new JPEGs, of quality 95 if they
-    /// are not resized. Without it the orientation is ignored, here and in training, as
-    /// torchvision's ImageFolder does
+    /// Turn images upright by their EXIF orientation: they become new JPEGs, of quality 95 if they are
+    /// not resized. By default the orientation is ignored, here and in training, as torchvision's
+    /// ImageFolder ignores it
     #[arg(long)]
     upright: bool,
 
-    /// Number the classes as FROM does: a folder of shards, its manifest.json, or a text with a name a
-    /// line
+    /// Number the classes as in FROM: a folder of shards, its manifest.json, or a text file with one name
+    /// per line
     #[arg(long, value_name = "FROM")]
     classes: Option<PathBuf>,
 
-    /// Take the labels from a text: one a line in the order of the images' names, or NAME LABEL
+    /// Read the labels from a text file: one per line in the order of the images' names, or NAME LABEL
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
 
-    /// Pack the K-th of N parts; the parts of N machines in one folder are one data set
+    /// Pack only the K-th of N parts; the parts that N machines write into one folder are one data set
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = part)]
     part: Part,
 
-    /// Threads [default: one a core]
+    /// Threads [default: one per core]
     #[arg(long)]
     workers: Option<usize>,
 
@@ -105,14 +105,14 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Policy::Fail)]
     on_error: Policy,
 
-    /// Go on where an interrupted run was
+    /// Continue an interrupted packing
     #[arg(long)]
     resume: bool,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum Policy {
-    /// Stop and name it
+    /// Stop with an error that names it
     Fail,
     /// Leave it out and list it in skipped.jsonl
     Skip,
@@ -155,7 +155,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(report(&job, &summary, &progress, start.elapsed())?)
 }
 
-/// Packs, with a progress bar when a person is looking.
+/// Packs, with a progress bar on a terminal.
 fn watched(job: &Job, progress: &Progress) -> Result<Summary, pack::PackError> {
     if !std::io::stderr().is_terminal() {
         return pack::run(job, progress);

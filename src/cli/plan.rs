@@ -1,4 +1,4 @@
-//! `detco plan`: what a cluster would give.
+//! `detco plan`: predicts the speed of a cluster.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,11 +12,11 @@ use crate::config::Config;
 use crate::plan::{Bottleneck, CPU_MS, Cluster, Forecast, IMAGE_BYTES, IMAGENET, Load};
 use crate::profile::verdict::{count, percent};
 
-/// Predict what a cluster would give, and what limits it first
+/// Predict the speed of a cluster and what limits it first
 ///
-/// From the milliseconds of a step on one GPU: images a second of all, days for all epochs, what
-/// travels between ranks and comes from storage, cores that each GPU needs. Arithmetic only; nothing
-/// is measured and no GPU is needed. What is not stated is taken for plenty.
+/// From the milliseconds of a step on one GPU it computes images per second, days for all epochs, the traffic
+/// between ranks and from storage, and the cores that each GPU needs. Arithmetic only: nothing is measured and
+/// no GPU is needed. What is not stated is taken as unlimited.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = FORMULAS)]
 pub struct Args {
@@ -29,47 +29,47 @@ pub struct Args {
           value_parser = clap::value_parser!(u64).range(1..=100_000))]
     nodes: u64,
 
-    /// Computing of a step on one GPU, without waiting for others or for data
+    /// Time of a step on one GPU, without waiting for other ranks or for data
     #[arg(long, value_name = "MS", value_parser = positive, allow_negative_numbers = true,
           required_unless_present = "gpu_check")]
     step_ms: Option<f64>,
 
-    /// Samples of such a step on one GPU [default: the GPU check's, or 32]
+    /// Batch of such a step on one GPU [default: the GPU check's, or 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     batch: Option<u64>,
 
-    /// The results.json of tools/gpu-check: the recipe's step and its samples are taken from it
+    /// The results.json of tools/gpu-check, for the time and batch of the recipe's step
     #[arg(long, value_name = "FILE")]
     gpu_check: Option<PathBuf>,
 
-    /// Network of each node, Gbit/s; needed for more nodes than one
+    /// Network bandwidth of each node, Gbit/s; needed for several nodes
     #[arg(long, value_name = "GBIT/S", value_parser = positive, allow_negative_numbers = true)]
     net: Option<f64>,
 
-    /// Between GPUs of a node, GB/s, each way
+    /// Bandwidth between the GPUs of a node, GB/s each way
     #[arg(long, value_name = "GB/S", default_value_t = 20.0, value_parser = positive,
           allow_negative_numbers = true)]
     link: f64,
 
-    /// From rank to rank, microseconds
+    /// Latency between two ranks, microseconds
     #[arg(long, value_name = "US", default_value_t = 10.0, value_parser = not_negative,
           allow_negative_numbers = true)]
     latency_us: f64,
 
-    /// Share of the step that is backward: gradients are averaged meanwhile
+    /// Share of the step that is the backward pass, during which gradients are averaged
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share,
           allow_negative_numbers = true)]
     backward: f64,
 
-    /// How gradients travel
+    /// Number format in which gradients are sent
     #[arg(long, value_enum, default_value_t = Gradients::F32)]
     gradients: Gradients,
 
-    /// What each node reads from its disk or its share of a store, MB/s
+    /// Read bandwidth of each node, from its disk or its share of a store, MB/s
     #[arg(long, value_name = "MB/S", value_parser = positive, allow_negative_numbers = true)]
     storage: Option<f64>,
 
-    /// What one store gives to all nodes together, MB/s
+    /// Bandwidth of one store for all nodes together, MB/s
     #[arg(long, value_name = "MB/S", value_parser = positive, allow_negative_numbers = true)]
     store: Option<f64>,
 
@@ -77,15 +77,15 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     cores: Option<f64>,
 
-    /// What `detco profile --json FILE` wrote: CPU time and bytes an image are taken from it
+    /// The output of `detco profile --json FILE`, for CPU time and bytes per image
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
 
-    /// CPU time from file to views, milliseconds an image [default: the profile's, or 3.26]
+    /// CPU time from file to views, milliseconds per image [default: the profile's, or 3.26]
     #[arg(long, value_name = "MS", value_parser = positive, allow_negative_numbers = true)]
     cpu_ms: Option<f64>,
 
-    /// A compressed image, kilobytes [default: the profile's, or ImageNet's 107.7]
+    /// Size of a compressed image, kilobytes [default: the profile's, or ImageNet's 107.7]
     #[arg(long, value_name = "KB", value_parser = positive, allow_negative_numbers = true)]
     image_kb: Option<f64>,
 
@@ -94,15 +94,15 @@ pub struct Args {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     samples: u64,
 
-    /// Passes over it [default: the recipe's]
+    /// Epochs [default: the recipe's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     epochs: Option<u64>,
 
-    /// A built-in recipe by name, or a TOML file: its model and views
+    /// A built-in recipe by name, or a TOML file, for its model and views
     #[arg(long, value_name = "NAME|FILE", default_value = "detco-r50")]
     recipe: String,
 
-    /// Change a value of the recipe
+    /// Override a key of the recipe
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 
@@ -135,12 +135,12 @@ Rings go at the slower of link and net; images that leave a node at net. Left ou
 traffic, checkpoints, evaluation. The default cpu-ms was measured on one core of an AMD EPYC
 (benches/record/2026-11-23-views.md); link and latency are usual values, not measured ones.";
 
-/// How gradients travel.
+/// The number format in which gradients are sent.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum Gradients {
-    /// As they are
+    /// float32
     F32,
-    /// In half
+    /// bfloat16: half the bytes
     Bf16,
 }
 
@@ -294,7 +294,7 @@ fn checked(path: &Path, recipe: &str) -> anyhow::Result<(f64, u64)> {
     }
 }
 
-/// What limits it, with a number to act on.
+/// The sentence that names the bottleneck, with a number to act on.
 fn sentence(cluster: &Cluster, found: &Forecast) -> String {
     let rate = count(found.images_per_s);
     let gpu = count(found.limits.gpu);

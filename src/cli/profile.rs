@@ -1,4 +1,4 @@
-//! `detco profile`: how many images a second the data path gives, and what limits it.
+//! `detco profile`: measures the data path and names what limits it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,12 +30,12 @@ use crate::profile::verdict::{count, percent};
 use crate::profile::{Data, Report, Run, Settings, Size, flops, html, ops, training};
 use crate::source::who_decoded;
 
-/// Measure the data path, and say what limits it
+/// Measure the data path and name what limits it
 ///
-/// Runs the loader as training does, with its threads, slabs and channels, and takes its batches at
-/// once, or as slowly as a trainer would (--consumer-rate, --consumer-gflops). Prints images a
-/// second, where the workers' time goes, who waits for whom, and ends with what limits the run and
-/// a number to act on. Needs no GPU.
+/// Runs the loader as in training, with its threads, slabs and channels, and takes its batches as fast as they
+/// come, or at the speed of a trainer (--consumer-rate, --consumer-gflops). Prints images per second, where
+/// the workers' time goes and the waits at each channel, and ends with what limits the run and a number to act
+/// on. Needs no GPU. See `detco guide profile`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -58,37 +58,37 @@ pub struct Args {
     #[arg(required_unless_present = "run", conflicts_with = "run")]
     data: Vec<String>,
 
-    /// What is made of each sample
+    /// What is done with each sample
     #[arg(long, value_enum, default_value_t = ModeName::Detco, conflicts_with = "run")]
     mode: ModeName,
 
-    /// Who decodes, in place of the recipe's data.decode
+    /// The decoder, in place of the recipe's data.decode
     #[arg(long, value_name = "auto|cpu|nvjpeg", conflicts_with = "run")]
     decode: Option<Decode>,
 
-    /// Numbers of decode and view threads, a run for each [default: one a core]
+    /// Numbers of worker threads, with a measurement for each [default: one per core]
     #[arg(long, value_name = "N,N,...", value_parser = workers, conflicts_with = "run")]
     workers: Option<Workers>,
 
-    /// Measured time of each run
+    /// Length of each measurement, seconds
     #[arg(long, value_name = "S", default_value = "10",
           allow_negative_numbers = true, value_parser = seconds, conflicts_with = "run")]
     seconds: f64,
 
-    /// Time before it; goes on until every slab was used once
+    /// Warm-up before it, seconds; it lasts until every slab has been used once
     #[arg(long, value_name = "S", default_value = "2",
           allow_negative_numbers = true, value_parser = seconds_or_none, conflicts_with = "run")]
     warm_up: f64,
 
-    /// A built-in recipe by name, or a TOML file: its views, its batches_ahead, its model's cost
+    /// A built-in recipe by name, or a TOML file, for its views, batches_ahead and model
     #[arg(long, value_name = "NAME|FILE", default_value = "detco-r50", conflicts_with = "run")]
     recipe: String,
 
-    /// Change a value of the recipe
+    /// Override a key of the recipe
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "run")]
     overrides: Vec<String>,
 
-    /// Samples of a batch; at most all samples. Small ones make short runs steady
+    /// Batch size, at most all samples. Small batches make short measurements steadier
     #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "run",
           value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
@@ -98,7 +98,7 @@ pub struct Args {
           allow_negative_numbers = true, value_parser = positive, conflicts_with_all = ["consumer_gflops", "run"])]
     consumer_rate: Option<f64>,
 
-    /// Simulate a trainer on a device that computes this many GFLOP/s on the recipe's model
+    /// Simulate a trainer of the recipe's model on a device of this speed
     #[arg(long, value_name = "GFLOP/S",
           allow_negative_numbers = true, value_parser = positive, conflicts_with = "run")]
     consumer_gflops: Option<f64>,
@@ -111,7 +111,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
 
-    /// Write a page with plots that any browser shows
+    /// Write an HTML page with plots
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
@@ -119,16 +119,16 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     trace: Option<PathBuf>,
 
-    /// Profile a training run from the counters in its metrics, instead of measuring
+    /// Profile a training run by the counters in its metrics instead of measuring
     #[arg(long, value_name = "RUN")]
     run: Option<PathBuf>,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum ModeName {
-    /// Read its bytes
+    /// Read the bytes
     Read,
-    /// Decode it
+    /// Decode the image
     Decode,
     /// Decode, one random resized crop, flip
     Supervised,
@@ -211,7 +211,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     written.map(|_| ())
 }
 
-/// A run for each number of workers.
+/// Measures once for each number of workers.
 fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     let config = Config::load(&args.recipe, &args.overrides)?;
     let recipe = config.training_views();
@@ -285,7 +285,7 @@ fn profile(args: &Args) -> anyhow::Result<(Report, Vec<Process>)> {
     Ok((Report { warnings, ..report }, processes))
 }
 
-/// What `detco train` would say of this data with this recipe, each in a sentence.
+/// The warnings of `detco train` for this data and recipe, a sentence each.
 fn in_training(config: &Config, set: &ShardSet, size: &Size, runs: &[Run]) -> Vec<String> {
     let mut all = Vec::new();
     if size.shards == size.shards_of {
@@ -347,7 +347,7 @@ fn operations(
     }
 }
 
-/// The line for a person watching; nothing where standard error is no terminal.
+/// The status line; none if standard error is not a terminal.
 struct Live {
     bar: Option<ProgressBar>,
 }
@@ -410,8 +410,8 @@ impl Live {
     }
 }
 
-/// The files that are asked for. Each is opened before anything is measured, so that ten minutes
-/// of measuring do not end in «no such folder».
+/// The output files. They are opened before anything is measured, so that ten minutes of measuring do not end
+/// with "no such folder".
 struct Outputs {
     json: Option<Output>,
     html: Option<Output>,
@@ -420,7 +420,7 @@ struct Outputs {
     stdout: bool,
 }
 
-/// A file in the making, beside its name.
+/// An output file being written under a temporary name.
 struct Output {
     path: PathBuf,
     part: PathBuf,
@@ -447,7 +447,7 @@ impl Outputs {
         })
     }
 
-    /// Writes all of them; gives the JSON back if it is for standard output.
+    /// Writes all of them; returns the JSON if it is for standard output.
     fn write(self, report: &Report, processes: &[Process]) -> anyhow::Result<Option<String>> {
         let mut json = serde_json::to_string_pretty(report)?;
         json.push('\n');
@@ -499,7 +499,7 @@ impl Drop for Output {
     }
 }
 
-/// Where a run with a cold cache was served by memory all the same.
+/// A note for a run with a cold cache that was served from memory all the same.
 fn too_small_to_be_cold(run: &Run) -> Option<String> {
     let came = run.megabytes_per_s * 1e6 * run.seconds;
     let (came, disk) = (came as u64, run.disk_bytes);

@@ -9,15 +9,16 @@ use crate::config::{Config, RECIPES};
 use crate::console::stdout;
 use crate::exit;
 
-/// Train a backbone from a built-in recipe or a TOML file, or go on with a run.
+/// Train a backbone from a built-in recipe or a TOML file, or resume a run.
 ///
-/// The resolved configuration, metrics (JSON lines and TensorBoard), and checkpoints go to the
-/// run's folder. SIGINT, SIGTERM, SIGHUP or SIGUSR1 write a checkpoint and end with code 75; after any kill
-/// `--resume` goes on from the newest whole checkpoint, on a CPU to the same bits.
+/// The resolved configuration, metrics (JSON lines and TensorBoard) and checkpoints are written to the run's
+/// folder. On SIGINT, SIGTERM, SIGHUP or SIGUSR1 the run writes a checkpoint and ends with code 75. After any kill
+/// `--resume` continues from the newest whole checkpoint, on a CPU with the same bits.
 ///
-/// On several GPUs of this machine: --gpus N. On several machines: started by torchrun, srun,
-/// mpirun or a PyTorchJob, every process finds its place in the environment; where they start one process a
-/// machine or pod, --gpus N makes it N ranks there. --gpus 1 and --ranks 1 train alone in any environment.
+/// --gpus N uses several GPUs of this machine. Started by torchrun, srun, mpirun or a PyTorchJob, every process
+/// finds its rank in the environment; where these start one process per machine or pod, --gpus N makes it N
+/// ranks there. --gpus 1 and --ranks 1 train alone in any environment. See `detco guide training` and
+/// `detco guide cluster`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = after_help())]
 pub struct Args {
@@ -35,57 +36,56 @@ pub struct Args {
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
 
-    /// Go on with this run from its latest checkpoint.
+    /// Resume this run from its latest checkpoint.
     #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
 
-    /// With --out: if the folder already holds checkpoints of this very run, go on from the latest,
-    /// so that one command starts a run and starts it again.
+    /// With --out: if the folder already holds checkpoints of this very run, resume from the latest, so
+    /// that one command both starts and resumes a run.
     #[arg(long, requires = "out")]
     pub or_resume: bool,
 
-    /// Train on this many GPUs of this machine, one process each; 1: alone, whatever the environment says.
+    /// Train on this many GPUs of this machine, one process each; 1 trains alone in any environment.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub gpus: Option<u16>,
 
-    /// Train in this many processes on this machine's CPUs; 1: alone, whatever the environment says.
+    /// Train in this many processes on this machine's CPUs; 1 trains alone in any environment.
     #[arg(
         long, value_name = "N", conflicts_with = "gpus",
         value_parser = clap::value_parser!(u16).range(1..=64)
     )]
     pub ranks: Option<u16>,
 
-    /// With several ranks: how long they wait for each other at the start.
+    /// How long several ranks wait for each other at the start.
     #[arg(
         long, value_name = "SECONDS", default_value_t = 300,
         value_parser = clap::value_parser!(u64).range(1..=604_800)
     )]
     pub start_timeout: u64,
 
-    /// Override a key of the config: `--set train.batch=64`. May be repeated. With --resume only
-    /// keys that do not change the mathematics of the run.
+    /// Override a key of the config: `--set train.batch=64`. May be repeated. With --resume only keys
+    /// that do not change the mathematics of the run are allowed.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 
     /// Start both encoders' backbones from these weights: .safetensors, .pth (of any torch) or .pkl;
     /// ours, torchvision's, MoCo's, detectron2's, or those of any program whose ResNet has
-    /// torchvision's layers, whatever stands before their names. Nothing in the file is run.
+    /// torchvision's layers, under any prefix. Nothing in the file is executed.
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
 
-    /// With --init: what stands before the backbone's names in the file, where it holds several
-    /// backbones and not the one that was trained is wanted (`module.encoder_k.`).
+    /// With --init: the prefix of the backbone's names, where the file holds several backbones and you
+    /// want another than the trained one (`module.encoder_k.`).
     #[arg(long, value_name = "PREFIX", conflicts_with = "resume")]
     pub init_prefix: Option<String>,
 
-    /// The same bits from the same seed on the same GPU, more slowly (train.deterministic): libtorch warns, and
-    /// goes on, where an operation has no such form.
+    /// Give the same bits for the same seed on the same GPU, more slowly (train.deterministic). Where libtorch
+    /// has no such operation it warns and continues.
     #[arg(long)]
     pub deterministic: bool,
 
-    /// Open the shards and the monitor's, print samples, steps, learning rates, the memory that a step will
-    /// need on each of --gpus or --ranks, the room that checkpoints need in --out, and end without writing
-    /// anything.
+    /// Print samples, steps, learning rates, the memory of a step on each of --gpus or --ranks, and the room
+    /// that checkpoints need in --out; open the data, but write nothing.
     #[arg(long, conflicts_with = "resume")]
     pub dry_run: bool,
 
@@ -197,12 +197,12 @@ pub fn run(args: &Args) -> std::process::ExitCode {
     }
 }
 
-/// What to do where memory ends.
+/// The hint for a run that is out of memory.
 #[cfg(feature = "train")]
 const MEMORY_HINT: &str = "--dry-run says what a step needs, and which train.accumulate=K makes it fit: the batch \
     and its BN groups stay the same";
 
-/// Puts --gpus and --ranks beside what the environment says.
+/// The role of this process by --gpus, --ranks and the environment.
 #[cfg(feature = "train")]
 fn place(args: &Args) -> Result<crate::dist::world::World, crate::dist::world::WorldError> {
     use std::io::IsTerminal;

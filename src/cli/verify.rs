@@ -11,16 +11,16 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
 use crate::console::plural;
 
-/// Read every byte of a folder of shards and name every fault
+/// Check every byte of a folder of shards and name every fault
 ///
 /// Checks the structure of each tar, the CRC-32C of each image and class, the SHA-256 of each
 /// shard, each index against its shard, and all counts against manifest.json. Shards of other
 /// programs, without a manifest, are checked for structure and index.
 ///
-/// With --decode every image is decoded as well, which finds those that would end training: it names
-/// shard, sample and reason. `detco pack --check` does the same before the shards are written.
+/// --decode also decodes every image, which finds those that would end training, and names shard, sample and
+/// reason. `detco pack --check` does the same before the shards are written.
 ///
-/// Ends with code 1 when anything is wrong.
+/// The exit code is 1 if anything is wrong.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -28,7 +28,7 @@ Examples:
   detco verify shards/train --decode                      # every image decoded once
   detco verify shards/train --json | jq '.faults[]'")]
 pub struct Args {
-    /// Folder of shards, or its URL: then the shards are fetched into the cache
+    /// Folder of shards, or its URL, whose shards are fetched into the cache
     folder: PathBuf,
 
     /// Decode every image too
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Threads [default: one a core]
+    /// Threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
 
@@ -98,7 +98,7 @@ fn watched(args: &Args, workers: usize) -> anyhow::Result<Report> {
     })
 }
 
-/// What is verified, without what is secret in a URL.
+/// The folder or URL for messages, without secrets.
 fn shown(args: &Args) -> String {
     remote::shown(&args.folder.display().to_string())
 }

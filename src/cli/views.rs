@@ -16,9 +16,9 @@ use crate::data;
 
 /// Draw a contact sheet of what the model is shown
 ///
-/// One row a sample, in the order of training: the original with the views' crop boxes, then the views
-/// in the recipe's order, patches side by side as they come. The bar above a view has the colour of its
-/// box. The views are those that training with the same recipe, seed and epoch uses.
+/// Each row is a sample, in the order of training: the original with the crop boxes of its views, then the
+/// views in the recipe's order, with patches in the order they are given to the model. The bar above a view has
+/// the colour of its box. These are the views of training with the same recipe, seed and epoch.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -32,19 +32,19 @@ pub struct Args {
     #[arg(required = true)]
     data: Vec<String>,
 
-    /// The sheet, a PNG file
+    /// PNG file to write
     #[arg(short, long, value_name = "FILE", default_value = "views.png")]
     out: PathBuf,
 
-    /// Rows
+    /// Number of rows
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=SAMPLES_MAX))]
     samples: u64,
 
-    /// A built-in recipe by name, or a TOML file; its `views` table is used
+    /// A built-in recipe by name, or a TOML file, for its views
     #[arg(long, value_name = "NAME|FILE", default_value = "detco-r50")]
     recipe: String,
 
-    /// Change a value of the recipe
+    /// Override a key of the recipe
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 
@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     epoch: u32,
 
-    /// Print the drawn numbers as well, one JSON object a sample
+    /// Also print the drawn numbers, one JSON object per sample
     #[arg(long, visible_alias = "json")]
     plans: bool,
 }
@@ -72,7 +72,7 @@ const LINE: u32 = 3;
 /// A view smaller than this is enlarged by a whole factor: 32-pixel views cannot be judged at 1:1.
 const LEGIBLE: u32 = 128;
 const BACKGROUND: Rgb<u8> = Rgb([34, 34, 38]);
-/// Of the views in turn: DetCo's are the query's and the key's crop, the query's and the key's patches.
+/// Colours of the views in turn: for DetCo the query's and the key's crop, then their patches.
 const COLORS: [Rgb<u8>; 8] = [
     Rgb([255, 196, 0]),
     Rgb([0, 200, 255]),
@@ -221,7 +221,7 @@ impl Sheet {
         imageops::replace(&mut self.pixels, &small, GAP.into(), (top + LINE).into());
     }
 
-    /// The bar above a view; gives the view's left edge.
+    /// Draws the bar above a view; returns the view's left edge.
     fn bar(&mut self, view: usize, top: u32) -> u32 {
         let left = 2 * GAP + self.cell + self.cell / 3 + view as u32 * (self.cell + GAP);
         fill(&mut self.pixels, [left, top, self.cell, LINE - 1], COLORS[view % COLORS.len()]);
@@ -252,7 +252,7 @@ fn outline(on: &mut RgbImage, crop: Rect, factor: f64, color: Rgb<u8>) {
     }
 }
 
-/// Fills the part of `[left, top, width, height]` that lies on the picture.
+/// Fills the part of the box `[left, top, width, height]` that lies on the picture.
 fn fill(on: &mut RgbImage, [left, top, width, height]: [u32; 4], color: Rgb<u8>) {
     for y in top..(top + height).min(on.height()) {
         for x in left..(left + width).min(on.width()) {
@@ -261,7 +261,7 @@ fn fill(on: &mut RgbImage, [left, top, width, height]: [u32; 4], color: Rgb<u8>)
     }
 }
 
-/// Writes beside `path` and renames, so that a sheet is never half there.
+/// Writes a temporary file beside `path` and renames it, so that the sheet appears whole.
 fn write_whole(path: &Path, sheet: &RgbImage) -> anyhow::Result<()> {
     let mut name = path.file_name().context("the sheet needs a file name")?.to_owned();
     name.push(".part");

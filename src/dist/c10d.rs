@@ -1,5 +1,5 @@
-//! The world of several, on libtorch's own engine: NCCL between GPUs, Gloo between CPUs, and the
-//! reducer of DistributedDataParallel for gradients.
+//! A world of several ranks on libtorch's own engine: NCCL between GPUs, Gloo between CPUs, and
+//! DistributedDataParallel's reducer for gradients.
 
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
@@ -10,35 +10,35 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 
+use super::heartbeat::{Heartbeat, Limits};
 use super::meeting::Meeting;
-use super::watch::{Limits, Watch};
 use super::{Collective, DistError, Move, Operation};
 use crate::config::{self, Compress};
 use crate::shim::ShimError;
 use crate::shim::c10d::{Group, Member, Reducer, Role, Store, Wire, taking_part};
 
-/// Between two looks at whether rank 0 is done with what it does alone.
+/// Interval of checking whether rank 0 has finished what it does alone.
 const LOOK: Duration = Duration::from_millis(5);
-/// Longer where rank 0 takes long: a thousand ranks may be looking.
+/// The longest such interval, since a thousand ranks may be checking.
 const LOOK_MAX: Duration = Duration::from_millis(200);
-/// Between two looks at whether anybody is lost.
+/// Interval of checking for lost ranks.
 const LOOK_ROUND: Duration = Duration::from_secs(1);
-/// A rank that has not looked for so long was stopped itself: nobody's silence counts.
+/// A rank that has not checked for so long was itself stopped; the silence of others then means nothing.
 const STOPPED: Duration = Duration::from_secs(5);
 /// How long the rank that serves the store waits for the others to leave.
 pub(super) const FAREWELL: Duration = Duration::from_secs(30);
-/// Counts what rank 0 has done alone.
+/// The store's counter of the tasks that rank 0 has done alone.
 const FIRST: &str = "first";
-/// Counts who has left.
+/// The store's counter of ranks that have left.
 pub(super) const LEFT: &str = "left";
 
-/// A rank of several.
+/// One of several ranks.
 #[derive(Debug)]
 pub struct C10d {
     // Dropped in this order: what uses the group before the group, the store last.
     reducer: RefCell<Option<Reducer>>,
     group: Group,
-    watch: Watch,
+    heartbeat: Heartbeat,
     store: Arc<Store>,
     member: Member,
     role: Role,
@@ -46,13 +46,13 @@ pub struct C10d {
     options: config::Dist,
     stop: Arc<AtomicBool>,
     sent: Cell<u64>,
-    /// Turns that rank 0 has taken alone.
+    /// Number of tasks that rank 0 has done alone.
     turns: Cell<u64>,
 }
 
 impl C10d {
-    /// Makes the process group of those who have met; tensors will be on `device`. `stop` is raised
-    /// when this process is asked to stop.
+    /// Makes the process group after the rendezvous; tensors will be on `device`. `stop` is set when this
+    /// process is asked to stop.
     ///
     /// # Errors
     /// When a rank is lost, or the network or the GPU cannot be used.
@@ -62,10 +62,10 @@ impl C10d {
         options: &config::Dist,
         stop: Arc<AtomicBool>,
     ) -> Result<C10d, DistError> {
-        let Meeting { spec, store, watch, .. } = meeting;
+        let Meeting { spec, store, heartbeat, .. } = meeting;
         let (member, timeout) = (spec.member, Duration::from_secs(options.timeout_seconds));
         let slow = Duration::from_secs(options.slow_seconds);
-        watch.set_limits(Limits { slow, timeout });
+        heartbeat.set_limits(Limits { slow, timeout });
         let made = match device {
             Device::Cuda(gpu) => Group::nccl(&store, gpu, member, timeout),
             _ => address_towards(&spec.master, spec.port)
@@ -73,23 +73,23 @@ impl C10d {
         };
         // A network that does not carry is found now, not in the first step.
         // NCCL meets here for the first time, and waits without a limit of its own.
-        watch.begin();
+        heartbeat.begin();
         let group = made.and_then(|group| group.barrier(timeout).map(|()| group));
-        watch.done();
+        heartbeat.done();
         let group = group.map_err(|source| {
-            let (operation, absence) = (Operation::Group, watch.explain(&store));
+            let (operation, missing) = (Operation::Group, heartbeat.explain(&store));
             let error =
-                DistError::Collective { size: member.size, step: 0, operation, absence, source };
-            watch.fail(&store, spec.role, &error.to_string());
+                DistError::Collective { size: member.size, step: 0, operation, missing, source };
+            heartbeat.fail(&store, spec.role, &error.to_string());
             error
         })?;
         if device.is_cuda() {
-            watch.collectives_are_queued();
+            heartbeat.collectives_are_queued();
         }
         Ok(C10d {
             reducer: RefCell::new(None),
             group,
-            watch,
+            heartbeat,
             store,
             member,
             role: spec.role,
@@ -103,7 +103,7 @@ impl C10d {
 
     /// Tells the others why this rank ends.
     pub fn fail(&self, message: &str) {
-        self.watch.fail(&self.store, self.role, message);
+        self.heartbeat.fail(&self.store, self.role, message);
     }
 
     /// Adds to a number that all ranks share, and returns the sum.
@@ -113,24 +113,24 @@ impl C10d {
     pub fn count(&self, what: &str, more: u64) -> Result<u64, DistError> {
         let sum = self.store.add(what, more as i64);
         sum.map(|sum| sum as u64).map_err(|_| {
-            let (awaited, absence) = ("the store".into(), self.watch.explain(&self.store));
-            DistError::Awaited { awaited, absence }
+            let (awaited, missing) = ("the store".into(), self.heartbeat.explain(&self.store));
+            DistError::Awaited { awaited, missing }
         })
     }
 
-    /// Takes leave. The rank that serves the store goes last: without it, the others could not tell
+    /// Leaves the world. The rank that serves the store leaves last: without it the others could not tell
     /// an end from a loss.
     pub fn leave(self) {
-        self.watch.at(self.watch.step(), Move::Leave);
+        self.heartbeat.at(self.heartbeat.step(), Move::Leave);
         let size = self.member.size as i64;
         let deadline = Instant::now() + FAREWELL;
-        let C10d { reducer, group, watch, store, role, .. } = self;
+        let C10d { reducer, group, heartbeat, store, role, .. } = self;
         drop(reducer);
-        watch.begin();
+        heartbeat.begin();
         let _ = group.shut_down(); // the run is over, and its last checkpoint is written
-        watch.done();
+        heartbeat.done();
         drop(group);
-        drop(watch); // nobody beats into a store that is about to go
+        drop(heartbeat); // nobody beats into a store that is about to go
         let mut left = store.add(LEFT, 1);
         while role == Role::Serve && left.is_ok_and(|left| left < size) && Instant::now() < deadline
         {
@@ -139,7 +139,7 @@ impl C10d {
         }
     }
 
-    /// Makes a collective, watched; `bytes` is what it sends to others.
+    /// Runs a collective, with heartbeats; `bytes` is what it sends to others.
     fn run<T>(
         &self,
         operation: Operation,
@@ -147,23 +147,23 @@ impl C10d {
         body: impl FnOnce(&Group) -> Result<T, ShimError>,
     ) -> Result<T, DistError> {
         self.sent.set(self.sent.get() + bytes);
-        self.watch.begin();
+        self.heartbeat.begin();
         let result = body(&self.group);
-        self.watch.done();
+        self.heartbeat.done();
         result.map_err(|source| {
-            let (step, absence) = (self.watch.step(), self.watch.explain(&self.store));
-            DistError::Collective { size: self.member.size, step, operation, absence, source }
+            let (step, missing) = (self.heartbeat.step(), self.heartbeat.explain(&self.store));
+            DistError::Collective { size: self.member.size, step, operation, missing, source }
         })
     }
 
-    /// What each rank sends of `bytes` in a ring all-reduce: twice all but its own share.
+    /// Bytes that each rank sends in a ring all-reduce of `bytes`: twice all but its own share.
     fn ring(&self, bytes: u64) -> u64 {
         2 * bytes * (self.member.size as u64 - 1) / self.member.size as u64
     }
 
-    /// The reducer of this run, which averages gradients while backward runs. Which parameters take part
-    /// shows the graph of the first loss; the first step is averaged as all others are, so that a run that is
-    /// started again has the same bits.
+    /// The reducer of this run, which averages gradients during the backward pass. The graph of the first loss
+    /// shows which parameters take part; the first step is averaged like all others, so that a resumed run has
+    /// the same bits.
     fn reducer_for(&self, loss: &Tensor, parameters: &[Tensor]) -> Result<Reducer, DistError> {
         let wire = match self.options.compress {
             Compress::None => Wire::Whole,
@@ -263,8 +263,8 @@ impl Collective for C10d {
     fn after_first(&self) -> Result<(), DistError> {
         let turn = self.turns.get() + 1;
         self.turns.set(turn);
-        let lost = |absence| DistError::Awaited { awaited: "rank 0".into(), absence };
-        let (mut others, mut pause, mut looked) = (self.watch.others(), LOOK, Instant::now());
+        let lost = |missing| DistError::Awaited { awaited: "rank 0".into(), missing };
+        let (mut others, mut pause, mut looked) = (self.heartbeat.others(), LOOK, Instant::now());
         let result = loop {
             let done = match self.member.rank {
                 0 => self.store.add(FIRST, 1).map(|_| true),
@@ -273,15 +273,15 @@ impl Collective for C10d {
             match done {
                 Ok(true) => break Ok(()),
                 Ok(false) => {}
-                Err(_) => break Err(self.watch.explain(&self.store)),
+                Err(_) => break Err(self.heartbeat.explain(&self.store)),
             }
             if looked.elapsed() > LOOK_ROUND {
                 if looked.elapsed() > STOPPED {
-                    others = self.watch.others();
+                    others = self.heartbeat.others();
                 }
                 looked = Instant::now();
-                if let Some(absence) = self.watch.lost(&self.store, &mut others) {
-                    break Err(absence);
+                if let Some(missing) = self.heartbeat.lost(&self.store, &mut others) {
+                    break Err(missing);
                 }
             }
             thread::sleep(pause);
@@ -291,7 +291,7 @@ impl Collective for C10d {
     }
 
     fn at(&self, step: u64, what: Move) {
-        self.watch.at(step, what);
+        self.heartbeat.at(step, what);
     }
 
     fn is_asked_to_stop(&self) -> bool {

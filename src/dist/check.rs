@@ -1,4 +1,4 @@
-//! Ranks that must hold the same bits are asked whether they do.
+//! Checks that tensors are bit-identical on all ranks, by checksums.
 
 use tch::{Device, Kind, Tensor};
 

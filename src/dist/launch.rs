@@ -1,9 +1,9 @@
-//! Ranks of one machine, started by this process: `detco train --gpus N`, `--ranks N`. The machine may be one
-//! of several that each have such a process, as pods are.
+//! The launcher: starts the ranks of this machine for `detco train --gpus N` and `--ranks N`. The machine may
+//! be one of several with a launcher each, such as pods.
 //!
-//! The launcher (of the first machine) serves the store, so that the loss of any rank, the first included, is
-//! seen by the others; its children find their places in the variables that torchrun would set. Signals are
-//! handed on, and one exit code stands for all.
+//! The launcher of the first machine serves the store, so that the others notice the loss of any rank, rank 0
+//! included. Its children get the variables that torchrun would set. Signals are passed on to all of them, and
+//! one exit code is returned for all.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
@@ -16,23 +16,23 @@ use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
 use super::c10d::{FAREWELL, LEFT};
-use super::watch;
+use super::heartbeat;
 use super::world::{Launch, Spec};
 use crate::shim::ShimError;
 use crate::shim::c10d::{Member, Role, Store};
 
-/// Where the ranks of one machine meet.
+/// Address of the store when all ranks are on this machine.
 const HERE: &str = "127.0.0.1";
-/// Between two looks at the children.
+/// Interval of checking the children.
 const LOOK: Duration = Duration::from_millis(20);
-/// After the first rank has failed, the others have this long to say what they saw; then they are
-/// killed. A checkpoint that is being written is waited for.
+/// Time that the other ranks have to report and end after the first has failed; then they are killed. A
+/// checkpoint that is being written is waited for.
 const GRACE: Duration = Duration::from_secs(45);
-/// Without a beat for so long rank 0 does not save any more.
+/// Rank 0 counts as no longer saving after so long without a beat.
 const SILENT: Duration = Duration::from_secs(15);
-/// How long ranks of other machines may take to hear of a failure: they look twice a second.
+/// How long ranks of other machines may take to notice a failure: they check twice a second.
 const HEARD: Duration = Duration::from_secs(3);
-/// What is handed on to all ranks: the first also comes from a terminal.
+/// The signals passed on to all ranks. The first may also come from a terminal.
 const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::USR1];
 
 /// Why ranks could not be started.
@@ -227,7 +227,7 @@ impl Grace {
         if self.since.elapsed() < GRACE {
             return false;
         }
-        let Some(beat) = saver.and_then(watch::first_saves) else { return true };
+        let Some(beat) = saver.and_then(heartbeat::first_saves) else { return true };
         if self.saving.is_none_or(|(last, _)| last != beat) {
             self.saving = Some((beat, Instant::now()));
         }

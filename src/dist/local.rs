@@ -1,4 +1,4 @@
-//! A world of one: nobody to talk to, nothing to copy.
+//! A world of one rank, whose collectives copy nothing.
 
 use tch::Tensor;
 

@@ -1,4 +1,4 @@
-//! The ranks come together at a store, and see to it that they are about to do the same.
+//! The rendezvous: ranks meet at a store and check that they are about to run the same training.
 
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::watch::{self, Absence, Limits, Watch};
+use super::heartbeat::{self, Heartbeat, Limits, Missing};
 use super::world::{ALONE, Spec};
 use super::{DistError, rank_list};
 use crate::config::Config;
@@ -19,18 +19,18 @@ use crate::shim::c10d::{Member, Role, Store};
 /// How long ranks wait for each other at the start, unless asked otherwise: a cluster may take
 /// minutes to start the last of them.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// Between two looks at a key that is waited for.
+/// Interval of checking for a key.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two looks at whether anybody is lost.
+/// Interval of checking for lost ranks.
 const LOOK_ROUND: Duration = Duration::from_secs(1);
-/// A rank that has come and is then silent for so long is lost. Opening thousands of shards does
-/// not keep a rank from beating.
+/// A rank that has come and then sends no beat for so long is lost. Beats go on while a rank opens
+/// thousands of shards.
 const SILENT: Duration = Duration::from_secs(15);
 
-/// Why ranks did not come together.
+/// Why the rendezvous failed.
 #[derive(Debug, Error)]
 pub enum MeetingError {
-    /// No store.
+    /// The store cannot be served or reached.
     #[error("cannot {verb} the store at {address}, {size} ranks: {source}\nhint: {ALONE}")]
     Store {
         /// Ranks in the world.
@@ -42,7 +42,7 @@ pub enum MeetingError {
         /// What libtorch said.
         source: ShimError,
     },
-    /// The name of rank 0's machine has no address.
+    /// The host name of rank 0 does not resolve.
     #[error(
         "after {seconds} s this machine knows no address of {master}, where rank 0 is to be found \
          (MASTER_ADDR, or the launcher's first node): {source}\nhint: {ALONE}"
@@ -55,7 +55,7 @@ pub enum MeetingError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Somebody listens who is no store.
+    /// Another program listens at the store's address.
     #[error(
         "after {seconds} s nothing that answers at {address} is a store of this program: does another \
          one listen there? MASTER_ADDR and MASTER_PORT name the place where ranks meet\nhint: {ALONE}"
@@ -66,7 +66,7 @@ pub enum MeetingError {
         /// How long it was waited for.
         seconds: u64,
     },
-    /// Two processes say that they are the same rank.
+    /// Two processes claim the same rank.
     #[error(
         "two processes are rank {rank} of {size} at {address}: was RANK set for all of them alike, \
          or does another run use the same MASTER_PORT?"
@@ -79,28 +79,28 @@ pub enum MeetingError {
         /// `host:port`.
         address: String,
     },
-    /// Some did not come.
+    /// Ranks did not come in time.
     #[error(
         "after {seconds} s, rank {} of {size} is not here\nhint: --start-timeout SECONDS waits longer; {ALONE}",
         rank_list(missing)
     )]
     Missing {
-        /// Who.
+        /// The ranks.
         missing: Vec<usize>,
         /// Ranks in the world.
         size: usize,
         /// How long they were waited for.
         seconds: u64,
     },
-    /// The ranks are not about to do the same.
+    /// The ranks were started with different programs, settings or data.
     #[error("the ranks do not fit together:\n  {}", .0.join("\n  "))]
     Differ(Vec<String>),
-    /// Somebody was lost meanwhile.
+    /// A rank was lost meanwhile.
     #[error(transparent)]
     Dist(#[from] DistError),
 }
 
-/// What must be alike on all ranks.
+/// What must be equal on all ranks: program, configuration, data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// Version and build of the program.
@@ -113,7 +113,7 @@ pub struct Card {
     pub fingerprint: u64,
 }
 
-/// What rank 0 finds, in the form in which it tells the others.
+/// The result of rank 0's comparison, as it is sent to the others.
 #[derive(Serialize, Deserialize)]
 enum Verdict {
     Fine,
@@ -133,7 +133,7 @@ impl Card {
         Card { program: program(), config: keys, samples, fingerprint }
     }
 
-    /// How this rank's card differs from rank 0's, one line each.
+    /// Differences between this rank's card and rank 0's, one line each.
     fn differences(&self, rank: usize, first: &Card) -> Vec<String> {
         let mut lines = Vec::new();
         if self.program != first.program {
@@ -174,7 +174,7 @@ fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
     loop {
         let asked = (spec.master.clone(), spec.port);
         let limit = patience.saturating_sub(start.elapsed()).max(LOOK_ROUND);
-        let found = watch::within(limit, "resolve", move || {
+        let found = heartbeat::within(limit, "resolve", move || {
             asked.to_socket_addrs().map(|mut addresses| addresses.next())
         });
         let source = match found {
@@ -191,20 +191,20 @@ fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
     }
 }
 
-/// Ranks at a store, before they form a group.
+/// A rank at the store, before the process group is made.
 #[derive(Debug)]
 pub struct Meeting {
     pub(super) spec: Spec,
     pub(super) store: Arc<Store>,
-    pub(super) watch: Watch,
+    pub(super) heartbeat: Heartbeat,
     patience: Duration,
 }
 
 impl Meeting {
-    /// Comes to the store, or serves it; waits for it up to `patience`.
+    /// Connects to the store, or serves it; waits for it up to `patience`.
     ///
     /// # Errors
-    /// When there is no store, or somebody else is this rank.
+    /// When there is no store, or another process has this rank.
     pub fn join(spec: Spec, patience: Duration, exit_code: u8) -> Result<Meeting, MeetingError> {
         let Member { rank, size } = spec.member;
         let address = spec.address();
@@ -218,7 +218,7 @@ impl Meeting {
         let limit = 2 * patience + Duration::from_secs(5);
         let of = spec.clone();
         let open = move || Store::open(&of.master, of.port, of.role, &of.prefix, patience);
-        let store = watch::within(limit, "store", open);
+        let store = heartbeat::within(limit, "store", open);
         let silent = || MeetingError::Silent { address: address.clone(), seconds: limit.as_secs() };
         let store = store.ok_or_else(silent)?.map_err(fault)?;
         if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
@@ -227,11 +227,11 @@ impl Meeting {
         let server = if spec.agent { "the launcher" } else { "rank 0" };
         let address = format!("{address}, served by {server},");
         let limits = Limits { slow: patience, timeout: SILENT.min(patience) };
-        let watch = Watch::start(&store, spec.member, address, limits, exit_code);
-        Ok(Meeting { watch: watch.map_err(fault)?, spec, store: Arc::new(store), patience })
+        let heartbeat = Heartbeat::start(&store, spec.member, address, limits, exit_code);
+        Ok(Meeting { heartbeat: heartbeat.map_err(fault)?, spec, store: Arc::new(store), patience })
     }
 
-    /// Where this rank stands.
+    /// The place of this rank in the world.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
@@ -243,10 +243,10 @@ impl Meeting {
 
     /// Tells the others why this rank ends.
     pub fn fail(&self, message: &str) {
-        self.watch.fail(&self.store, self.spec.role, message);
+        self.heartbeat.fail(&self.store, self.spec.role, message);
     }
 
-    /// Hands rank 0's text on to everybody; the others give none.
+    /// Broadcasts rank 0's text; the others pass none.
     ///
     /// # Errors
     /// When rank 0 is lost, or takes longer than the patience at the start.
@@ -265,7 +265,7 @@ impl Meeting {
         }
     }
 
-    /// Compares all ranks' cards; all of them go on, or all get the same error.
+    /// Compares the cards of all ranks; either all continue or all get the same error.
     ///
     /// # Errors
     /// When a rank is missing, or its card differs from rank 0's.
@@ -319,22 +319,22 @@ impl Meeting {
 
     /// A key's text, once it is there; none after the deadline.
     fn hear(&self, key: &str, deadline: Instant) -> Result<Option<String>, MeetingError> {
-        let (mut others, mut looked) = (self.watch.others(), Instant::now());
+        let (mut others, mut looked) = (self.heartbeat.others(), Instant::now());
         loop {
             if let Some(value) = self.store.get(key).map_err(|source| self.lost_store(source))? {
                 return Ok(Some(String::from_utf8_lossy(&value).into_owned()));
             }
-            let told = self.watch.failure().map(|message| Absence::Ended { message });
+            let told = self.heartbeat.failure().map(|message| Missing::Ended { message });
             let lost = match told {
                 None if looked.elapsed() > LOOK_ROUND => {
                     looked = Instant::now();
-                    self.watch.lost(&self.store, &mut others)
+                    self.heartbeat.lost(&self.store, &mut others)
                 }
                 told => told,
             };
-            if let Some(absence) = lost {
+            if let Some(missing) = lost {
                 let awaited = format!("the others to start (\"{key}\")");
-                return Err(DistError::Awaited { awaited, absence }.into());
+                return Err(DistError::Awaited { awaited, missing }.into());
             }
             if Instant::now() > deadline {
                 return Ok(None);

@@ -1,17 +1,17 @@
-//! The world: ranks and what they do together.
+//! Distributed training: ranks, and the collectives between them.
 //!
-//! The step names only [`Collective`]; a world of one is a world like any other. [`world`] reads
-//! who takes part from the environment, [`meeting`] brings the ranks together and sees to it that they
-//! are about to do the same, [`c10d`] is the world of several, on libtorch's own engine, [`watch`]
-//! knows who keeps whom waiting, [`check`] compares what must be equal everywhere, and [`launch`]
-//! starts ranks on this machine.
+//! The step names only [`Collective`]; a world of one rank is a world like any other. [`world`] reads
+//! rank and size from the environment, [`meeting`] is the rendezvous and checks that all ranks are about
+//! to run the same training, [`c10d`] has the collectives on libtorch's own engine, [`heartbeat`] finds
+//! dead and slow ranks, [`check`] compares what must be equal on all ranks, and [`launch`] starts ranks
+//! on this machine.
 
 pub mod c10d;
 pub mod check;
+pub mod heartbeat;
 pub mod launch;
 pub mod local;
 pub mod meeting;
-pub mod watch;
 pub mod world;
 
 use std::fmt::{self, Debug};
@@ -20,7 +20,7 @@ use tch::{TchError, Tensor};
 use thiserror::Error;
 
 use crate::shim::ShimError;
-use watch::Absence;
+use heartbeat::Missing;
 
 /// Why ranks could not work together.
 #[derive(Debug, Error)]
@@ -32,7 +32,7 @@ pub enum DistError {
         source: TchError,
     },
     /// A collective failed or timed out.
-    #[error("step {step}, {size} ranks: {operation} failed: {absence}\n  because: {source}")]
+    #[error("step {step}, {size} ranks: {operation} failed: {missing}\n  because: {source}")]
     Collective {
         /// Ranks in the world.
         size: usize,
@@ -40,18 +40,18 @@ pub enum DistError {
         step: u64,
         /// What was being done.
         operation: Operation,
-        /// Who was not there.
-        absence: Absence,
+        /// The ranks that did not take part.
+        missing: Missing,
         /// What libtorch said.
         source: ShimError,
     },
-    /// While others were waited for.
-    #[error("waiting for {awaited}: {absence}")]
+    /// A wait for others failed.
+    #[error("waiting for {awaited}: {missing}")]
     Awaited {
         /// What was waited for.
         awaited: String,
-        /// Who was not there.
-        absence: Absence,
+        /// The ranks that did not come.
+        missing: Missing,
     },
     /// What must be equal on all ranks is not.
     #[error(
@@ -79,26 +79,26 @@ pub(crate) fn rank_list(ranks: &[usize]) -> String {
     names.join(", ")
 }
 
-/// What a rank is at: the moves of a step and what happens between steps.
+/// The phase that a rank is in: the parts of a step, and what happens between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     /// Coming together.
     Start,
     /// Waiting for the next batch.
     Data,
-    /// The key encoder follows the query encoder.
+    /// The EMA update of the key encoder.
     Follow,
-    /// The keys' images change places.
+    /// The keys' images are shuffled between ranks.
     Shuffle,
     /// The keys' embeddings.
     Keys,
-    /// The keys' embeddings come back.
+    /// The keys' embeddings are shuffled back.
     Unshuffle,
     /// The queries' embeddings and their losses.
     Queries,
-    /// Backward, and the average of the gradients.
+    /// The backward pass, and the averaging of gradients.
     Backward,
-    /// What the step saw.
+    /// The step's metrics.
     Report,
     /// The optimizer and the queues.
     Update,

@@ -1,27 +1,27 @@
-//! Which rank of how many this process is, and where the others are: read from what torchrun, Slurm,
-//! MPI's launchers or a PyTorchJob put into the environment.
+//! Rank, world size and the address of rank 0, read from the variables of torchrun, Slurm, MPI's launchers
+//! or a PyTorchJob.
 //!
-//! Pure: takes variables through a function, touches neither network nor environment. What is wrong
-//! or missing is said with the variable's name.
+//! Pure: takes variables through a function, touches neither network nor environment. Errors name the
+//! variable that is wrong or missing.
 
 use thiserror::Error;
 
 use crate::shim::c10d::{Member, Role};
 
-/// Why an environment describes no world.
+/// Why no world can be read from the environment.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WorldError {
-    /// A variable that the others call for.
+    /// A variable is set (RANK, say) and one that belongs to it (WORLD_SIZE) is not.
     #[error("{present} is set, and {missing} is not: {hint}; {ALONE}")]
     Missing {
-        /// What made it necessary.
+        /// The variable that is set.
         present: &'static str,
-        /// What is missing.
+        /// The variable that is not.
         missing: &'static str,
         /// What to do.
         hint: &'static str,
     },
-    /// A variable with a value that it cannot have.
+    /// A variable has a value that is not allowed.
     #[error("{name}={value}: expected {expected}")]
     Value {
         /// The variable.
@@ -39,7 +39,7 @@ pub enum WorldError {
         /// As it is set.
         value: String,
     },
-    /// Several tasks are reserved and this process is none of them.
+    /// A Slurm job reserves several tasks, and this process was not started by srun.
     #[error(
         "a Slurm job of {reserved}, and this process was not started by srun: start it with \
          `srun detco train …`, or use `detco train --gpus N` for the GPUs of this node; {ALONE}"
@@ -48,7 +48,7 @@ pub enum WorldError {
         /// `8 tasks`, `2 nodes`.
         reserved: String,
     },
-    /// A shell that is one of several tasks: the others are not there.
+    /// An interactive shell that is one of several Slurm tasks; the others run no training.
     #[error(
         "this terminal is one task of {tasks} of a Slurm step (`srun --pty`), and the others run no such \
          command: start all of them with `srun detco train …`, or use `detco train --gpus N` for the GPUs of \
@@ -58,7 +58,7 @@ pub enum WorldError {
         /// Tasks of the step.
         tasks: usize,
     },
-    /// The number of pods is torchrun's to find out.
+    /// The number of pods is left to torchrun.
     #[error(
         "{name}={value}: who is which rank of an elastic PyTorchJob is for torchrun to say: start \
          `torchrun --no-python detco train …`; {ALONE}"
@@ -69,7 +69,7 @@ pub enum WorldError {
         /// As it is set.
         value: String,
     },
-    /// The command line asks for another number of processes a pod than the job describes.
+    /// The command line and the job differ in the number of processes per pod.
     #[error(
         "{flag} {asked} where PET_NPROC_PER_NODE={each}: leave {flag} away, or give the job \
          `nprocPerNode: \"{asked}\"`"
@@ -82,7 +82,7 @@ pub enum WorldError {
         /// The job's.
         each: usize,
     },
-    /// The command line asks for other ranks on this machine than there are.
+    /// The command line asks for ranks on this machine, and the environment's world has others.
     #[error(
         "{flag} {asked} inside a world of {size} that {launcher} has started: leave {flag} away, have \
          {launcher} start one process a machine, or start without {launcher}; {ALONE}"
@@ -99,14 +99,14 @@ pub enum WorldError {
     },
 }
 
-/// Who started this process as one of several.
+/// The launcher that started this process as one of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launcher {
     /// torchrun, `detco train --gpus`, or a PyTorchJob: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
     Torchrun,
     /// srun.
     Slurm,
-    /// A launcher of MPI's kind, by its name.
+    /// An MPI launcher, by name.
     Mpi(&'static str),
 }
 
@@ -120,45 +120,45 @@ impl std::fmt::Display for Launcher {
     }
 }
 
-/// What the environment says of the processes on this machine.
+/// What the environment says about the processes of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Here {
-    /// So many ranks, a process each.
+    /// So many ranks, one process each.
     Ranks(usize),
-    /// Nothing.
+    /// It says nothing.
     Unknown,
     /// This process stands for the machine (a pod), which may have several GPUs. The number of ranks to start
     /// on each, where the job says one.
     Machine(Option<usize>),
 }
 
-/// A place in a world.
+/// The place of a process in a world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Who started it.
     pub launcher: Launcher,
     /// Rank and size.
     pub member: Member,
-    /// Among the ranks of this machine: the GPU to use.
+    /// Its number among the ranks of this machine, which is the GPU to use.
     pub local_rank: usize,
-    /// Ranks of this machine, 1 if nobody says.
+    /// Ranks of this machine; 1 if unknown.
     pub local_size: usize,
     /// What is known of this machine.
     pub here: Here,
-    /// Where the store is served: a name or an address; one of IPv6 has no brackets.
+    /// Host of the store: a name or an address; IPv6 without brackets.
     pub master: String,
     /// Its port.
     pub port: u16,
     /// Whether this process serves it.
     pub role: Role,
-    /// Whether the launcher serves it, so that it outlives the ranks; else rank 0 does.
+    /// Whether the launcher serves it, so that it outlives the ranks, in place of rank 0.
     pub agent: bool,
-    /// Sets the keys of this start apart from those of an earlier one on the same store.
+    /// Prefix that separates the keys of this start from those of an earlier one on the same store.
     pub prefix: String,
 }
 
 impl Spec {
-    /// Where the store is served, `host:port` or `[host]:port`.
+    /// Address of the store, `host:port` or `[host]:port`.
     pub fn address(&self) -> String {
         let Spec { master, port, .. } = self;
         if master.contains(':') { format!("[{master}]:{port}") } else { format!("{master}:{port}") }
@@ -174,7 +174,7 @@ pub struct Asked {
     pub number: usize,
 }
 
-/// What this process is to do.
+/// The role of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum World {
     /// Train alone.
@@ -198,14 +198,14 @@ pub struct Launch {
 /// What a world's ranks need to find each other, in words for error messages.
 const NEEDS: &str = "torchrun, srun, mpirun and PyTorchJob set it; by hand, set RANK, WORLD_SIZE, \
                      MASTER_ADDR and MASTER_PORT for every rank";
-/// What to do where an environment describes a world that is not meant.
+/// The hint for users who do not mean the environment's world.
 pub const ALONE: &str =
     "to train alone whatever the environment says: --gpus 1, or --ranks 1 on CPUs";
 /// The port of PyTorch's own launchers.
 const PORT: u16 = 29_500;
 
-/// Puts what the command line asks for beside what the environment describes. `terminal` says whether the
-/// process reads from a terminal: tasks of a cluster do not.
+/// Decides the role of this process from the command line and the environment. `terminal` says whether the
+/// process reads from a terminal, which tasks of a cluster do not.
 ///
 /// # Errors
 /// When the environment describes a world incompletely or contradicts itself or the command line.
@@ -266,7 +266,7 @@ fn several(spec: Spec) -> Option<Spec> {
     Some(spec).filter(|spec| spec.member.size > 1)
 }
 
-/// Reads a world from variables; none if they describe none.
+/// Reads a world from variables; `None` if they describe none.
 fn read(of: &Variables<'_>, terminal: bool) -> Result<Option<Spec>, WorldError> {
     if of.is_set("RANK") || of.is_set("PET_NODE_RANK") {
         return torchrun(of).map(Some);
@@ -284,7 +284,7 @@ fn read(of: &Variables<'_>, terminal: bool) -> Result<Option<Spec>, WorldError> 
     }
 }
 
-/// Without a rank: alone, unless something says that this was not meant.
+/// Without a rank the process is alone, unless other variables say that this was not meant.
 fn nobody(of: &Variables<'_>) -> Result<(), WorldError> {
     let needs_rank = |present| {
         let rank = FAMILIES.iter().find(|family| family.size == present && present != "WORLD_SIZE");
@@ -341,7 +341,7 @@ fn torchrun(of: &Variables<'_>) -> Result<Spec, WorldError> {
     Ok(Spec { launcher, member, local_rank, local_size, here, master, port, role, agent, prefix })
 }
 
-/// Which pod of how many. The operator's WORLD_SIZE counts pods, or pods times `nprocPerNode`.
+/// Number of this pod and of all pods. The operator's WORLD_SIZE counts pods, or pods times `nprocPerNode`.
 fn pod(of: &Variables<'_>) -> Result<Member, WorldError> {
     let rank = if of.is_set("PET_NODE_RANK") { "PET_NODE_RANK" } else { "RANK" };
     let Some(pods) = of.text("PET_NNODES") else { return of.member(rank, "WORLD_SIZE") };
@@ -366,7 +366,7 @@ fn pod(of: &Variables<'_>) -> Result<Member, WorldError> {
     }
 }
 
-/// The variables of a launcher of MPI's kind, which says who is which rank, and not where rank 0 is.
+/// The variables of an MPI launcher, which give rank and size but not the address of rank 0.
 #[derive(Debug)]
 struct Family {
     name: &'static str,
@@ -380,7 +380,7 @@ struct Family {
     by_srun: bool,
 }
 
-/// Who is asked first stands first: jsrun and MVAPICH set PMI's variables too.
+/// In the order of precedence: jsrun and MVAPICH set PMI's variables too.
 const FAMILIES: &[Family] = &[
     Family {
         name: "mpirun",
@@ -449,7 +449,7 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
-/// What tells jobs on one machine apart.
+/// A name that tells the jobs of one machine apart.
 const JOBS: &[&str] =
     &["PMIX_NAMESPACE", "FLUX_JOB_ID", "PALS_APID", "PBS_JOBID", "LSB_JOBID", "SLURM_JOB_ID"];
 
@@ -510,7 +510,7 @@ const OWN_STEPS: u64 = 0xffff_fff0;
 /// The shell that salloc opens.
 const SALLOC_STEP: u64 = 0xffff_fffa;
 
-/// A task of a Slurm step; none outside of one.
+/// The task of a Slurm step; `None` outside of one.
 fn slurm(of: &Variables<'_>, terminal: bool) -> Result<Option<Spec>, WorldError> {
     let named = ["SLURM_STEP_ID", "SLURM_STEPID"].into_iter().find_map(|name| of.text(name));
     let step = named.as_ref().map(|step| step.parse::<u64>().unwrap_or(0));
@@ -532,7 +532,7 @@ fn slurm(of: &Variables<'_>, terminal: bool) -> Result<Option<Spec>, WorldError>
     slurm_task(of, size, &named.unwrap_or_default()).map(Some)
 }
 
-/// In a batch script, which runs once: whether the job is for several.
+/// In a batch script, which runs once: whether the job reserves several tasks.
 fn not_a_task(of: &Variables<'_>) -> Result<(), WorldError> {
     if !of.is_set("SLURM_PROCID") {
         return Ok(());
@@ -573,7 +573,7 @@ fn slurm_task(of: &Variables<'_>, tasks: &'static str, step: &str) -> Result<Spe
     Ok(Spec { launcher, member, local_rank, local_size, here, master, port, role, agent, prefix })
 }
 
-/// Rank 0 serves where no agent does.
+/// Rank 0 serves the store unless an agent does.
 fn role_of(member: Member) -> Role {
     if member.rank == 0 { Role::Serve } else { Role::Join }
 }
@@ -600,8 +600,8 @@ fn first_node(of: &Variables<'_>) -> Result<String, WorldError> {
 /// Most nodes that a list may name: a typing error must not fill the memory.
 const NODES_MAX: usize = 1 << 20;
 
-/// Expands Slurm's list of nodes: `gpu[01-03,7],login` is gpu01, gpu02, gpu03, gpu7, login. None if
-/// it is written otherwise.
+/// Expands Slurm's list of nodes: `gpu[01-03,7],login` is gpu01, gpu02, gpu03, gpu7, login. `None` if
+/// it has another form.
 pub fn nodes(list: &str) -> Option<Vec<String>> {
     let mut all = Vec::new();
     for part in split_outside(list)? {

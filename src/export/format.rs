@@ -1,6 +1,6 @@
 //! The formats that weights are exported in, as the command line names them. Needs no libtorch.
 
-/// Whose names the tensors get, and which container.
+/// The names of the tensors and the container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// torchvision's names (timm's ResNets have the same): .safetensors, .pth or .pt

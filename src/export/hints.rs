@@ -1,4 +1,4 @@
-//! How other programs are told to build the network that an exported backbone belongs to.
+//! Configuration lines with which other programs build the network of an exported backbone.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::config::{Backbone, Model, Stem};
 /// Channels of the standard networks' first stage.
 const WIDTH: i64 = 64;
 
-/// The lines of other programs' configurations that fit this backbone, or why none does.
+/// The configuration lines of other programs for this backbone, or why none fits.
 pub fn hint(format: Format, model: &Model, file: &Path) -> String {
     let (name, depth, bottleneck) = match model.backbone {
         Backbone::Resnet18 => ("resnet18", 18, false),

@@ -1,8 +1,8 @@
-//! Weights for other people's programs: the backbone, whole files, names that they know.
+//! Export of the backbone for other programs.
 //!
-//! torchvision's names are what torchvision, timm, mmdetection, OpenSelfSup and this program's own
-//! `--init` read; detectron2 has its own. Heads, queues and the key encoder never leave the run
-//! (the key's backbone can, when asked for by name).
+//! torchvision's names are read by torchvision, timm, mmdetection, OpenSelfSup and this program's own
+//! `--init`; detectron2 has its own names. Heads and queues are not exported, and the key encoder's
+//! backbone only on request.
 
 mod detectron2;
 pub mod hints;
@@ -38,7 +38,7 @@ pub enum ExportError {
         /// What the zip writer said.
         source: zip::result::ZipError,
     },
-    /// An extension that the format does not have.
+    /// The extension does not belong to the format.
     #[error("{path}: {format} weights are written as {expected}")]
     Extension {
         /// The file.
@@ -48,13 +48,13 @@ pub enum ExportError {
         /// The extensions it has.
         expected: &'static str,
     },
-    /// No tensors of that encoder among those given.
+    /// The checkpoint has no tensors of that encoder.
     #[error("there is no {prefix}conv1.weight among the tensors of the checkpoint")]
     NoBackbone {
         /// Prefix of the encoder's backbone.
         prefix: &'static str,
     },
-    /// A name that is not of a torchvision ResNet.
+    /// A tensor whose name torchvision's ResNets do not have.
     #[error("{tensor} is not a tensor of a torchvision ResNet backbone")]
     Foreign {
         /// Name of the tensor.
@@ -99,7 +99,7 @@ impl Encoder {
     }
 }
 
-/// Where weights come from: kept in the file, where the format has a place for it.
+/// The origin of the weights, stored in the file where the format has room for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Origin {
     /// Version of this program.
@@ -160,7 +160,7 @@ pub fn write(
     container(path, format)?(path, backbone, origin)
 }
 
-/// Checks the extension alone, so that a long run of work does not end in a wrong file name.
+/// Checks the extension before any work is done.
 ///
 /// # Errors
 /// [`ExportError::Extension`].

@@ -19,7 +19,7 @@ impl Drop for Temporary {
     }
 }
 
-/// Lets `fill` write a file that appears under `path` only when all of it is on disk.
+/// Writes a file atomically: it appears under `path` only when all of it is on the disk.
 ///
 /// `fill` is handed the temporary file; errors of any kind leave `path` as it was.
 pub(super) fn write<E>(

@@ -21,7 +21,7 @@ pub use progress::{Plan, Progress};
 /// File of JSON lines in a run's folder.
 pub const FILE: &str = "metrics.jsonl";
 
-/// Names of values, alike in JSON, TensorBoard and code. `/` groups plots in TensorBoard.
+/// Names of the metrics, the same in JSON, TensorBoard and code. `/` groups plots in TensorBoard.
 pub mod names {
     /// The loss that is minimised: level weights times terms.
     pub const LOSS: &str = "loss";
@@ -29,8 +29,8 @@ pub mod names {
     pub const LR: &str = "lr";
     /// Images a second over all ranks, since the last record.
     pub const IMAGES_PER_SECOND: &str = "images_per_second";
-    /// Share of the updates' time since the last record, from the wait for the first one's batch on, that
-    /// was spent waiting for data, 0 to 1: the host's time, or on a GPU the time that the GPU had nothing to do for it.
+    /// Share of the time since the last record that was spent waiting for data, 0 to 1: the host's time, or on a
+    /// GPU the time that the GPU was idle for it.
     pub const WAIT_SHARE: &str = "wait_share";
     /// Euclidean length of all gradients together.
     pub const GRADIENT_NORM: &str = "gradient_norm";
@@ -50,27 +50,27 @@ pub mod names {
     pub const LOADER_DISPATCHER_BUSY: &str = "loader/dispatcher_busy";
     /// Share of its time that the dispatcher waited for shards from URLs, 0 to 1.
     pub const LOADER_SHARD_WAIT: &str = "loader/shard_wait";
-    /// Where a device decodes: images in them that its batch decoder decoded.
+    /// Where a device decodes: images decoded by its batch decoder.
     pub const DECODED_BATCHED: &str = "loader/decoded/batched";
-    /// Images that the device decoded one by one.
+    /// Images decoded one by one on the device.
     pub const DECODED_SINGLE: &str = "loader/decoded/single";
-    /// Images that the CPU decoded in the device's place.
+    /// Images decoded by the CPU in place of the device.
     pub const DECODED_CPU: &str = "loader/decoded/cpu";
-    /// Batches that the batch decoder refused; their images are counted where they went.
+    /// Batches refused by the batch decoder; their images are counted by their actual decoder.
     pub const DECODED_REFUSED: &str = "loader/decoded/refused";
-    /// Share of what the batch decoder takes that goes there, 0 to 1, once it is known.
+    /// Share of suitable images that goes to the batch decoder, 0 to 1, once it is known.
     pub const DECODED_SHARE: &str = "loader/decoded/share";
     /// kNN top-1 in percent.
     pub const KNN_TOP1: &str = "knn/top1";
     /// kNN top-5 in percent.
     pub const KNN_TOP5: &str = "knn/top5";
 
-    /// Milliseconds of a worker an image in a stage: `loader/wall_ms/views`.
+    /// Milliseconds of a worker per image in a stage: `loader/wall_ms/views`.
     pub fn loader_wall_ms(stage: &str) -> String {
         format!("loader/wall_ms/{stage}")
     }
 
-    /// Of those, on a CPU: `loader/cpu_ms/views`.
+    /// CPU milliseconds of a worker per image in a stage: `loader/cpu_ms/views`.
     pub fn loader_cpu_ms(stage: &str) -> String {
         format!("loader/cpu_ms/{stage}")
     }
@@ -118,7 +118,7 @@ fn fault(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsEr
     move |source| MetricsError { what, path: path.to_path_buf(), source }
 }
 
-/// Named numbers of one moment of a run.
+/// A record: named values at one step of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record {
     /// Updates done since the start of the run.
@@ -146,12 +146,12 @@ impl Record {
     }
 }
 
-/// Where the files begin.
+/// Whether the files are new or continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// A new run: files from an earlier one in this folder are replaced or superseded.
     New,
-    /// The run goes on after this many updates: what was written of later ones is cut.
+    /// A resumed run: records of later updates are cut.
     Resume {
         /// Updates done when the checkpoint was written.
         step: u64,
@@ -164,13 +164,13 @@ pub struct Metrics {
     path: PathBuf,
     lines: File,
     events: Events,
-    /// Names of the values that the lines have for the step that the run goes on from.
+    /// Names of the values recorded for the step that the run resumes from.
     had: BTreeSet<String>,
 }
 
 impl Metrics {
     /// Opens the files of a run, whose folder must exist. Of `metrics.jsonl` a resumed run keeps
-    /// the lines up to the checkpoint; TensorBoard is told to forget what came after it.
+    /// the lines up to the checkpoint; TensorBoard is told to drop later ones.
     ///
     /// # Errors
     /// [`MetricsError`] with the file and what the system said.
@@ -187,12 +187,12 @@ impl Metrics {
         Ok(Metrics { path, lines, events: Events::create(run, now(), purge)?, had })
     }
 
-    /// Whether a value of this name was there for the step that the run goes on from.
+    /// Whether a value of this name was recorded for the step that the run resumes from.
     pub fn had(&self, name: &str) -> bool {
         self.had.contains(name)
     }
 
-    /// Writes a record to both files; a killed process loses none that this returned for.
+    /// Writes a record to both files. A kill loses no record for which this has returned.
     ///
     /// # Errors
     /// [`MetricsError`], such as for a full disk.
@@ -203,8 +203,8 @@ impl Metrics {
         self.events.write(time, record)
     }
 
-    /// Waits until both files are on the disk; before a checkpoint, so that a resumed run finds the
-    /// lines it builds upon even after a power failure.
+    /// Flushes both files to the disk; called before a checkpoint, so that a resumed run finds its lines even
+    /// after a power failure.
     ///
     /// # Errors
     /// [`MetricsError`] with the file and what the system said.
@@ -238,9 +238,9 @@ fn json(record: &Record, time: f64) -> String {
     line
 }
 
-/// Opens the lines for appending after the last one of a step up to `step`. Steps ascend in the
-/// file, so the cut is one truncation, which a kill cannot leave half done. Also the names of the values of that
-/// very step.
+/// Opens the file for appending after the last line of a step up to `step`. Steps ascend in the file, so one
+/// truncation cuts it, which a kill cannot leave half done. Also returns the names of the values of that very
+/// step.
 fn cut(path: &Path, step: u64) -> Result<(File, BTreeSet<String>), MetricsError> {
     let mut file = OpenOptions::new()
         .read(true)

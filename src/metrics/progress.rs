@@ -1,5 +1,4 @@
-//! The line for the person watching: a bar that stays in place on a terminal, now and then a plain
-//! line elsewhere.
+//! The progress display: a bar on a terminal, or a line every half minute elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,10 +10,10 @@ use super::{Record, names};
 /// Seconds between lines in a log file.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
-/// Weight of the newest images/s in the time left: steady over some ten records.
+/// Weight of the newest images/s in the estimate of the time left, which smooths over some ten records.
 const NEWEST: f64 = 0.1;
 
-/// How long the run is.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Epochs of the whole run.
@@ -77,7 +76,7 @@ impl Progress {
         }
     }
 
-    /// Prints a line of its own (a checkpoint, a kNN result), above the bar where there is one.
+    /// Prints a separate line (a checkpoint, a kNN result), above the bar if there is one.
     pub fn note(&self, text: &str) {
         match &self.output {
             Output::Bar(bar) => bar.suspend(|| note!("{text}")),
@@ -85,7 +84,7 @@ impl Progress {
         }
     }
 
-    /// Leaves the last state of the bar standing.
+    /// Ends the display and leaves the bar's last state.
     pub fn finish(&self) {
         if let Output::Bar(bar) = &self.output {
             bar.abandon();

@@ -1,5 +1,5 @@
-//! What a cluster would give, before there is one: images a second, what travels, what is needed,
-//! and what limits it first. Arithmetic on numbers that were measured elsewhere; nothing runs here.
+//! Predicts the speed of a cluster, its traffic, and what limits it first. Arithmetic on numbers that were
+//! measured elsewhere; nothing runs here.
 //!
 //! # The formulas
 //!
@@ -57,15 +57,15 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::shapes::{self, Projection};
 
-/// CPU milliseconds an image from JPEG to the four views of DetCo, where no profile says: 307 images/s
-/// a core (`benches/record/2026-11-23-views.md`, an AMD EPYC with AVX2).
+/// CPU milliseconds per image from JPEG to the four views of DetCo, without a profile: 307 images/s
+/// per core (`benches/record/2026-11-23-views.md`, an AMD EPYC with AVX2).
 pub const CPU_MS: f64 = 1e3 / 307.0;
 /// Bytes of a compressed image of ImageNet: 138 GB of 1,281,167.
 pub const IMAGE_BYTES: f64 = 138e9 / 1_281_167.0;
 /// Samples of ImageNet's training set.
 pub const IMAGENET: u64 = 1_281_167;
-/// Of what a network carries, the share that is ours: between two network namespaces 4.79 MB a step
-/// passed for 4.56 (`benches/record/2026-11-23-ranks.md`).
+/// Share of the network's traffic that is payload: between two network namespaces 4.79 MB per step
+/// were sent for 4.56 (`benches/record/2026-11-23-ranks.md`).
 const OURS: f64 = 0.95;
 /// Bytes of the first bucket of gradients: libtorch's `kDefaultFirstBucketBytes`.
 const FIRST_BUCKET: f64 = (1 << 20) as f64;
@@ -85,31 +85,31 @@ pub struct Cluster {
     pub step: f64,
     /// Share of the step that is backward, 0 to 1.
     pub backward: f64,
-    /// Between the GPUs of a node.
+    /// Bandwidth between the GPUs of a node.
     pub link: f64,
-    /// Of a node; `None` in a cluster of one.
+    /// Network bandwidth of a node; `None` for a single node.
     pub net: Option<f64>,
-    /// Seconds from rank to rank.
+    /// Latency between two ranks in seconds.
     pub latency: f64,
-    /// Bytes of a gradient's number: 4, or 2.
+    /// Bytes of a gradient element: 4, or 2.
     pub gradient_bytes: f64,
-    /// That each node reads from its storage; `None`: enough.
+    /// Read bandwidth of each node; `None` is unlimited.
     pub storage: Option<f64>,
-    /// That all nodes together read from one store; `None`: enough.
+    /// Bandwidth of one store for all nodes; `None` is unlimited.
     pub store: Option<f64>,
-    /// CPU cores of a node; `None`: enough.
+    /// CPU cores of a node; `None` is unlimited.
     pub cores: Option<f64>,
-    /// CPU milliseconds an image.
+    /// CPU milliseconds per image.
     pub cpu_ms: f64,
     /// Compressed bytes of an image.
     pub image_bytes: f64,
     /// Samples of the data set.
     pub samples: u64,
-    /// Passes over it.
+    /// Epochs.
     pub epochs: u64,
 }
 
-/// What of the model travels.
+/// The parts of a model that are sent between ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Load {
     /// Parameters with a gradient.
@@ -118,9 +118,9 @@ pub struct Load {
     pub image_values: u64,
     /// Values of a key's embeddings, all levels and scopes.
     pub embedding_values: u64,
-    /// Bytes of gradients, as floats, that travel together.
+    /// Bytes of a bucket of gradients, as floats.
     pub bucket: f64,
-    /// Of the parameters, those of the local heads.
+    /// Parameters of the local heads, which are included above.
     pub local_parameters: u64,
     /// Share of backward that goes through the crops, 0 to 1.
     pub crops: f64,
@@ -137,34 +137,34 @@ pub struct Sent {
     pub gradients: f64,
 }
 
-/// What there is too little of first.
+/// The first bottleneck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bottleneck {
-    /// Computing a step.
+    /// The computing of a step.
     Gpu,
-    /// What ranks send each other.
+    /// The network between ranks.
     Network,
-    /// Cores that decode and render.
+    /// The cores that decode and render.
     Cores,
-    /// What a node reads.
+    /// The storage of each node.
     Storage,
-    /// What one store gives to all nodes.
+    /// The store of all nodes.
     Store,
 }
 
-/// What would come of it.
+/// The prediction.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Forecast {
     /// Ranks, W.
     pub ranks: u64,
-    /// Images a second of all.
+    /// Images/s of all ranks.
     pub images_per_s: f64,
     /// Days for all epochs.
     pub days: f64,
-    /// Seconds of a step that wait for the network.
+    /// Seconds per step spent waiting for the network.
     pub exposed: f64,
-    /// Seconds that the network is busy in a step.
+    /// Seconds per step in which the network is busy.
     pub network: f64,
     /// What a rank sends in a step.
     pub sent: Sent,
@@ -172,11 +172,11 @@ pub struct Forecast {
     pub node_sends: f64,
     /// Bytes a second that all nodes read.
     pub reads: f64,
-    /// CPU cores that keep one GPU busy.
+    /// CPU cores needed per GPU.
     pub cores_per_gpu: f64,
-    /// Images a second that each would allow if all others were plenty.
+    /// Images/s that each part would allow alone.
     pub limits: Limits,
-    /// What gives the least.
+    /// The part that allows the least.
     pub bottleneck: Bottleneck,
 }
 
@@ -197,7 +197,7 @@ pub struct Limits {
 }
 
 impl Load {
-    /// What of a configuration's model travels.
+    /// The parts of a configuration's model that are sent.
     pub fn of(config: &Config) -> Load {
         let model = &config.model;
         let crop = u64::from(config.crop_size()).pow(2);
@@ -273,7 +273,8 @@ impl Cluster {
         (self.gpus * self.batch) as f64 * elsewhere * FLOAT * load.image_values as f64
     }
 
-    /// Seconds a step of images, embeddings and gradients, and what of the last hides behind nothing.
+    /// Seconds per step for images, embeddings and gradients, and the part of the gradients' that does not
+    /// overlap with the backward pass.
     fn network(&self, load: &Load) -> [f64; 4] {
         let ranks = self.ranks();
         if ranks < 2.0 {
@@ -297,7 +298,7 @@ impl Cluster {
         ]
     }
 
-    /// What would come of training this on it.
+    /// Predicts the training of this model on this cluster.
     pub fn forecast(&self, load: &Load) -> Forecast {
         let (ranks, nodes) = (self.ranks(), self.nodes as f64);
         let batch = self.global_batch() as f64;

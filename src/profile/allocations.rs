@@ -1,6 +1,6 @@
-//! How often the process asks for memory: a counter in front of the system's allocator.
+//! A counting allocator: how often the process allocates memory.
 //!
-//! `detco` installs it for good, since a profile that needs another binary is not taken. It costs
+//! `detco` always uses it, since nobody takes a profile that needs another binary. It costs
 //! one relaxed addition an allocation, and the pipeline's steady state makes about ten an image, all
 //! of them the JPEG decoder's: beside the milliseconds of an image that is nothing.
 

@@ -1,4 +1,4 @@
-//! The page cache before a measurement: filled, or emptied.
+//! Fills or empties the page cache before a measurement.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,15 +15,15 @@ use thiserror::Error;
 use super::{Size, machine};
 use crate::{config, data};
 
-/// A warm measurement reads at most this much: what a fast machine gets through in half a minute,
-/// and what a slow disk brings in in a minute.
+/// The most that a warm measurement reads: what a fast machine processes in half a minute, and a slow
+/// disk reads in a minute.
 const WARM_BYTES_MAX: u64 = 4 << 30;
-/// Files are read by this many threads at most.
+/// Threads that read files, at most.
 const READERS_MAX: usize = 4;
-/// Read at once.
+/// Bytes of one read.
 const BUFFER: usize = 1 << 20;
 
-/// Why the page cache is not as it should be.
+/// Why the page cache could not be prepared.
 #[derive(Debug, Error)]
 pub enum CacheError {
     /// A shard cannot be read.
@@ -36,7 +36,7 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
-    /// Part of the data cannot be named for opening it again.
+    /// A shard's name is not text, so part of the data cannot be opened again.
     #[error(
         "{path}: a shard's path must be UTF-8 where only some of the shards fit the page cache"
     )]
@@ -49,8 +49,8 @@ pub enum CacheError {
     Shard(#[from] ShardError),
 }
 
-/// The shards to read, and how many there are in all: as many of the first as fit the page cache,
-/// or, for a cold one, all.
+/// Chooses the shards to read: the first that fit into the page cache, or all for a cold measurement. Also
+/// returns how many there are in all.
 ///
 /// # Errors
 /// A shard cannot be opened, or not be named.
@@ -88,7 +88,7 @@ pub fn choose(
     Ok((names, part, size))
 }
 
-/// Reads every shard once, unless they lie behind URLs; `read` counts the bytes meanwhile.
+/// Reads every local shard once; `read` counts the bytes meanwhile.
 ///
 /// # Errors
 /// A shard cannot be read.
@@ -131,8 +131,8 @@ fn fill_one(path: &Path, buffer: &mut [u8], read: &AtomicU64) -> Result<(), Cach
     }
 }
 
-/// Asks the system to forget the shards' pages. It keeps those that some program has mapped and
-/// touched, so close the set first.
+/// Asks the system to drop the shards' pages. It keeps pages that a program has mapped and touched, so
+/// close the set first.
 ///
 /// # Errors
 /// A shard cannot be opened, written back, or the file system does not take the advice.

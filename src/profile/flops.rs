@@ -1,5 +1,5 @@
-//! What an image costs the device: the arithmetic of a configuration's convolutions and heads, for
-//! simulating a trainer by the speed of its device.
+//! Floating-point operations per image of a configuration's convolutions and heads, for simulating a
+//! trainer by the speed of its device.
 
 use crate::config::Config;
 use crate::shapes::{Conv, Projection, ResNet};

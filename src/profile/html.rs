@@ -1,5 +1,5 @@
-//! The report as one page: tables and plots in a file that needs nothing else, in the light or the
-//! dark that the reader's system prefers.
+//! The report as an HTML page: tables and plots in one self-contained file, light or dark as the reader's
+//! system prefers.
 
 mod plot;
 
@@ -36,7 +36,7 @@ pub fn page(report: &Report) -> String {
     )
 }
 
-/// Text of the user's or of a file's, safe between tags and in quoted attributes.
+/// Escapes text for use between tags and in quoted attributes.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! The machine that was measured on, as far as Linux tells: what a figure is worth nothing without.
+//! A description of the machine, without which a figure is worth nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ pub struct Machine {
     pub simd: &'static str,
     /// Memory in bytes.
     pub memory_bytes: Option<u64>,
-    /// The file system that the data lies on.
+    /// The file system of the data.
     pub file_system: Option<String>,
     /// The kernel's version.
     pub kernel: Option<String>,
-    /// Which JPEG decoder runs.
+    /// The JPEG decoder.
     pub decoder: &'static str,
 }
 
@@ -47,8 +47,8 @@ pub fn memory(name: &str) -> Option<u64> {
     field(&text, name)?.strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Bytes of memory that are left to this process: the machine's, or those of its control group (a container)
-/// where they are fewer. `None` where the system does not say.
+/// Bytes of memory available to this process: the machine's, or fewer where its control group (a container)
+/// limits them. `None` if the system does not tell.
 pub fn memory_left() -> Option<u64> {
     let of_group = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/memory.{file}")).ok();
     let left = || {
@@ -64,7 +64,7 @@ pub fn memory_left() -> Option<u64> {
     Some(left().map_or(available, |left| left.min(available)))
 }
 
-/// What this process made the kernel do so far.
+/// Page faults and disk reads of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paging {
     /// Page faults that waited for a disk.
@@ -76,7 +76,7 @@ pub struct Paging {
 }
 
 impl Paging {
-    /// So far; zeros where the kernel does not say.
+    /// The counts so far; zeros where the kernel does not tell.
     pub fn now() -> Paging {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let io = fs::read_to_string("/proc/self/io").unwrap_or_default();
@@ -85,7 +85,7 @@ impl Paging {
         Paging { major, minor, disk_bytes }
     }
 
-    /// Since an earlier moment.
+    /// The counts since an earlier moment.
     pub fn since(self, earlier: Paging) -> Paging {
         Paging {
             major: self.major.saturating_sub(earlier.major),

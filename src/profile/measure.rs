@@ -1,5 +1,5 @@
-//! One measurement: the loader runs as in training, a consumer takes its batches, the counters are
-//! read at both ends of the measured time.
+//! One measurement: the loader runs as in training, a consumer takes its batches, and the counters are
+//! read at the beginning and the end of the measured time.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,26 +25,26 @@ use super::machine::Paging;
 use super::verdict::{CONTENT, Consumer, Evidence};
 use super::{ConsumerTime, Fetched, PageFaults, Run, Slabs, allocations, channels, per_image};
 
-/// Equal parts of the measured time that images a second are given for.
+/// Number of equal parts of the measured time, for each of which images/s are given.
 const WINDOWS: usize = 5;
-/// How often images are counted for the windows and the series.
+/// Interval of counting images for the windows and the series.
 const TICK: Duration = Duration::from_millis(20);
-/// Of a cold cache, this share of the data set may pass as warm-up.
+/// With a cold cache, the most of the data set that the warm-up may read.
 const COLD_WARM_UP: f64 = 0.25;
 
-/// Of a cold cache, at least this many batches must be measured.
+/// With a cold cache, the least number of measured batches.
 const COLD_BATCHES: u64 = 3;
 
-/// What is made of each sample.
+/// What is done with each sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Its bytes are read.
+    /// Read its bytes.
     Read,
-    /// It is decoded.
+    /// Decode it.
     Decode,
-    /// One random resized crop with a flip.
+    /// Render one random resized crop with a flip.
     Supervised,
-    /// The recipe's views.
+    /// Render the recipe's views.
     Detco,
 }
 
@@ -59,7 +59,7 @@ impl Mode {
         }
     }
 
-    /// What the loader is asked for.
+    /// The views that the loader is asked for.
     pub fn views(self, recipe: &Recipe) -> Views {
         match self {
             Mode::Read => Views::Read,
@@ -73,22 +73,22 @@ impl Mode {
     }
 }
 
-/// What is measured, and how long.
+/// The settings of a measurement.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is made of each sample.
+    /// What is done with each sample.
     pub mode: Mode,
     /// The recipe of the views.
     pub recipe: Recipe,
-    /// How much of the data is mixed, as [`crate::data::window`] returned it.
+    /// The window of the shuffle, as [`crate::data::window`] returned it.
     pub window: Window,
     /// Seed of the order and the views.
     pub seed: u64,
     /// Samples of a batch; at most as many as there are.
     pub batch: u64,
-    /// Who is to decode.
+    /// The decoder.
     pub decode: Decode,
-    /// What a GPU is opened with.
+    /// The settings for opening a GPU.
     pub gpu: Setup,
     /// Batches that may be ahead of the consumer.
     pub batches_ahead: usize,
@@ -100,9 +100,9 @@ pub struct Plan {
     pub seconds: f64,
     /// Length of the time before it. It goes on until every slab has been used.
     pub warm_up: f64,
-    /// Images a second that the consumer can take; `None`: whatever comes.
+    /// Images/s of the simulated consumer; `None` takes them as fast as they come.
     pub consumer: Option<f64>,
-    /// Read every sample once at most, since the second time it would come from memory.
+    /// Whether every sample is read at most once, since a second read would come from memory.
     pub once: bool,
     /// Records a timeline of the measured time.
     pub trace: Option<Arc<Trace>>,
@@ -110,7 +110,7 @@ pub struct Plan {
     pub handicap: Option<(Stage, Duration)>,
 }
 
-/// Why nothing was measured.
+/// Why a measurement failed.
 #[derive(Debug, Error)]
 pub enum MeasureError {
     /// The loader ended with an error.
@@ -119,13 +119,13 @@ pub enum MeasureError {
     /// The system refused a thread.
     #[error("cannot start a thread: {0}{hint}", hint = limits::of_threads(.0))]
     Thread(#[source] std::io::Error),
-    /// What was asked for to decode is not here.
+    /// The requested decoder is not available.
     #[error(transparent)]
     Decode(#[from] Unavailable),
-    /// The data cannot be put in order.
+    /// The data has no order with these settings.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The data was read once before there was anything to measure.
+    /// The data ended before enough was measured.
     #[error(
         "{samples} samples are too few: a cold cache is cold once, and {COLD_BATCHES} batches must \
          be left after a quarter of them; take a smaller --batch, or more data"
@@ -136,10 +136,10 @@ pub enum MeasureError {
     },
 }
 
-/// Tells a person watching.
+/// A callback for progress.
 pub type Watch<'a> = dyn Fn(&Progress) + Sync + 'a;
 
-/// What a person watching is told.
+/// The progress of a measurement.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// Whether the measured time has begun.
@@ -152,7 +152,7 @@ pub struct Progress {
     pub counted: Snapshot,
 }
 
-/// Measures. A watcher is called some ten times a second, from another thread.
+/// Measures once. The callback is called about ten times a second, from another thread.
 ///
 /// # Errors
 /// The data is too short, or the loader fails. Samples that cannot be used are replaced and counted.
@@ -274,7 +274,7 @@ struct Taker<'a> {
     busy: Duration,
     batches: u64,
     bad: Bad,
-    /// Whether the newest batch had to be waited for.
+    /// Whether the newest batch was not there at once.
     starved: bool,
 }
 
@@ -369,8 +369,8 @@ impl<'a> Taker<'a> {
         }
     }
 
-    /// Works on a batch; false when the measured time is over. As in training, the slab is free as
-    /// soon as the step begins.
+    /// Simulates the step on a batch; returns false when the measured time is over. As in training, the slab
+    /// is free as soon as the step begins.
     fn step(&mut self, samples: usize) -> bool {
         let length = self.plan.consumer.map_or(0.0, |rate| samples as f64 / rate);
         let end = Instant::now() + Duration::from_secs_f64(length.min(1e6));

@@ -1,4 +1,4 @@
-//! Why the GPU is idle: the data path measured as it runs in training, and a sentence about it.
+//! Profiling: measures the data path as it runs in training and names the bottleneck.
 //!
 //! [`measure`] runs the loader itself, with its threads, slabs and channels, before a consumer that
 //! takes what comes or one that is as fast as a trainer; [`verdict`] turns the counters into a
@@ -29,7 +29,7 @@ use verdict::{Evidence, Verdict};
 /// Version of the report's JSON form.
 pub const VERSION: u32 = 1;
 
-/// Everything that a profile found.
+/// The result of a profile.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`VERSION`].
@@ -38,19 +38,19 @@ pub struct Report {
     pub detco: &'static str,
     /// What was profiled.
     pub data: Data,
-    /// Where; `None` for a training run, which may have run elsewhere.
+    /// The machine; `None` for a training run, which may have run elsewhere.
     pub machine: Option<Machine>,
-    /// How.
+    /// The settings.
     pub settings: Settings,
     /// A measurement for each number of workers.
     pub runs: Vec<Run>,
-    /// Of the run with the most images a second.
+    /// The verdict on the run with the most images/s.
     pub verdict: Verdict,
-    /// What training with these settings would meet, each in a sentence: refusals, bad samples.
+    /// Warnings about training with these settings, a sentence each: refusals, bad samples.
     pub warnings: Vec<String>,
 }
 
-/// What was profiled.
+/// The profiled data.
 #[derive(Clone, Debug, Serialize)]
 pub struct Data {
     /// As the user named it.
@@ -61,7 +61,7 @@ pub struct Data {
     pub size: Option<Size>,
 }
 
-/// How much data there is.
+/// The amount of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Size {
     /// Shards that were read: all, or as many as fit the page cache.
@@ -74,10 +74,10 @@ pub struct Size {
     pub bytes: u64,
 }
 
-/// How it was measured.
+/// The settings of a profile.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Settings {
-    /// What is made of each sample: `read`, `decode`, `supervised`, `detco`; `train` for a run.
+    /// What is done with each sample: `read`, `decode`, `supervised`, `detco`; `train` for a run.
     pub mode: String,
     /// The recipe's name or file.
     pub recipe: String,
@@ -85,9 +85,9 @@ pub struct Settings {
     pub batch: u64,
     /// Whether the page cache was emptied before each run.
     pub cold: bool,
-    /// Seconds that were asked for.
+    /// Length of each measurement in seconds.
     pub seconds: f64,
-    /// Seconds before those.
+    /// Length of the warm-up in seconds.
     pub warm_up: f64,
     /// Images a second that the simulated consumer could take.
     pub consumer_images_per_s: Option<f64>,
@@ -111,7 +111,7 @@ pub struct Run {
     pub images_per_s: f64,
     /// Compressed megabytes a second.
     pub megabytes_per_s: f64,
-    /// Images a second, finished, of equal parts of the measured time, in order.
+    /// Finished images/s in equal parts of the measured time, in order.
     pub windows: Vec<f64>,
     /// Images a second over time, warm-up included: seconds since the measured time began, images a
     /// second since the entry before.
@@ -139,11 +139,11 @@ pub struct Run {
     /// Samples that could not be used and were replaced, warm-up included: each counts once, however often it
     /// was drawn.
     pub bad_samples: u64,
-    /// The first of them, and what is wrong with it.
+    /// The first of them, with the reason.
     pub bad_first: Option<String>,
-    /// Who decoded, and what `auto` missed; empty for a training run.
+    /// The decoder, and what `auto` did not find for a GPU; empty for a training run.
     pub decoding: String,
-    /// Who decoded how many images, and the hardware's share, where a GPU decodes.
+    /// Images by decoder, and the hardware's share, where a GPU decodes.
     pub decoded: Option<Counts>,
     /// What limits this run.
     pub verdict: Verdict,
@@ -220,17 +220,17 @@ pub struct Slabs {
 /// What was fetched from URLs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Fetched {
-    /// Megabytes a second that came.
+    /// Megabytes received per second.
     pub megabytes_per_s: f64,
-    /// Shards that came whole.
+    /// Shards fetched completely.
     pub shards: u64,
-    /// Attempts that failed and were made again.
+    /// Failed attempts, which were repeated.
     pub failures: u64,
     /// Fetches at a time, on average.
     pub at_a_time: f64,
     /// Share of its time that the dispatcher waited for a shard, 0 to 1.
     pub wait_share: f64,
-    /// Waits for a shard that was not there.
+    /// Waits for a shard that was not fetched yet.
     pub waits: Percentiles,
 }
 

@@ -1,9 +1,9 @@
-//! What each operation of the views costs, measured apart: on one thread, on real images with the
-//! plans of a real epoch, each plan rendered with ever more of its operations. An operation's time is
-//! the difference that it makes, 0 where that is lost in noise.
+//! The time of each operation of the views, measured separately: on one thread, on real images with the
+//! plans of a real epoch. Each plan is rendered with one more operation at a time, and an operation's time
+//! is the difference that it makes, or 0 where that is lost in noise.
 //!
-//! This is not what the pipeline counts (a clock around each operation would slow the fast ones),
-//! and where the renderer fuses operations a difference is all there is to see.
+//! The pipeline does not count this, since a clock around each operation would slow the fast ones; and
+//! fused operations show only as differences.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -14,11 +14,11 @@ use detco_shards::stats::Mark;
 use detco_shards::stream::ShardSet;
 use detco_shards::views::{Op, Recipe, Renderer, ViewPlan, needed};
 
-/// Images at most.
+/// Number of images, at most.
 const IMAGES_MAX: u64 = 48;
-/// Time at most, once the first image is done.
+/// Time limit, from the second image on.
 const TIME_MAX: Duration = Duration::from_secs(2);
-/// Each rendering is timed this often; the least time counts.
+/// Repetitions of each rendering; the least time counts.
 const REPEATS: usize = 3;
 
 /// Microseconds an image by operation: `draw`, for each group of views `resize` with its name (crop,

@@ -6,20 +6,20 @@ use std::io::{self, Write};
 use detco_shards::trace::Track;
 use serde_json::json;
 
-/// Spans of all tracks of all runs together: a hundred bytes each in the file, forty in memory.
+/// Spans in a timeline, at most: a hundred bytes each in the file, forty in memory.
 pub const SPANS_MAX: usize = 400_000;
 
 /// One run's tracks.
 #[derive(Debug)]
 pub struct Process {
-    /// What the run is called.
+    /// The name of the run.
     pub name: String,
     /// Its threads.
     pub tracks: Vec<Track>,
 }
 
 impl Process {
-    /// Spans that were left out of some track.
+    /// Number of spans that were left out.
     pub fn cut(&self) -> u64 {
         self.tracks.iter().map(|track| track.cut).sum()
     }
@@ -28,7 +28,7 @@ impl Process {
 /// Writes the timeline.
 ///
 /// # Errors
-/// What the writer says.
+/// The writer's.
 pub fn write(processes: &[Process], out: &mut impl Write) -> io::Result<()> {
     let cut: u64 = processes.iter().map(Process::cut).sum();
     let about = json!({ "detco": env!("CARGO_PKG_VERSION"), "spans_left_out": cut });

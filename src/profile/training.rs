@@ -1,5 +1,5 @@
-//! A training run profiled afterwards: the trainer writes the loader's counters with its metrics,
-//! and this reads them back into the same tables and the same verdict.
+//! The profile of a training run: the trainer writes the loader's counters with its metrics, and this module
+//! reads them back into the same tables and verdict.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -16,7 +16,7 @@ use super::{Data, Report, Run, Settings, Slabs, per_image};
 use crate::config::{Config, ConfigError};
 use crate::metrics::{self, Record, names};
 
-/// Parts of the run that images a second are given for.
+/// Number of parts of the run, for each of which images/s are given.
 const WINDOWS: usize = 5;
 /// Points of the plot over time.
 const POINTS: usize = 200;
@@ -69,7 +69,7 @@ pub fn push(record: &mut Record, counted: &Snapshot, workers: usize, seconds: f6
     }
 }
 
-/// Adds who decoded how many images, where a device decodes.
+/// Adds the images by decoder, where a device decodes.
 pub fn push_decoded(record: &mut Record, counted: &Counts) {
     let Counts { batched, single, cpu, refused, share } = *counted;
     record.push(names::DECODED_BATCHED, batched as f64);
@@ -96,7 +96,7 @@ struct Line {
     shard_wait: f64,
     wall_ms: [f64; STAGES.len()],
     cpu_ms: [f64; STAGES.len()],
-    /// None where the CPU decoded all.
+    /// `None` if the CPU decoded all images.
     decoded: Option<Counts>,
 }
 

@@ -1,26 +1,26 @@
-//! From counters to a sentence: which stage limits the run, and a number to act on.
+//! The verdict: from counters to the bottleneck and a number to act on.
 //!
-//! Pure: numbers in, a verdict out. Who waits is not the bottleneck. If the workers wait more than
-//! the consumer, the consumer is; if both wait, what stands between them is; else it is the
-//! workers' costliest stage.
+//! Pure: numbers in, a verdict out. Whoever waits is not the bottleneck. If the workers wait more than
+//! the consumer, the consumer is the bottleneck; if both wait, it is what stands between them; otherwise it
+//! is the workers' most expensive stage.
 
 use crate::console::plural;
 use detco_shards::stats::{STAGES, Stage};
 use serde::Serialize;
 
-/// Below this share of its time spent waiting, a consumer has what it wants.
+/// A consumer that waits for a smaller share of its time is satisfied.
 pub const CONTENT: f64 = 0.05;
 /// Workers that wait for more than this share of their time do not limit a consumer that waits too.
 const IDLE: f64 = 0.25;
-/// A dispatcher that works for more than this share of its time is what idle workers wait for.
+/// A dispatcher that works for more than this share of its time is the bottleneck of idle workers.
 const BUSY: f64 = 0.5;
 /// When other programs take more than this share of the workers' time, the verdict says so.
 const DISTURBED: f64 = 0.2;
 
-/// Who takes the batches.
+/// The consumer of the batches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Consumer {
-    /// Takes what comes at once.
+    /// Takes each batch at once.
     Eager,
     /// A simulated trainer that could take this many images a second.
     Simulated {
@@ -31,7 +31,7 @@ pub enum Consumer {
     Training,
 }
 
-/// What was counted over a stretch of time.
+/// The counters of a stretch of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evidence {
     /// Threads that read, decode and render.
@@ -42,7 +42,7 @@ pub struct Evidence {
     pub images_per_s: f64,
     /// Compressed megabytes a second.
     pub megabytes_per_s: f64,
-    /// Milliseconds of a worker an image, in the order of [`STAGES`].
+    /// Milliseconds of a worker per image, in the order of [`STAGES`].
     pub wall_ms: [f64; STAGES.len()],
     /// Of those, on a CPU.
     pub cpu_ms: [f64; STAGES.len()],
@@ -52,13 +52,13 @@ pub struct Evidence {
     pub shard_wait: f64,
     /// Whether anything was read from a disk or a network; `None` where that was not counted.
     pub from_disk: Option<bool>,
-    /// Who takes the batches.
+    /// The consumer of the batches.
     pub consumer: Consumer,
     /// Share of its time that the consumer waited for a batch, 0 to 1.
     pub consumer_wait: f64,
 }
 
-/// What limits a run.
+/// The bottleneck of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// `read`, `decode`, `views` or `put`; `consumer`; `dispatch` (the one thread that hands out
@@ -66,15 +66,15 @@ pub struct Verdict {
     pub bottleneck: &'static str,
     /// One or two sentences with a number to act on.
     pub text: String,
-    /// What the bottleneck costs an image, in milliseconds of a worker without disturbance.
+    /// Cost of the bottleneck per image, in milliseconds of an undisturbed worker.
     pub stage_ms: Option<f64>,
-    /// What all stages cost an image.
+    /// Cost of all stages per image.
     pub total_ms: f64,
-    /// Images a second that the workers would give if nothing made them wait.
+    /// Images/s of the workers if they never waited.
     pub potential_images_per_s: f64,
-    /// The images a second that `cores_needed` speaks of.
+    /// The target in images/s for `cores_needed`.
     pub target_images_per_s: Option<f64>,
-    /// Cores that would feed the target.
+    /// Cores needed for the target.
     pub cores_needed: Option<u64>,
 }
 
@@ -83,13 +83,13 @@ impl Evidence {
         self.wall_ms[stage as usize]
     }
 
-    /// Share of the workers' time that they waited for a sample.
+    /// Share of their time that the workers waited for a sample.
     fn idle(&self) -> f64 {
         self.wall(Stage::Get) / self.wall_ms.iter().sum::<f64>().max(f64::MIN_POSITIVE)
     }
 
-    /// By how much wall time exceeds CPU time where nothing waits for a disk: more workers than
-    /// cores, or other programs, stretch all stages alike.
+    /// Ratio of wall time to CPU time in the stages that do not wait for a disk: more workers than cores, or
+    /// other programs, stretch all stages by it.
     fn stretch(&self) -> f64 {
         let computing = [Stage::Decode, Stage::Views];
         let wall: f64 = computing.iter().map(|stage| self.wall(*stage)).sum();
@@ -97,8 +97,8 @@ impl Evidence {
         if cpu > 0.0 { (wall / cpu).max(1.0) } else { 1.0 }
     }
 
-    /// What a stage costs an image in milliseconds, undisturbed. A thread queues for a core in
-    /// proportion to the CPU time it wants; what it waits beyond that is the stage's own.
+    /// Cost of a stage per image in milliseconds, undisturbed. A thread queues for a core in proportion to
+    /// the CPU time it needs; any further waiting belongs to the stage.
     fn cost(&self, stage: Stage) -> f64 {
         let cpu = self.cpu_ms[stage as usize];
         (self.wall(stage) - (self.stretch() - 1.0) * cpu).max(cpu)
@@ -109,18 +109,18 @@ impl Evidence {
         self.cpu_ms.iter().sum()
     }
 
-    /// Images a second of workers that never wait for a sample.
+    /// Images/s of workers that never wait for a sample.
     fn potential(&self) -> f64 {
         self.images_per_s / (1.0 - self.idle()).max(1e-3)
     }
 
-    /// Cores that feed this many images a second.
+    /// Cores needed for this many images/s.
     fn cores_for(&self, images_per_s: f64) -> u64 {
         (images_per_s * self.cpu() / 1e3).ceil().max(1.0) as u64
     }
 
-    /// The images a second to aim for: what the consumer could take, or else the next round number
-    /// from twice what there is.
+    /// The target in images/s: what the consumer could take, or else the next round number from twice the
+    /// present rate on.
     fn target(&self) -> f64 {
         match self.consumer {
             Consumer::Simulated { images_per_s } => images_per_s,
@@ -129,7 +129,7 @@ impl Evidence {
         }
     }
 
-    /// What limits the run.
+    /// Finds the bottleneck.
     pub fn verdict(&self) -> Verdict {
         let satisfied = self.consumer_wait < CONTENT || self.idle() > self.consumer_wait;
         let with_consumer = !matches!(self.consumer, Consumer::Eager);
@@ -184,7 +184,7 @@ impl Evidence {
         }
     }
 
-    /// The next shard was not there.
+    /// The verdict if shards from URLs come too late.
     fn fetch_verdict(&self) -> Verdict {
         let faster = self.potential() / self.images_per_s.max(f64::MIN_POSITIVE);
         let text = format!(
@@ -199,7 +199,7 @@ impl Evidence {
         self.with("fetch", text)
     }
 
-    /// Workers and consumer both wait.
+    /// The verdict if both workers and consumer wait.
     fn between_verdict(&self) -> Verdict {
         let waited = percent(self.idle());
         if self.dispatcher_busy > BUSY {

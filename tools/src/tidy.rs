@@ -1,5 +1,5 @@
 //! The rules of this repository that no other tool checks: how a Rust file opens, words that must
-//! not be left behind, and numbers that are stated in two files.
+//! not be left behind, README's length, and numbers that are stated in two files.
 
 use std::fs;
 use std::path::Path;
@@ -14,6 +14,8 @@ const SKIPPED: [&str; 3] = ["target", "__pycache__", "corpus"];
 const HIDDEN: [&str; 2] = [".cargo", ".ci"];
 /// What is read as text.
 const TEXT: [&str; 9] = ["rs", "toml", "md", "py", "sh", "cpp", "h", "json", "txt"];
+/// Lines of README.md; what needs more room is a guide.
+const README_LINES: usize = 150;
 /// Each release of tch is written for one libtorch; its README names it.
 const TCH_FOR: [(&str, &str); 1] = [("=0.24.0", "2.11.0")];
 
@@ -56,6 +58,13 @@ fn of_file(name: &str, text: &str) -> Vec<String> {
     let rust = name.ends_with(".rs");
     if rust && !text.starts_with("//!") {
         findings.push(format!("{name}:1: a Rust file opens with `//!`: what it is for"));
+    }
+    let lines = text.lines().count();
+    if name == "README.md" && lines > README_LINES {
+        findings.push(format!(
+            "{name}:{}: {lines} lines, at most {README_LINES}: src/guide has room for more",
+            README_LINES + 1
+        ));
     }
     // Put together here, so that this file does not break its own rules.
     let unfinished = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
@@ -144,6 +153,16 @@ mod tests {
         let found = of_file("a.rs", &text);
         let lines: Vec<&str> = found.iter().map(|f| f.split(": ").next().unwrap()).collect();
         assert_eq!(lines, ["a.rs:1", "a.rs:2", "a.rs:3", "a.rs:4"]);
+    }
+
+    #[test]
+    fn a_long_readme_is_found_and_another_is_not() {
+        let text = "a line\n".repeat(README_LINES + 1);
+        let found = of_file("README.md", &text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("README.md:151: 151 lines"), "{found:?}");
+        assert_eq!(of_file("README.md", &text["a line\n".len()..]), [""; 0]);
+        assert_eq!(of_file("shards/README.md", &text), [""; 0]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Which cached files are in use, told between processes: one lock file, a byte of it for each name.
+//! Pins on cached files, visible to all processes: one lock file, with a byte for each name.
 //!
-//! The locks belong to an open file (Linux's «open file description locks»), so the kernel takes them
-//! back however a process ends, and a thousand shards in use cost one descriptor, not a thousand.
+//! The locks belong to an open file (Linux's open file description locks), so the kernel releases them
+//! however a process ends, and a thousand shards in use cost one descriptor, not a thousand.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,22 +15,22 @@ use sha2::{Digest as _, Sha256};
 
 use crate::format::ShardError;
 
-/// The byte that whoever makes room holds; names have the bytes above it.
+/// The byte locked while room is made; names have the bytes above it.
 const ADMISSION: i64 = 0;
 
 /// The lock file of a cache, opened.
 #[derive(Debug)]
 pub(super) struct Locks {
     file: File,
-    /// How often each name is held in this process: the kernel sees all its threads as one.
+    /// Pins of each name in this process: to the kernel all threads of it are one owner.
     held: Mutex<HashMap<String, u32>>,
-    /// Keeps the threads of this process apart where the kernel does not.
+    /// Excludes other threads of this process, which the kernel's lock does not.
     admission: Mutex<()>,
 }
 
-/// A name in use; dropping it ends that.
+/// A pin: while it exists no process evicts the file.
 #[derive(Debug)]
-pub struct Hold {
+pub struct Pin {
     locks: Arc<Locks>,
     name: String,
 }
@@ -64,8 +64,8 @@ impl Locks {
         ShardError::io(path, "lock the use of")(error.into())
     }
 
-    /// Says that a name is in use. Waits for a process that is just removing it.
-    pub(super) fn hold(self: &Arc<Locks>, name: &str, path: &Path) -> Result<Hold, ShardError> {
+    /// Pins a name. Waits for a process that is just removing it.
+    pub(super) fn pin(self: &Arc<Locks>, name: &str, path: &Path) -> Result<Pin, ShardError> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(name.to_owned()).or_insert(0);
         if *count == 0
@@ -75,11 +75,11 @@ impl Locks {
             return Err(self.fault(path, error));
         }
         *count += 1;
-        Ok(Hold { locks: Arc::clone(self), name: name.to_owned() })
+        Ok(Pin { locks: Arc::clone(self), name: name.to_owned() })
     }
 
-    /// Runs `remove` if nobody uses the name; says whether it ran. Whoever asks for the name
-    /// meanwhile waits.
+    /// Runs `remove` unless the name is pinned; returns its result if it ran. Requests for the name wait
+    /// meanwhile.
     pub(super) fn if_unused<T>(
         &self,
         name: &str,
@@ -114,7 +114,7 @@ impl Locks {
     }
 }
 
-impl Drop for Hold {
+impl Drop for Pin {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get_mut(&self.name).map_or(0, |count| {
@@ -123,13 +123,13 @@ impl Drop for Hold {
         });
         if count == 0 {
             held.remove(&self.name);
-            // A lock that stays keeps one file from being evicted until this process ends.
+            // If this fails the file is not evicted until this process ends.
             let _ = self.locks.set(libc::F_UNLCK, byte_of(&self.name), false);
         }
     }
 }
 
-/// The byte for a name. Two names on one byte would only keep each other from being evicted.
+/// The byte of a name. Two names with the same byte would merely keep each other from being evicted.
 fn byte_of(name: &str) -> i64 {
     let digest = Sha256::digest(name.as_bytes());
     let mut bytes = [0; 8];

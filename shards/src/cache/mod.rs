@@ -1,17 +1,16 @@
-//! A folder of bounded size that keeps what was fetched, for all processes of a machine.
+//! The cache: a folder of bounded size for fetched files, shared by all processes of a machine.
 //!
 //! A file appears under its name when it is whole: it grows as `.NAME.BYTES.part`, is flushed, then
-//! renamed. Whoever lets a part grow holds a lock on it (`flock`), which the kernel takes back
-//! however the process ends; a part that nobody holds is gone on with, or removed for its room. Who
-//! reads a file holds its byte of `locks` (see [`Hold`]) and keeps it from being evicted by anybody;
-//! so what is mapped is always counted. Beyond that, files leave in the order of their last use, kept
-//! as their access time.
+//! renamed. The process that writes a part holds a lock on it (`flock`), which the kernel releases
+//! however the process ends. A part without a lock is continued, or removed to make room. A reader of
+//! a file locks its byte of `locks` (a [`Pin`]), so that no process evicts it; what is mapped is
+//! therefore always counted. All other files are evicted by last use, which is their access time.
 //!
 //! The bound holds over all processes that state it: whole files count by their size, parts by the
-//! size that they will have, and room is made by one process at a time. Only names that this module
-//! makes are ever counted or removed: 64 hex digits, a word, an ending.
+//! size that they will have, and one process at a time makes room. Only names that this module makes
+//! are counted or removed: 64 hex digits, a word, an ending.
 //!
-//! Never fetches anything, and knows nothing of shards but the order in which they are dear.
+//! It never fetches anything, and knows nothing of shards but their eviction priority.
 
 mod locks;
 
@@ -25,12 +24,12 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-pub use self::locks::Hold;
 use self::locks::Locks;
+pub use self::locks::Pin;
 use crate::files::{hex, sync_folder};
 use crate::format::ShardError;
 
-/// A cache, opened.
+/// An open cache.
 #[derive(Debug)]
 pub struct Cache {
     folder: PathBuf,
@@ -38,32 +37,32 @@ pub struct Cache {
     locks: Arc<Locks>,
 }
 
-/// How dear a file is to this process when room is made.
+/// The eviction priority of a file in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Dear {
-    /// Not needed: goes first, the least recently used before others.
-    No,
-    /// Needed after so many others: the later, the sooner it goes.
-    After(u32),
+pub enum Priority {
+    /// Not needed: evicted first, the least recently used before others.
+    Unneeded,
+    /// Needed after so many other files: evicted the sooner, the later it is needed.
+    NeededAfter(u32),
 }
 
-/// What came of asking for room.
+/// The answer to a request for room.
 #[derive(Debug)]
 pub enum Admitted {
     /// The file is there, whole.
     Present,
     /// Another process, or another thread, is fetching it.
     Elsewhere,
-    /// There is room for it; it begins, or goes on where it was left.
+    /// There is room; the part is new, or what an earlier process left of it.
     Part(Part),
-    /// Too much is in use.
+    /// Too much of the cache is in use.
     NoRoom {
-        /// Bytes in the cache that nothing could be done about.
+        /// Bytes that could not be evicted.
         kept: u64,
     },
 }
 
-/// A file that is growing. Dropping it leaves what is there to be gone on with.
+/// A file being written. If it is dropped, what was written stays and can be continued.
 #[derive(Debug)]
 pub struct Part {
     file: File,
@@ -74,14 +73,14 @@ pub struct Part {
     digest: Sha256,
 }
 
-/// What lies in a cache.
+/// The contents of a cache, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes that count against the bound.
     pub bytes: u64,
     /// Whole files.
     pub files: u64,
-    /// Files that are growing, or were left half.
+    /// Files being written, or left unfinished.
     pub parts: u64,
 }
 
@@ -96,7 +95,7 @@ struct Found {
 }
 
 impl Cache {
-    /// Opens the cache in `folder`, which is made if need be; at most `bound` bytes lie in it.
+    /// Opens the cache of at most `bound` bytes in `folder`, which is created if it does not exist.
     ///
     /// # Errors
     ///
@@ -107,7 +106,7 @@ impl Cache {
         Ok(Cache { folder: folder.to_path_buf(), bound, locks })
     }
 
-    /// Where it lies.
+    /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -117,21 +116,21 @@ impl Cache {
         self.bound
     }
 
-    /// Where the file of this name lies, if it is there.
+    /// The path of the file of this name, whether or not it exists.
     pub fn path(&self, name: &str) -> PathBuf {
         debug_assert!(is_ours(name), "{name} is no name of the cache's");
         self.folder.join(name)
     }
 
-    /// The file of this name, if it is there with so many bytes: held against eviction, and noted as
-    /// used now.
+    /// Pins the file of this name against eviction, if it exists with so many bytes, and marks it as used
+    /// now.
     ///
     /// # Errors
     ///
     /// The file system refuses; another size under this name is an error as well.
-    pub fn take(&self, name: &str, bytes: u64) -> Result<Option<Hold>, ShardError> {
+    pub fn take(&self, name: &str, bytes: u64) -> Result<Option<Pin>, ShardError> {
         let path = self.path(name);
-        let hold = self.locks.hold(name, &path)?;
+        let pin = self.locks.pin(name, &path)?;
         let found = match path.metadata() {
             Ok(meta) => meta.len(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -142,10 +141,10 @@ impl Cache {
             return Err(ShardError::io(&path, "use")(std::io::Error::other(text)));
         }
         self.used(&path);
-        Ok(Some(hold))
+        Ok(Some(pin))
     }
 
-    /// The size of the file of this name, if it is there now.
+    /// The size of the file of this name, if it exists.
     ///
     /// # Errors
     ///
@@ -159,14 +158,14 @@ impl Cache {
         }
     }
 
-    /// A small file's bytes, if it is there.
+    /// The bytes of a small file, if it exists.
     ///
     /// # Errors
     ///
     /// The file system refuses.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ShardError> {
         let path = self.path(name);
-        let _hold = self.locks.hold(name, &path)?;
+        let _pin = self.locks.pin(name, &path)?;
         match fs::read(&path) {
             Ok(bytes) => {
                 self.used(&path);
@@ -177,15 +176,15 @@ impl Cache {
         }
     }
 
-    /// Notes that a file was used now, as its access time: nobody compares it, and it is set even
-    /// where reading does not.
+    /// Sets the access time of a file to now. It is set explicitly since many file systems do not update
+    /// it on reads.
     fn used(&self, path: &Path) {
         let times = FileTimes::new().set_accessed(SystemTime::now());
-        // A file that is not ours to touch keeps its place in the order.
+        // Without the right to change it, the file keeps its place in the order.
         let _ = File::open(path).and_then(|file| file.set_times(times));
     }
 
-    /// Puts a small file there, unless there is no room or another process is putting it.
+    /// Stores a small file, unless there is no room or another process is storing it.
     ///
     /// # Errors
     ///
@@ -194,9 +193,9 @@ impl Cache {
         &self,
         name: &str,
         bytes: &[u8],
-        dear: &dyn Fn(&str) -> Dear,
+        priority: &dyn Fn(&str) -> Priority,
     ) -> Result<(), ShardError> {
-        if let Admitted::Part(mut part) = self.admit(name, bytes.len() as u64, dear)? {
+        if let Admitted::Part(mut part) = self.admit(name, bytes.len() as u64, priority)? {
             part.restart()?;
             part.append(bytes)?;
             part.flush()?;
@@ -222,7 +221,7 @@ impl Cache {
         self.locks.alone(&self.folder, || self.evict(&found).map(|_| ()))
     }
 
-    /// Asks for room for a file of `bytes` bytes, evicting what is less dear than it.
+    /// Requests room for a file of `bytes` bytes; evicts files of lower priority if needed.
     ///
     /// # Errors
     ///
@@ -231,7 +230,7 @@ impl Cache {
         &self,
         name: &str,
         bytes: u64,
-        dear: &dyn Fn(&str) -> Dear,
+        priority: &dyn Fn(&str) -> Priority,
     ) -> Result<Admitted, ShardError> {
         let (whole, path) = (self.path(name), self.folder.join(format!(".{name}.{bytes}.part")));
         let opened = self.locks.alone(&self.folder, || {
@@ -239,7 +238,7 @@ impl Cache {
                 return Ok(Err(Admitted::Present));
             }
             if !path.exists()
-                && let Some(kept) = self.make_room(name, bytes, dear)?
+                && let Some(kept) = self.make_room(name, bytes, priority)?
             {
                 return Ok(Err(Admitted::NoRoom { kept }));
             }
@@ -270,7 +269,7 @@ impl Cache {
         Ok(Admitted::Part(part))
     }
 
-    /// What lies in the cache.
+    /// Counts the contents of the cache.
     ///
     /// # Errors
     ///
@@ -284,15 +283,19 @@ impl Cache {
         Ok(usage)
     }
 
-    /// Removes the file that is least dear, to give the disk room below the bound; false when none
-    /// can go.
+    /// Evicts the file of the lowest priority where the disk is full below the bound; returns false if no
+    /// file can be evicted.
     ///
     /// # Errors
     ///
     /// The file system refuses.
-    pub fn evict_one(&self, name: &str, dear: &dyn Fn(&str) -> Dear) -> Result<bool, ShardError> {
+    pub fn evict_one(
+        &self,
+        name: &str,
+        priority: &dyn Fn(&str) -> Priority,
+    ) -> Result<bool, ShardError> {
         self.locks.alone(&self.folder, || {
-            for found in self.candidates(name, dear)? {
+            for found in self.candidates(name, priority)? {
                 if self.evict(&found)? {
                     return Ok(true);
                 }
@@ -301,19 +304,19 @@ impl Cache {
         })
     }
 
-    /// Evicts until `bytes` more fit; the bytes that stay if they cannot.
+    /// Evicts files until `bytes` more fit; returns the bytes that remain if they cannot fit.
     fn make_room(
         &self,
         name: &str,
         bytes: u64,
-        dear: &dyn Fn(&str) -> Dear,
+        priority: &dyn Fn(&str) -> Priority,
     ) -> Result<Option<u64>, ShardError> {
         let mut used = self.usage()?.bytes;
         let fits = |used: u64| used.saturating_add(bytes) <= self.bound;
         if fits(used) {
             return Ok(None);
         }
-        for found in self.candidates(name, dear)? {
+        for found in self.candidates(name, priority)? {
             if self.evict(&found)? {
                 used -= found.bytes;
             }
@@ -324,18 +327,18 @@ impl Cache {
         Ok(Some(used))
     }
 
-    /// What may go for the sake of `name`, the first to go first: what is not needed by its last use,
-    /// indexes after all others; then what is needed, the latest first.
+    /// The files that may be evicted to make room for `name`, in order of eviction: unneeded files by last
+    /// use, with indexes after all others; then needed ones, the latest needed first.
     fn candidates(
         &self,
         name: &str,
-        dear: &dyn Fn(&str) -> Dear,
+        priority: &dyn Fn(&str) -> Priority,
     ) -> Result<Vec<Found>, ShardError> {
-        let mine = dear(name);
-        let less_dear = |other: Dear| match (other, mine) {
-            (Dear::No, _) => true,
-            (Dear::After(_), Dear::No) => false,
-            (Dear::After(theirs), Dear::After(mine)) => theirs > mine,
+        let mine = priority(name);
+        let goes_before = |other: Priority| match (other, mine) {
+            (Priority::Unneeded, _) => true,
+            (Priority::NeededAfter(_), Priority::Unneeded) => false,
+            (Priority::NeededAfter(theirs), Priority::NeededAfter(mine)) => theirs > mine,
         };
         let now = SystemTime::now();
         let rested = |found: &Found| {
@@ -344,11 +347,13 @@ impl Cache {
                 || now.duration_since(found.used).is_ok_and(|unused| unused >= INDEX_REST)
         };
         let mut all = self.list()?;
-        all.retain(|found| found.name != name && rested(found) && less_dear(dear(&found.name)));
+        all.retain(|found| {
+            found.name != name && rested(found) && goes_before(priority(&found.name))
+        });
         all.sort_by_cached_key(|found| {
-            let later = match dear(&found.name) {
-                Dear::No => None,
-                Dear::After(others) => Some(Reverse(others)),
+            let later = match priority(&found.name) {
+                Priority::Unneeded => None,
+                Priority::NeededAfter(others) => Some(Reverse(others)),
             };
             (later, is_index(&found.name), found.used)
         });
@@ -365,7 +370,7 @@ impl Cache {
             let done = self.locks.if_unused(&found.name, &found.path, remove)?;
             return done.unwrap_or(Ok(false));
         }
-        // A part is in use while somebody holds its lock.
+        // A part is in use while a process holds its lock.
         match File::open(&found.path) {
             Ok(file) if file.try_lock().is_ok() => remove(),
             _ => Ok(false),
@@ -390,8 +395,8 @@ impl Cache {
     }
 }
 
-/// An index is a thousandth of its shard, and may have taken the whole shard to make: for a shard it
-/// goes only when it was not read for so long.
+/// How long an index must be unused before it is evicted for a shard: it is a thousandth of its shard,
+/// and making it may have taken the whole shard.
 const INDEX_REST: Duration = Duration::from_secs(24 * 3600);
 
 fn is_index(name: &str) -> bool {
@@ -420,7 +425,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 impl Part {
-    /// Goes on with what an earlier process left, if it can be what the file begins with.
+    /// Continues what an earlier process left, unless it is longer than the file will be.
     fn take_up(
         mut file: File,
         path: PathBuf,
@@ -444,20 +449,20 @@ impl Part {
         Ok(part)
     }
 
-    /// Bytes so far.
+    /// Bytes written so far.
     pub fn have(&self) -> u64 {
         self.have
     }
 
-    /// Appends.
+    /// Appends bytes.
     ///
     /// # Errors
     ///
-    /// The file system refuses; what was written before stays as it was.
+    /// The file system refuses; what was written before is unchanged.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
         if let Err(error) = self.file.write_all(bytes) {
-            // Some of it may be there: back to where the digest stands. If that fails too, the next
-            // to take the part up reads what there is.
+            // Some bytes may have been written: truncate to what the digest covers. If that fails too, the
+            // next process to continue the part reads what there is.
             let _ = self.file.set_len(self.have);
             let _ = self.file.seek(SeekFrom::Start(self.have));
             return Err(ShardError::io(&self.path, "write")(error));
@@ -467,7 +472,7 @@ impl Part {
         Ok(())
     }
 
-    /// Begins anew.
+    /// Empties the part.
     ///
     /// # Errors
     ///
@@ -479,12 +484,12 @@ impl Part {
         Ok(())
     }
 
-    /// SHA-256 of what is there, 64 hex digits.
+    /// SHA-256 of the bytes written so far, 64 hex digits.
     pub fn sha256(&self) -> String {
         hex(&self.digest.clone().finalize())
     }
 
-    /// Makes it last: a file system may say only now that there was no room.
+    /// Flushes the part to the disk. Some file systems report only now that there is no room.
     ///
     /// # Errors
     ///
@@ -493,7 +498,7 @@ impl Part {
         self.file.sync_all().map_err(ShardError::io(&self.path, "flush"))
     }
 
-    /// Gives a flushed part its name.
+    /// Renames a flushed part to its final name.
     ///
     /// # Errors
     ///
@@ -504,7 +509,7 @@ impl Part {
         sync_folder(self.whole.parent().unwrap_or(Path::new(".")))
     }
 
-    /// Removes it.
+    /// Removes the part.
     ///
     /// # Errors
     ///
@@ -514,19 +519,19 @@ impl Part {
     }
 }
 
-/// Whether a file system or quota has no room for a write.
+/// Whether the file system is full or a quota exceeded.
 pub fn is_full(error: &ShardError) -> bool {
     let ShardError::Io { source, .. } = error else { return false };
     matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Whether a file may not become so large, whatever is removed elsewhere.
+/// Whether a limit on the size of a file was reached, which removing other files does not help.
 pub fn is_limited(error: &ShardError) -> bool {
     let ShardError::Io { source, .. } = error else { return false };
     source.kind() == ErrorKind::FileTooLarge
 }
 
-/// Bytes that the disk under a folder still has for us, if it says.
+/// Free bytes on the disk of a folder, if the system tells.
 pub fn free(folder: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(folder).ok()?;
     stat.blocks_available().checked_mul(stat.fragment_size())
@@ -540,12 +545,12 @@ mod tests {
         format!("{}.tar", format!("{number:02x}").repeat(32))
     }
 
-    fn not(_: &str) -> Dear {
-        Dear::No
+    fn not(_: &str) -> Priority {
+        Priority::Unneeded
     }
 
-    fn put(cache: &Cache, number: u8, bytes: usize, dear: &dyn Fn(&str) -> Dear) -> bool {
-        match cache.admit(&name(number), bytes as u64, dear).unwrap() {
+    fn put(cache: &Cache, number: u8, bytes: usize, priority: &dyn Fn(&str) -> Priority) -> bool {
+        match cache.admit(&name(number), bytes as u64, priority).unwrap() {
             Admitted::Part(mut part) => {
                 part.append(&vec![number; bytes]).unwrap();
                 part.flush().unwrap();
@@ -591,23 +596,23 @@ mod tests {
         for number in 0..3 {
             put(&cache, number, 100, &not);
         }
-        let dear = |other: &str| match (0..9).find(|number| name(*number) == other) {
-            Some(number @ 0..=4) => Dear::After(10 - u32::from(number)), // 4 is needed first
-            _ => Dear::No,
+        let priority = |other: &str| match (0..9).find(|number| name(*number) == other) {
+            Some(number @ 0..=4) => Priority::NeededAfter(10 - u32::from(number)), // 4 is needed first
+            _ => Priority::Unneeded,
         };
-        assert!(put(&cache, 4, 100, &dear));
+        assert!(put(&cache, 4, 100, &priority));
         assert_eq!(there(&cache), [1, 2, 4], "0 is needed last");
-        assert!(!put(&cache, 0, 100, &dear), "nothing is needed later than 0");
-        assert!(!put(&cache, 5, 100, &dear), "all others are needed, 5 is not");
-        let hold = cache.take(&name(1), 100).unwrap();
-        assert!(put(&cache, 3, 100, &dear));
+        assert!(!put(&cache, 0, 100, &priority), "nothing is needed later than 0");
+        assert!(!put(&cache, 5, 100, &priority), "all others are needed, 5 is not");
+        let pin = cache.take(&name(1), 100).unwrap();
+        assert!(put(&cache, 3, 100, &priority));
         assert_eq!(there(&cache), [1, 3, 4], "1 is in use");
-        drop(hold);
+        drop(pin);
         // By another process as well, which opens the same folder: one descriptor, many locks.
         let other = Cache::open(folder.path(), 300).unwrap();
-        let holds = [1, 3, 4].map(|number| other.take(&name(number), 100).unwrap().unwrap());
+        let pins = [1, 3, 4].map(|number| other.take(&name(number), 100).unwrap().unwrap());
         assert!(!cache.evict_one(&name(9), &not).unwrap(), "all in use elsewhere");
-        drop(holds);
+        drop(pins);
         assert!(cache.evict_one(&name(9), &not).unwrap());
     }
 
@@ -653,10 +658,10 @@ mod tests {
         assert!(put(&cache, 2, 250, &not));
         assert_eq!(cache.read(&index).unwrap(), None);
         // Without room a small file is not kept, which is no error.
-        let hold = cache.take(&name(2), 250).unwrap();
+        let pin = cache.take(&name(2), 250).unwrap();
         cache.store(&index, &[1; 100], &not).unwrap();
         assert_eq!(cache.read(&index).unwrap(), None);
-        drop(hold);
+        drop(pin);
     }
 
     #[test]

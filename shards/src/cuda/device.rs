@@ -12,7 +12,7 @@ use super::{CudaError, DeviceSlice, library};
 /// Room for a device's name.
 const NAME_BYTES: usize = 256;
 
-/// What a launch has to keep to.
+/// Limits of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Streaming multiprocessors.
@@ -100,12 +100,12 @@ impl Device {
         self.memory_bytes
     }
 
-    /// What a launch has to keep to.
+    /// Limits of a launch.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Bytes of the GPU's memory that nobody has taken.
+    /// Free bytes of the GPU's memory.
     ///
     /// # Errors
     /// When the driver fails.
@@ -278,7 +278,7 @@ impl Drop for Stream {
     }
 }
 
-/// A mark in a stream, to wait for or to measure from.
+/// An event in a stream, to wait for or to measure from.
 #[derive(Debug)]
 pub struct Event {
     pub(super) handle: sys::CUevent,
@@ -291,8 +291,8 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event that only orders. Before it is recorded it counts as done. Who waits for it sleeps: the
-    /// cores are there for decoding.
+    /// An event that only orders. Before it is recorded it counts as done. Waiting for it sleeps, since the cores
+    /// are needed for decoding.
     ///
     /// # Errors
     /// When the driver fails.

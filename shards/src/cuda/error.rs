@@ -1,4 +1,4 @@
-//! What can go wrong on the way to the device.
+//! Errors of CUDA's driver and compiler.
 
 use std::ffi::CStr;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cudarc::driver::sys;
 use thiserror::Error;
 
-/// Why there is no device, or why it did not do what it was asked for.
+/// An error of the device, the driver or the compiler.
 #[derive(Debug, Error)]
 pub enum CudaError {
     /// The driver's library is not on this machine, or does not load.

@@ -1,4 +1,4 @@
-//! Finding NVIDIA's libraries when they are asked for.
+//! Finds NVIDIA's libraries when they are needed.
 
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use libloading::os::unix;
 
 use super::CudaError;
 
-/// Folders in which libraries are looked for, besides where the system's loader looks by itself.
+/// Folders searched for libraries, besides those of the system's loader.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Search {
     /// Looked into in this order.

@@ -1,4 +1,4 @@
-//! The wall around CUDA: the driver and its run-time compiler, found when they are asked for.
+//! Safe wrapper of CUDA's driver and of its run-time compiler, both loaded when they are needed.
 //!
 //! Nothing of CUDA is needed to build or to start. [`Device::open`] looks for the driver,
 //! [`Nvrtc::open`] for the compiler; what is missing is named, with where it was looked for, and

@@ -1,4 +1,4 @@
-//! JPEG bytes to RGB pixels.
+//! Decoding: from JPEG and PNG bytes to RGB pixels.
 //!
 //! The pixels are those of Pillow's `Image.open(..).convert("RGB")`: gray is replicated, CMYK and YCCK
 //! go through Pillow's formula, EXIF orientation is ignored (as torchvision's `ImageFolder` does).
@@ -76,8 +76,8 @@ impl Decoder {
     }
 
     /// Decodes at least the `wanted` part of an image with this header, and says what was decoded:
-    /// of a JPEG the columns of the box and the rows down to its last, of rare kinds (four inks,
-    /// chroma sampled more finely than luma) and of PNG all of it as it is.
+    /// of a JPEG the columns of the box and the rows down to its last; of fallback kinds (CMYK, chroma sampled
+    /// more finely than luma) and of PNG the whole image at full size.
     ///
     /// At a reduction of 1 the pixels inside the wanted box are those of [`Decoder::decode`], byte
     /// for byte; around it they need not be. Damage that lies below the box may go unnoticed.
@@ -110,10 +110,10 @@ impl Decoder {
     }
 }
 
-/// Why bytes did not become pixels.
+/// Why an image cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The bytes begin like no image format known here.
+    /// The bytes begin like no known image format.
     #[error("not a JPEG or PNG image: {len} bytes starting with {start:02x?}")]
     NotAnImage {
         /// Length of the input.
@@ -131,7 +131,7 @@ pub enum DecodeError {
         /// Length of the input.
         len: usize,
     },
-    /// The header says something that cannot be.
+    /// The header is invalid.
     #[error("malformed {what} at offset {offset}")]
     Malformed {
         /// What was being read.
@@ -160,7 +160,7 @@ pub enum DecodeError {
         /// The least that it must have.
         least: u64,
     },
-    /// A header or picture in more parts than any real file has.
+    /// The header or image has more parts than any real file.
     #[error("more than {max} {what} at offset {offset}: refused")]
     TooMany {
         /// What there is too much of.

@@ -1,4 +1,4 @@
-//! How much of a picture is decoded: the box that somebody will look at, and how finely.
+//! Regions of interest: the box of an image that is decoded, and its reduction.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ impl Rect {
     }
 }
 
-/// A box of a picture and how finely it is decoded: what is asked of a decoder, and what it gave.
+/// A region of interest: a box of an image and its reduction, requested or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
     /// The box, in pixels of the whole picture. Of a decoded part, the left and the upper edge are
@@ -54,13 +54,13 @@ pub struct Part {
 }
 
 impl Part {
-    /// All of a picture, as it is.
+    /// The whole image at full size.
     pub fn whole(width: u32, height: u32) -> Part {
         Part { area: Rect { left: 0, top: 0, width, height }, reduction: 1 }
     }
 }
 
-/// Decoded pixels and the part of their picture that they are.
+/// Decoded pixels and their region of the image.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
     /// `[height / reduction, width / reduction, 3]` of the part, both rounded up.

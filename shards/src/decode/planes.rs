@@ -1,6 +1,6 @@
-//! Pictures that are decoded component by component: four inks, and chroma sampled more finely than
-//! luma. The decoder gives each component as it is stored; here it is brought to the size of the
-//! picture and turned into RGB, both as libjpeg and Pillow do it.
+//! Images that are decoded component by component: CMYK and YCCK, and chroma sampled more finely than luma. The
+//! decoder gives each component as it is stored; this module upsamples it to the size of the image and converts
+//! it to RGB, both as libjpeg and Pillow do.
 
 use libjpeg_turbo_rs::{ComponentInfo, FrameHeader, RawImage};
 
@@ -43,9 +43,9 @@ pub(super) fn to_rgb(
     Ok(())
 }
 
-/// Three inks and `light`, the inverted black, as RGB.
-fn over_black(inks: [u8; 3], light: u8) -> [u8; 3] {
-    inks.map(|ink| light.saturating_sub(multiply(ink, light)))
+/// CMY and `light`, the inverted black, as RGB.
+fn over_black(cmy: [u8; 3], light: u8) -> [u8; 3] {
+    cmy.map(|ink| light.saturating_sub(multiply(ink, light)))
 }
 
 /// `a * b / 255`, rounded, without a division.

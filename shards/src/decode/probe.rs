@@ -1,8 +1,8 @@
-//! What a header says, without decoding: a walk over JPEG segments, PNG's first chunk.
+//! Reads image headers without decoding: JPEG segments, PNG's first chunk.
 
 use super::{DecodeError, PIXELS_MAX, SCANNED_MAX, SCANS_MAX, SEGMENTS_MAX};
 
-/// Container of an image, told by its first bytes and not by its name.
+/// The format of an image, by its first bytes and not by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -12,7 +12,7 @@ pub enum Format {
     Png,
 }
 
-/// How the components of a picture are to be read.
+/// The colour model of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Components {
@@ -22,13 +22,13 @@ pub enum Components {
     Ycc,
     /// Red, green, blue.
     Rgb,
-    /// Four inks.
+    /// CMYK.
     Cmyk,
-    /// Four inks, the first three as luma and chroma.
+    /// YCCK: CMYK with the first three inks as luma and chroma.
     Ycck,
 }
 
-/// Where the parts of a JPEG lie that its decoder asks for.
+/// The places in a JPEG that its decoder needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Offset of the frame header's marker.
@@ -47,7 +47,7 @@ pub(crate) struct Layout {
     pub(crate) first_finest: bool,
 }
 
-/// What [`probe`] found.
+/// The header of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// Container.
@@ -68,7 +68,7 @@ pub struct Probe {
     pub sampling: u8,
     /// True for arithmetic coding in place of Huffman's.
     pub arithmetic: bool,
-    /// Where things lie in a JPEG.
+    /// Places in a JPEG.
     pub(crate) layout: Layout,
 }
 

@@ -60,7 +60,7 @@ const ROW_ALIGN: usize = 16;
 /// Lanes of a worker: one image on the CPU, one on the device.
 const LANES: usize = 2;
 
-/// Why the GPU cannot be used, or cannot go on.
+/// Errors of the GPU.
 #[derive(Debug, Error)]
 pub enum GpuError {
     /// The driver, the compiler, memory.
@@ -89,7 +89,7 @@ pub struct Cuda {
     device: Arc<Device>,
 }
 
-/// What the submit thread alone uses.
+/// The state of the submit thread.
 #[derive(Debug)]
 struct Submit {
     renderer: Option<DeviceRenderer>,
@@ -389,7 +389,7 @@ impl DeviceBatch<Cuda> {
     }
 }
 
-/// What one worker decodes with.
+/// The decoder of one worker.
 #[derive(Debug)]
 pub struct CudaWorker {
     number: usize,

@@ -77,7 +77,7 @@ pub fn batches_held(batches_ahead: usize) -> usize {
     batches_ahead.max(1) + 1
 }
 
-/// Where the views of a batch lie on its device: numbers channels last, normalised.
+/// The addresses of a batch's views on its device: channels last, normalised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
     /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
@@ -95,7 +95,7 @@ impl Pointers {
     }
 }
 
-/// The ways to decode an image, as its header decides.
+/// The decoder for an image, chosen by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// By the batch decoder, or alone.
@@ -107,12 +107,11 @@ pub enum Way {
 }
 
 impl Way {
-    /// What nvJPEG is asked to decode. PNG, four inks, RGB without luma and chroma, chroma sampled by
-    /// more than two (4:1:1, 4:1:0), arithmetic and lossless coding and baseline pictures in several
-    /// scans are the CPU's: nvJPEG refuses them, or its pixels are not Pillow's, or nobody has looked.
+    /// Chooses by the header. PNG, CMYK, RGB, chroma sampled by more than two (4:1:1, 4:1:0), arithmetic and
+    /// lossless coding and baseline images in several scans go to the CPU: nvJPEG refuses them, or its pixels
+    /// are not Pillow's, or it was not tried.
     ///
-    /// So is a picture without its end: who lacks bytes fills up with gray, or tells, as each
-    /// decoder sees fit, and one says it for all.
+    /// Truncated JPEGs go to the CPU decoder too: decoders differ on them, and one must decide.
     pub fn of(header: &Probe, bytes: &[u8]) -> Way {
         let known = header.format == Format::Jpeg
             && matches!(header.components, Components::Ycc | Components::Gray)
@@ -281,7 +280,7 @@ impl Counters {
     }
 }
 
-/// How a device loader reads.
+/// Options of a device loader.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// Everything that [`Loader`](crate::pipeline::Loader) has as well. `batches_ahead` bounds the

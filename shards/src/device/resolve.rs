@@ -1,4 +1,4 @@
-//! Who decodes: what was asked for, held against what is here.
+//! Backend selection: who decodes and renders, by the configuration and the machine.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::{Cuda, GpuError};
 use crate::pipeline::Views;
 use crate::views::{MEAN, STD};
 
-/// Who is to decode and render (`data.decode`).
+/// The requested decoder and renderer (`data.decode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decode {
@@ -39,7 +39,7 @@ impl FromStr for Decode {
     }
 }
 
-/// What the views' numbers are on a device.
+/// The number type of the views on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
     /// 32-bit floats.
@@ -58,7 +58,7 @@ impl Number {
     }
 }
 
-/// What a GPU needs to be told.
+/// Settings for opening a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setup {
     /// The GPU, as the driver counts.
@@ -88,13 +88,13 @@ impl Setup {
     }
 }
 
-/// Why nvJPEG does not decode here.
+/// Why nvJPEG is not available.
 #[derive(Debug, Error)]
 pub enum Unavailable {
     /// This program was built without it.
     #[error("this program was built without nvJPEG\nhint: `cargo build --features nvjpeg`")]
     NotBuilt,
-    /// The kernels do not draw these views.
+    /// The kernels do not support these views.
     #[error("the GPU renders no {what}")]
     Views {
         /// What of them.
@@ -106,12 +106,12 @@ pub enum Unavailable {
     Gpu(#[from] GpuError),
 }
 
-/// Who decodes.
+/// The selected decoder.
 #[derive(Debug)]
 pub enum Decoding {
     /// The CPU, through [`Loader`](crate::pipeline::Loader).
     Cpu {
-        /// What `auto` missed; none where the CPU was asked for.
+        /// What `auto` did not find for a GPU; `None` if the CPU was requested.
         missing: Option<Unavailable>,
     },
     /// nvJPEG, through [`DeviceLoader`](super::DeviceLoader).
@@ -123,7 +123,7 @@ pub enum Decoding {
 }
 
 impl Decode {
-    /// Opens what there is. `auto` goes on with the CPU and keeps what is missing, to be told once.
+    /// Opens the decoder. With `auto` and no GPU it is the CPU, and the reason is kept for one notice.
     ///
     /// # Errors
     /// `nvjpeg` was asked for and something is missing: it is named.
@@ -159,7 +159,7 @@ fn open(_: &Setup) -> Result<Decoding, Unavailable> {
 }
 
 impl fmt::Display for Decoding {
-    /// The decoder by name, and what `auto` missed.
+    /// The decoder's name, and what `auto` did not find.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Decoding::Cpu { missing } => {

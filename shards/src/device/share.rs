@@ -1,10 +1,9 @@
-//! The share of the batch decoder: how much of what it takes goes to it, and how much the workers
-//! decode one by one beside it.
+//! Load split between the batch decoder and the workers, which decode one by one beside it.
 //!
 //! Which images go there is a function of epoch, sample and share, so a fixed share gives the same
 //! pixels in every run, with any number of workers, also where the two decoders differ by a rounding.
-//! A measured share is as good as the machine was quiet in the first seconds: runs that are to be
-//! repeated bit by bit fix it.
+//! A measured share depends on the machine's load in the first seconds, so runs that must be repeatable bit by
+//! bit fix it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::mix;
 
-/// Who decodes what the batch decoder takes.
+/// How suitable images are split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Share {
@@ -67,7 +66,7 @@ impl Portion {
     }
 }
 
-/// Times both ways until the share is known.
+/// Measures both decoders until the share is known.
 #[derive(Debug)]
 pub(super) struct Meter {
     /// The bits of the share; [`UNKNOWN`] while it is measured.
@@ -125,7 +124,7 @@ impl Meter {
         (bits != UNKNOWN).then(|| f64::from_bits(bits))
     }
 
-    /// What to go by now.
+    /// The share to use now.
     pub(super) fn current(&self) -> Portion {
         Portion(self.share().unwrap_or(AT_FIRST))
     }

@@ -1,8 +1,8 @@
-//! The only place where a file becomes memory.
+//! Memory maps of files: the only place that maps.
 //!
-//! A [`Map`] lends slices of the page cache; nothing copies a byte between it and the decoder. It
-//! never writes, and it never hands out a slice that outlives it. Where the file has become shorter
-//! than its map, zeros are read; [`Map::check`] tells, and whoever read must ask it.
+//! A [`Map`] lends slices of the page cache; nothing copies a byte between it and the decoder. It never
+//! writes, and no slice outlives it. If the file has become shorter than its map, zeros are read;
+//! [`Map::check`] reports that, and every reader must call it.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -49,13 +49,13 @@ impl Map {
         Ok(Map { path: path.to_path_buf(), watch, mmap, modified, file })
     }
 
-    /// Whether all bytes read so far were the file's: call it after reading and before believing.
-    /// One atomic load.
+    /// Checks that all bytes read so far were the file's: to be called after reading and before using the
+    /// result. One atomic load.
     ///
     /// # Errors
     ///
-    /// [`ShardError::Changed`]: a page was missing when it was touched, and zeros were read. That
-    /// is so for good: the file was shortened, and what became of the rest of it nobody knows.
+    /// [`ShardError::Changed`]: a page was missing when it was touched, and zeros were read. The error is
+    /// permanent, since the file was shortened and the rest of it may have changed too.
     pub fn check(&self) -> Result<(), ShardError> {
         if !self.watch.hit() {
             return Ok(());
@@ -63,12 +63,12 @@ impl Map {
         self.check_file()
     }
 
-    /// As [`Map::check`], and asks the file system as well: for bytes that turned out to be wrong.
+    /// As [`Map::check`], and also asks the file system; for bytes that turned out to be wrong.
     ///
     /// # Errors
     ///
     /// [`ShardError::Changed`]: as above, or the file has another size or time than when it was
-    /// opened. Another file under its name is no change: the map keeps the one it has.
+    /// opened. A file that replaced it by name is no change: the map keeps the old one.
     pub fn check_file(&self) -> Result<(), ShardError> {
         let here = self.path.metadata().ok().filter(|meta| (meta.dev(), meta.ino()) == self.file);
         if let Some(meta) = here {
@@ -97,30 +97,30 @@ impl Map {
         &self.path
     }
 
-    /// When the file was last written, where the file system says so.
+    /// The modification time of the file, if the file system tells.
     pub fn modified(&self) -> Option<SystemTime> {
         self.modified
     }
 
-    /// The file will be read from front to back.
+    /// Advises the system that the file will be read from front to back.
     pub fn sequential(&self) {
         // Advice may be refused (a file system without read-ahead): nothing depends on it.
         let _ = self.mmap.advise(Advice::Sequential);
     }
 
-    /// Single pages will be read: touching one brings no neighbours in.
+    /// Advises the system that single pages will be read, so that it reads no neighbours.
     pub fn pages(&self) {
         // See `sequential`.
         let _ = self.mmap.advise(Advice::Random);
     }
 
-    /// Whole images will be read, in no order.
+    /// Advises the system that whole images will be read in random order.
     pub fn images(&self) {
         // See `sequential`. Not `Random`: that would read a cold image page by page.
         let _ = self.mmap.advise(Advice::Normal);
     }
 
-    /// These bytes will be needed soon. A range outside the file is ignored.
+    /// Advises the system that these bytes will be needed soon. A range outside the file is ignored.
     pub fn will_need(&self, offset: u64, length: u64) {
         let range = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
         let Some((offset, length)) = range else { return };

@@ -1,8 +1,8 @@
 //! The shard format, byte by byte: tar members, the index beside them, the manifest over them.
 //!
-//! A shard is a WebDataset tar. Everything here treats its bytes as foreign: sizes and offsets are
-//! checked once, at the door, with arithmetic that cannot wrap, and whatever is wrong comes back as
-//! a [`ShardError`] that says in which file, where and by how much. Nothing here decodes an image.
+//! A shard is a WebDataset tar. Its bytes are treated as foreign: sizes and offsets are checked once, when they
+//! are read, with arithmetic that cannot wrap, and errors are [`ShardError`]s that name the file and the
+//! place. Nothing here decodes an image.
 //!
 //! `shards/README.md` describes the format for people who write their own reader.
 
@@ -33,7 +33,7 @@ pub use self::remote::{Cause, RemoteFault};
 pub use self::tar::{TarError, TarFault};
 pub use self::unpacked::MemberFault;
 
-/// What can be wrong with shards, their indexes and manifests.
+/// Errors of shards, indexes and manifests.
 #[derive(Debug, Error)]
 pub enum ShardError {
     /// The operating system refused.
@@ -46,12 +46,12 @@ pub enum ShardError {
         /// Why it was refused.
         source: std::io::Error,
     },
-    /// The shard is no well-formed tar.
+    /// The shard is not a well-formed tar.
     #[error("{}: offset {}: {}", shard.display(), error.offset, error.fault)]
     Tar {
         /// The shard.
         shard: PathBuf,
-        /// Where and what.
+        /// The fault and its place.
         error: TarError,
     },
     /// The index cannot be read.
@@ -65,7 +65,7 @@ pub enum ShardError {
         /// What is wrong with the line.
         fault: IndexFault,
     },
-    /// The shard is not what its index says, and nothing tells which of the two is wrong.
+    /// Shard and index disagree, and it is unknown which is wrong.
     #[error("{}: shard damaged or index stale, {} does not describe it: {fault}; `detco verify` on \
              the folder tells: if it finds no fault in the tar, delete the index or write it anew",
         shard.display(), index.display())]
@@ -77,13 +77,13 @@ pub enum ShardError {
         /// How the two differ.
         fault: StaleFault,
     },
-    /// The shard is not what its index says, and the manifest has the checksum of that index.
+    /// Shard and index disagree, and the index is right by the manifest.
     #[error("{}: shard damaged, its index is as the manifest has it: {fault}; `detco verify` on the \
              folder names all damage", shard.display())]
     Damaged {
         /// The shard.
         shard: PathBuf,
-        /// What is there and should not be.
+        /// The difference.
         fault: StaleFault,
     },
     /// The index does not describe the shard beside it: the shard was walked to its end, or the
@@ -106,7 +106,7 @@ pub enum ShardError {
         /// What is wrong.
         fault: ManifestFault,
     },
-    /// A file is not what was opened: what was read of it is worth nothing.
+    /// A file changed since it was opened, so what was read of it is invalid.
     #[error("{}: changed while it was being read: {fault}", shard.display())]
     Changed {
         /// The file.
@@ -126,7 +126,7 @@ pub enum ShardError {
         /// What is wrong.
         fault: SampleFault,
     },
-    /// What the user named leads to no usable set of shards.
+    /// The user's argument names no usable set of shards.
     #[error("data `{spec}`: {fault}")]
     Spec {
         /// As the user wrote it.
@@ -134,7 +134,7 @@ pub enum ShardError {
         /// What is wrong.
         fault: SpecFault,
     },
-    /// A shard that lies elsewhere cannot be had.
+    /// A remote shard cannot be fetched.
     #[error("{url}: {fault}")]
     Remote {
         /// Where it lies.
@@ -143,13 +143,13 @@ pub enum ShardError {
         #[source]
         fault: Box<RemoteFault>,
     },
-    /// The system refused a thread.
+    /// The system refused to start a thread.
     #[error("cannot start a thread: {source}{}", crate::limits::of_threads(source))]
     Thread {
         /// Its words.
         source: std::io::Error,
     },
-    /// An error that several readers of one shard meet.
+    /// An error shared by several readers of one shard.
     #[error("{0}")]
     Shared(#[source] Arc<ShardError>),
     /// A sample id outside the set.
@@ -160,13 +160,13 @@ pub enum ShardError {
         /// Samples in the set.
         samples: u64,
     },
-    /// A sealed file is in the way: it is never overwritten.
+    /// The file exists already; sealed files are never overwritten.
     #[error("{} already exists and is never overwritten", path.display())]
     Sealed {
-        /// The file in the way.
+        /// The file.
         path: PathBuf,
     },
-    /// A member that the tar format cannot hold.
+    /// A member that does not fit the tar format.
     #[error(
         "member `{name}` of {bytes} bytes does not fit a ustar header (at most {} bytes)",
         tar::SIZE_MAX
@@ -177,7 +177,7 @@ pub enum ShardError {
         /// Its size in bytes.
         bytes: u64,
     },
-    /// A name that a shard cannot hold.
+    /// A name that is not allowed in a shard.
     #[error("member name `{name}` is empty or holds white space or control characters")]
     MemberName {
         /// The name.
@@ -194,7 +194,7 @@ impl ShardError {
         move |source| ShardError::Io { path, action, source }
     }
 
-    /// The fault of a shard that lies elsewhere, if this is one.
+    /// The fault of a remote shard, if this is one.
     pub fn remote_fault(&self) -> Option<&RemoteFault> {
         match self {
             ShardError::Remote { fault, .. } => Some(fault),
@@ -216,8 +216,8 @@ impl ShardError {
         }
     }
 
-    /// Whether a shard of a set that is being read is not to be had, which says nothing of the samples in it.
-    /// Bytes that came and are not those of the manifest are damage, as they are in a file.
+    /// Whether a shard cannot be fetched, which says nothing about its samples. Bytes that arrived and differ
+    /// from the manifest are damage, as in a file, and are not meant.
     pub fn is_lost(&self) -> bool {
         match self {
             ShardError::Remote { fault, .. } => !fault.is_damage(),
@@ -226,7 +226,7 @@ impl ShardError {
         }
     }
 
-    /// Where an index and its shard disagree: says which of them is wrong, as far as that is known.
+    /// For an error of disagreement between index and shard: says which of them is wrong, if known.
     pub(crate) fn blame(self, blame: Blame) -> ShardError {
         match (self, blame) {
             (ShardError::Disagree { shard, fault, .. }, Blame::Shard) => {
@@ -244,19 +244,19 @@ impl ShardError {
     }
 }
 
-/// Who is to blame where an index and its shard disagree.
+/// Which file is wrong when an index and its shard disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// There is no manifest to tell.
+    /// Unknown: there is no manifest.
     Either,
-    /// The manifest has the checksum of the index.
+    /// The shard: the manifest has the checksum of the index.
     Shard,
-    /// The manifest has the checksum of another index.
+    /// The index: the manifest has the checksum of another one.
     Index,
 }
 
 impl Blame {
-    /// For an index of this text, and what the manifest says of it.
+    /// Decides by the index's text and its checksum in the manifest.
     pub(crate) fn of(text: &[u8], record: Option<&ShardRecord>) -> Blame {
         let sum = || format!("{:08x}", crc32c::crc32c(text));
         match record {
@@ -318,7 +318,7 @@ pub enum StaleFault {
     },
 }
 
-/// What happened to a file after it was opened.
+/// The change of a file after it was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ChangeFault {
     /// It became shorter or longer.
@@ -329,7 +329,7 @@ pub enum ChangeFault {
         /// Bytes now.
         now: u64,
     },
-    /// Somebody wrote into it.
+    /// It was written to.
     #[error("it was written to after it was opened")]
     Written,
     /// Bytes were missing when they were needed.
@@ -343,7 +343,7 @@ pub enum SampleFault {
     /// No member holds an image.
     #[error("no image: none of its members is a .jpg, .jpeg or .png")]
     NoImage,
-    /// A picture in a format that only `detco pack` reads, or nobody.
+    /// An image in a format that training does not read; `detco pack` may.
     #[error(
         "no image: none of its members is a .jpg, .jpeg or .png, but one is a .{extension}: \
          `detco pack` on the folder of tars makes JPEGs of WebP and BMP"
@@ -352,7 +352,7 @@ pub enum SampleFault {
         /// Its extension.
         extension: String,
     },
-    /// Several pictures, none of which is under a plain extension: their names have dots.
+    /// Several images, none with a plain extension: their names contain dots.
     #[error(
         "no image: none of its members is a .jpg, .jpeg or .png, since a key ends at the first dot of \
          a name: `{key}.{extension}` was split into the key `{key}` and the extension `{extension}`, \
@@ -366,7 +366,7 @@ pub enum SampleFault {
         /// Pictures with this key.
         pictures: u64,
     },
-    /// A picture or label that is a link to another member or elsewhere.
+    /// An image or label that is a link.
     #[error(
         "its member `{name}` is a link to `{target}`, which has no bytes of its own in a shard: \
          `detco pack THE.tar OUT` makes a file of it"
@@ -383,10 +383,10 @@ pub enum SampleFault {
         /// The extension they share, lower case.
         extension: String,
     },
-    /// The class member is no number. Only who asks for the class meets this.
+    /// The class member is not a number. Only reading the class gives this error.
     #[error("the .cls member holds `{text}`, a class number was expected")]
     Class {
-        /// What it holds, shortened.
+        /// Its content, shortened.
         text: String,
     },
     /// A number that is too large for the tables.
@@ -399,7 +399,7 @@ pub enum SampleFault {
         /// The largest possible.
         limit: u64,
     },
-    /// A name that is no text.
+    /// A name that is not UTF-8.
     #[error("its name is not UTF-8")]
     Name,
     /// Members overlap or run backwards.
@@ -410,10 +410,10 @@ pub enum SampleFault {
     },
 }
 
-/// Why a data spec leads nowhere.
+/// Why a data argument names no shards.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SpecFault {
-    /// Nothing there.
+    /// It does not exist.
     #[error("no such file or folder")]
     Missing,
     /// A folder without shards.
@@ -434,7 +434,7 @@ pub enum SpecFault {
     /// A pattern that no file matches.
     #[error("no file matches")]
     NoMatch,
-    /// A pattern that is none.
+    /// An invalid pattern.
     #[error("not a pattern: {reason}")]
     Pattern {
         /// What is wrong with it.
@@ -454,19 +454,19 @@ pub enum SpecFault {
         /// Another.
         other: PathBuf,
     },
-    /// A shard that the manifest beside it does not know.
+    /// A shard that is not in the manifest beside it.
     #[error("{} is not in the manifest beside it", .shard.display())]
     Unlisted {
         /// The shard.
         shard: PathBuf,
     },
-    /// A shard of the manifest is not there.
+    /// A shard of the manifest is missing.
     #[error("{} is in the manifest but not in the folder", .shard.display())]
     Lost {
         /// The shard.
         shard: PathBuf,
     },
-    /// A data set that several machines packed, and some have not finished.
+    /// A data set packed in parts, of which some are missing.
     #[error("packed as {of} parts, part {missing} is missing")]
     Part {
         /// The first part that is not there, from 1.
@@ -474,7 +474,7 @@ pub enum SpecFault {
         /// Number of parts.
         of: u32,
     },
-    /// Parts that were packed as parts of different wholes.
+    /// Parts of different packings.
     #[error("{} and {} are parts of different totals: pack into another folder",
         .one.display(), .other.display())]
     Totals {

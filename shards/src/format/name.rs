@@ -1,4 +1,4 @@
-//! What a file's name says of it: its extension, and whether it is a picture's.
+//! File names: the extension, and whether it is that of an image.
 
 /// Extensions that name a picture, whether `detco pack` takes its format or not.
 const PICTURES: [&str; 18] = [

@@ -1,37 +1,37 @@
-//! What can be wrong with shards that lie elsewhere. Only the words; `stream::remote` fetches.
+//! Error types for remote shards, which `stream::remote` fetches.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Whatever the store, the network or the system said.
+/// An error of the store, the network or the system.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
-/// What is wrong with a URL, what lies there, or how it was fetched.
+/// An error of a URL, of the object there, or of fetching it.
 #[derive(Debug, Error)]
 pub enum RemoteFault {
     /// Not a URL that shards can be fetched from.
     #[error("not a URL of shards: {reason}")]
     Url {
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The store cannot be used as it is configured.
+    /// The store is not configured correctly.
     #[error("the store cannot be used: {0}")]
     Store(#[source] Cause),
-    /// Nothing there.
+    /// The object does not exist.
     #[error("there is no such object")]
     Missing,
-    /// The server wants to know who asks, or does not give the object to whoever asked.
+    /// The server requires credentials or denies access.
     #[error("access is refused with {answer}: {advice}")]
     Denied {
         /// The status, and the store's own word for the reason where it has one.
         answer: String,
-        /// What it may come from, and where credentials are taken from.
+        /// Possible causes, and where credentials are taken from.
         advice: String,
     },
-    /// The server does not answer such a request, however often it is asked.
+    /// The server refuses the request for good.
     #[error("the server answers {answer}")]
     Refused {
         /// The status, and the store's own word for the reason where it has one.
@@ -45,33 +45,33 @@ pub enum RemoteFault {
         /// How it begins.
         begins: String,
     },
-    /// Compressed on the way by something that this program does not decompress.
+    /// Compressed in transit in a way that this program does not decompress.
     #[error(
         "the server sends it compressed (Content-Encoding: {encoding}) although it was asked not to"
     )]
     Encoding {
-        /// How.
+        /// The encoding.
         encoding: String,
     },
-    /// A manifest or an index that is none by its size.
+    /// A manifest or an index that is too large to be one.
     #[error("it has more than {limit} bytes: no manifest or index has so many")]
     TooLarge {
-        /// Bytes that it may have.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// It became another object while it was being fetched.
+    /// The object changed while it was being fetched.
     #[error("the object was replaced while it was being fetched: start again")]
     Replaced,
-    /// Tried often enough.
+    /// All attempts failed.
     #[error("cannot {action}: at byte {offset}, after {attempts} attempts: {source}")]
     Failed {
         /// What was tried, to be read after "cannot".
         action: &'static str,
-        /// Bytes that had come.
+        /// Bytes received.
         offset: u64,
-        /// How often it was tried since the last progress.
+        /// Attempts since the last progress.
         attempts: u32,
-        /// What the last attempt met.
+        /// The error of the last attempt.
         source: Cause,
     },
     /// An object of another size than its manifest says.
@@ -82,17 +82,17 @@ pub enum RemoteFault {
         /// The size that was expected.
         recorded: u64,
     },
-    /// Bytes that are not those that were packed.
+    /// The shard's digest is not the manifest's.
     #[error("its SHA-256 is {found}, the manifest says {recorded} (fetched {tries} times)")]
     Digest {
         /// Of what came.
         found: String,
         /// By the manifest.
         recorded: String,
-        /// How often it was fetched.
+        /// Number of times it was fetched.
         tries: u32,
     },
-    /// An index that is not the one that was packed.
+    /// The index's checksum is not the manifest's.
     #[error("its CRC-32C is {found}, the manifest says {recorded}")]
     IndexDigest {
         /// Of what came.
@@ -100,13 +100,13 @@ pub enum RemoteFault {
         /// By the manifest.
         recorded: String,
     },
-    /// A folder of which nobody says what is in it.
+    /// A folder without a manifest that the store does not list.
     #[error(
         "no manifest.json there, and this store lists no files: name the shards, as in \
          `{{000000..000012}}.tar`"
     )]
     NotListed,
-    /// Shards in use take up the cache.
+    /// The cache is full of shards in use.
     #[error(
         "no room for its {bytes} bytes: {kept} of the cache's {bound} bytes are in use, by this or \
          other processes (data.cache_size, data.window)"
@@ -119,7 +119,7 @@ pub enum RemoteFault {
         /// The cache's bound.
         bound: u64,
     },
-    /// The disk has less room than the cache was promised.
+    /// The disk is full before the cache reaches its bound.
     #[error(
         "the disk under {} has no more room, before the cache reached its bound: lower \
          data.cache_size: {source}", folder.display()
@@ -130,16 +130,16 @@ pub enum RemoteFault {
         /// What the system said.
         source: Cause,
     },
-    /// Nobody said where to keep what is fetched.
-    #[error("remote shards need a cache, which this command has not")]
+    /// No cache is configured.
+    #[error("this command does not support remote shards: no cache is configured")]
     NoCache,
-    /// The process is ending.
-    #[error("no longer needed")]
+    /// The loader was closed while a reader waited.
+    #[error("download cancelled: the loader was closed")]
     Closed,
 }
 
 impl RemoteFault {
-    /// Whether all came and is not what was packed.
+    /// Whether the object arrived completely and is not the one that was packed.
     pub(crate) fn is_damage(&self) -> bool {
         matches!(
             self,

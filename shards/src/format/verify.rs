@@ -22,7 +22,7 @@ use crate::decode::{Decoder, Image};
 use crate::files::hex;
 use crate::pipe::side_by_side;
 
-/// Something wrong.
+/// A fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
     /// The file it is in.
@@ -50,7 +50,7 @@ pub struct Report {
     pub manifest: bool,
     /// Everything wrong, by file and offset.
     pub faults: Vec<Fault>,
-    /// What is odd and no fault: files of other programs.
+    /// What is odd but not wrong: files of other programs.
     pub notes: Vec<String>,
 }
 
@@ -66,13 +66,13 @@ impl Report {
     }
 }
 
-/// What is done with each image.
+/// The treatment of each image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Images {
-    /// Its bytes are read.
+    /// Read its bytes.
     #[default]
     Read,
-    /// It is decoded, all of it, as training would.
+    /// Decode all of it, as training would.
     Decode,
 }
 
@@ -86,7 +86,7 @@ pub fn folder(folder: &Path, workers: usize, read: &AtomicU64) -> Result<Report,
     folder_with(folder, Images::Read, workers, read)
 }
 
-/// As [`folder`], with a word on what is done with images.
+/// As [`folder`], with a choice of decoding the images.
 ///
 /// # Errors
 ///
@@ -149,7 +149,7 @@ pub fn folder_with(
     Ok(report)
 }
 
-/// Pairs shards with their records; what has no partner is a fault.
+/// Pairs shards with their records; a shard or record without the other is a fault.
 fn join(
     folder: &Path,
     manifests: Vec<(PathBuf, Manifest)>,
@@ -282,9 +282,9 @@ fn decode(map: &Map, table: &Table, report: &mut Report) {
 struct Index {
     path: PathBuf,
     text: std::io::Result<Vec<u8>>,
-    /// Who is to blame where it and the shard disagree.
+    /// Which of the two is wrong if it and the shard disagree.
     blame: Blame,
-    /// Where members end, if the index is the one in the manifest.
+    /// The ends of the members, if the index is the one in the manifest.
     ends: Vec<u64>,
 }
 
@@ -305,7 +305,7 @@ impl Index {
         (broken + 1 < self.ends.len()).then_some((broken + 1, end))
     }
 
-    /// Holds the index against what walking the shard gave, up to its end or to a fault.
+    /// Compares the index with the result of walking the shard, up to its end or to a fault.
     fn check(&self, map: &Map, expected: &str, whole: bool, report: &mut Report) {
         let text = match &self.text {
             Ok(text) => text,

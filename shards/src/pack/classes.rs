@@ -1,4 +1,4 @@
-//! Which class each picture has, and which number each class.
+//! Classes: the class of each image, and the number of each class.
 //!
 //! By folders: names sorted as text, as torchvision's `ImageFolder` numbers them; an empty class folder
 //! is a class. By labels (`.cls` members, or a file of labels): numbers stay what they are, other words
@@ -36,7 +36,7 @@ const SPLITS: [&str; 12] = [
     "unlabeled",
 ];
 
-/// What is wrong with a file of labels or of class names.
+/// Errors of a file of labels or class names.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LabelFault {
     /// A class named twice.

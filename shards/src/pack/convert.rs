@@ -1,4 +1,4 @@
-//! One image file to the bytes of its member: as they are wherever possible.
+//! Conversion of an image file to the bytes of its member, unchanged wherever possible.
 //!
 //! A JPEG stays byte for byte what it is, whatever its colours, its coding or its EXIF orientation
 //! (which is not applied, as in torchvision's `ImageFolder`). Other formats become a JPEG of quality

@@ -1,4 +1,4 @@
-//! Images, class folders, ImageNet's tar of tars to shards.
+//! Packing: from folders and tars of images to shards.
 //!
 //! The source is listed, sorted and, by a seed, permuted; shard *k* holds the images at positions
 //! `k·n .. (k+1)·n` of that order, so its bytes depend on the source and the options alone. Workers
@@ -110,24 +110,24 @@ impl Default for Options {
     }
 }
 
-/// What to pack and where to.
+/// A packing job.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// A folder of pictures, of class folders or of tars; a tar, or a tar of tars.
     pub source: PathBuf,
     /// The folder to write to; it is made.
     pub out: PathBuf,
-    /// What decides the bytes.
+    /// The options that decide the bytes.
     pub options: Options,
-    /// Which part of the shards this run writes.
+    /// The part of the shards that this run writes.
     pub part: Part,
     /// Threads, at least 1.
     pub workers: usize,
-    /// Whether to go on with what is there.
+    /// Whether to continue an interrupted run.
     pub resume: bool,
 }
 
-/// How far a run is; read it from another thread.
+/// The progress of a run, which another thread may read.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Images listed so far.
@@ -140,8 +140,8 @@ pub struct Progress {
     pub resumed: AtomicU64,
     /// Source bytes read.
     pub bytes: AtomicU64,
-    /// Told, in a sentence, how the source was understood where that is not plain, and what in it is
-    /// legal and seldom meant.
+    /// A callback for sentences to the user: how an ambiguous source was understood, and oddities that are
+    /// seldom intended.
     pub notice: Option<fn(&str)>,
 }
 
@@ -153,7 +153,7 @@ impl Progress {
     }
 }
 
-/// What a run did.
+/// The summary of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Samples packed.
@@ -164,11 +164,11 @@ pub struct Summary {
     pub bytes: u64,
     /// Number of classes.
     pub classes: u64,
-    /// Files left out.
+    /// Files that were left out.
     pub skipped: u64,
     /// Of these, files that looked like something to pack; those of this run, or of this part.
     pub faults: u64,
-    /// What was met, by name.
+    /// Oddities of the images, by name.
     pub oddities: BTreeMap<String, u64>,
     /// The manifest.
     pub manifest: PathBuf,
@@ -219,10 +219,10 @@ pub enum SkipReason {
     /// No bytes.
     #[error("empty file")]
     Empty,
-    /// Its first bytes are no image's.
+    /// Its first bytes are not those of an image.
     #[error("not an image")]
     NotAnImage,
-    /// An image, and of no format that is packed.
+    /// An image of a format that is not packed.
     #[error("{format} is not supported: JPEG, PNG, WebP and BMP are")]
     Unsupported {
         /// Its format.
@@ -237,22 +237,22 @@ pub enum SkipReason {
         /// The decoder's words.
         error: image::ImageError,
     },
-    /// It cannot be made a JPEG.
+    /// It cannot be encoded as a JPEG.
     #[error("cannot be encoded: {error}")]
     Encode {
         /// The encoder's words.
         error: image::ImageError,
     },
-    /// A member of a tar that gives no file.
+    /// A tar member that is not a file.
     #[error(transparent)]
     Member {
         /// Why.
         fault: MemberFault,
     },
-    /// Something later has its path.
+    /// A later member has the same path.
     #[error("replaced by a later member of the same name, or by a file beside its tar")]
     Replaced,
-    /// Most other images have a label, it has none.
+    /// It has no label, while most other images have one.
     #[error("no label: most of the others have one")]
     NoLabel,
     /// Its label is a word where those of most others are numbers.
@@ -267,7 +267,7 @@ pub enum SkipReason {
         /// The class.
         class: String,
     },
-    /// Other images have a class, it has none.
+    /// It has no class, while other images have one.
     #[error("no class: it lies beside the class folders")]
     NoClass,
     /// A tar inside the tar is broken; images before that place are packed.
@@ -418,7 +418,7 @@ pub enum PackError {
 }
 
 impl PackError {
-    /// A full disk deserves its own words.
+    /// Turns an error of a full disk into its own variant.
     fn name_full_disk(self) -> PackError {
         match self {
             PackError::Shard(ShardError::Io { path, action, source })
@@ -436,8 +436,8 @@ impl PackError {
     }
 }
 
-/// Packs. The same source and options give the same bytes, at any number of workers, in one run or
-/// in many.
+/// Runs a packing job. The same source and options give the same bytes, with any number of workers, in one run
+/// or several.
 ///
 /// # Errors
 ///
@@ -689,7 +689,7 @@ impl Work<'_> {
         self.close(shard, writer, Done { record: None, oddities, classes, skips })
     }
 
-    /// Puts a shard in its place, unless it is empty or its source is not what it was.
+    /// Renames a shard to its final name, unless it is empty or its source has changed.
     fn close(
         &self,
         shard: u64,

@@ -1,4 +1,4 @@
-//! Lists the pictures of a source, before they have class numbers and keys.
+//! Scanning: lists the images of a source, before they get class numbers and keys.
 //!
 //! A tar is listed as `tar -x` would unpack it. A folder may hold pictures, tars, or both.
 
@@ -60,7 +60,7 @@ pub(super) struct Scan<'a> {
     pub(super) skips: Vec<Skip>,
     /// Files that are no pictures by their names, so far.
     others: u64,
-    /// What the user should hear.
+    /// Notices for the user.
     pub(super) notes: Vec<String>,
     /// Where the one tar that is the source is broken.
     pub(super) broken: Option<ShardError>,
@@ -207,7 +207,7 @@ fn last_folder(name: &[u8]) -> Option<(usize, usize)> {
     Some((start, end))
 }
 
-/// What a tar holds.
+/// The contents of a tar.
 #[derive(Default)]
 struct Inside {
     /// Path, offset, size.

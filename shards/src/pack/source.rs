@@ -1,4 +1,4 @@
-//! What there is to pack: a folder, a tar or a folder of tars to a sorted list of pictures with their
+//! The source of a packing job: from a folder, a tar or a folder of tars to a sorted list of images with their
 //! classes.
 //!
 //! Reads names and sizes, no picture. The list is the same however the file system orders things.
@@ -56,7 +56,7 @@ pub(super) struct Archive {
     pub(super) own: bool,
 }
 
-/// Everything there is to pack.
+/// The list of images to pack.
 #[derive(Debug)]
 pub(crate) struct Source {
     root: PathBuf,
@@ -181,7 +181,7 @@ impl Source {
         }
     }
 
-    /// Whether all that was read were the source's bytes: see [`Map::check`].
+    /// Checks that all bytes read were the source's: see [`Map::check`].
     pub(crate) fn check(&self) -> Result<(), ShardError> {
         self.archives.iter().filter_map(|one| one.map.as_ref()).try_for_each(Map::check)
     }

@@ -1,4 +1,4 @@
-//! What an interrupted run leaves behind so that another can go on: a plan, and a record a shard.
+//! The state of an interrupted packing run: a plan, and a record for each shard.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use crate::files::write_atomically;
 use crate::format::ShardError;
 use crate::format::manifest::{Manifest, Part, STATE_FOLDER, ShardRecord};
 
-/// What must agree for a run to go on.
+/// What must agree to continue a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Plan {

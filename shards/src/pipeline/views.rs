@@ -1,11 +1,11 @@
-//! What is made of each sample.
+//! What is rendered of each sample.
 
 use crate::decode::Part;
 use crate::limits;
 use crate::slab::Layout;
 use crate::views::{Recipe, SamplePlan, needed};
 
-/// What to render of each sample.
+/// What is rendered of each sample.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Views {
     /// The views of a recipe.
@@ -23,8 +23,7 @@ impl From<Recipe> for Views {
 }
 
 impl Views {
-    /// Draws what is to be rendered of an image of this width and height. Run seed, epoch and sample
-    /// are the address of what is drawn.
+    /// Draws the plan for an image of this width and height, by run seed, epoch and sample.
     pub(crate) fn draw(&self, image: [u32; 2], at: (u64, u32, u64), into: &mut SamplePlan) {
         match self {
             Views::Recipe(recipe) => recipe.draw_into(image, at, into),
@@ -32,13 +31,12 @@ impl Views {
         }
     }
 
-    /// The part of an image that a plan's views look at, at up to this reduction; all of it where
-    /// there are no views.
+    /// The part of an image that a plan's views need, at up to this reduction; all of it without views.
     pub(crate) fn part(plan: &SamplePlan, [width, height]: [u32; 2], reduction: u32) -> Part {
         needed(&plan.views, reduction).unwrap_or(Part::whole(width, height))
     }
 
-    /// What a batch of up to `n` samples holds.
+    /// The layout of a batch of up to `n` samples.
     pub fn layout(&self, n: usize) -> Layout {
         match self {
             Views::Recipe(recipe) => Layout::new(n, recipe.sections()),
@@ -47,8 +45,8 @@ impl Views {
     }
 }
 
-/// Brings an image's bytes in, so that waiting for the disk is told apart from decoding: a byte of
-/// each page, or, where nothing but reading is asked for, all of them.
+/// Reads an image's bytes from the disk, so that this wait is counted apart from decoding: one byte of each
+/// page, or all bytes if reading is all that is measured.
 pub(crate) fn touch(jpeg: &[u8], views: &Views) {
     let page = limits::page_size();
     let sum = match views {

@@ -1,4 +1,4 @@
-//! Shards on a local file system: what the user named, found and opened.
+//! Shards on a local file system: finds and opens what the user named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use crate::format::name::is_picture;
 use crate::format::{Blame, ShardError, SpecFault, StaleFault};
 use crate::pipe::with_help;
 
-/// Shards are opened by this many threads at most: beyond it a disk only seeks more.
+/// Threads that open shards, at most: with more a disk only seeks more.
 const OPENERS_MAX: usize = 8;
 
-/// Names looked at in a folder without shards: enough to find an image among other files.
+/// Names read in a folder without shards: enough to find an image among other files.
 const NAMES_MAX: usize = 1000;
-/// Class folders looked at in one.
+/// Class folders read in it.
 const FOLDERS_MAX: usize = 10;
 
-/// Opens what `spec` names; `notice` is told what is odd and no fault.
+/// Opens what `spec` names; `notice` gets what is odd but not wrong.
 pub(super) fn open(spec: &[String], notice: Option<fn(&str)>) -> Result<Opened, ShardError> {
     let mut paths = Vec::new();
     for one in spec {
@@ -45,7 +45,7 @@ pub(super) fn open(spec: &[String], notice: Option<fn(&str)>) -> Result<Opened, 
     Ok(Opened { shards, classes, clash, digests, remote: None })
 }
 
-/// One word of the user's to paths of shards.
+/// The paths of shards for one argument of the user.
 fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
     let fail = |fault| ShardError::Spec { spec: spec.to_owned(), fault };
     // As it stands first: a name may hold braces or brackets.
@@ -76,7 +76,7 @@ fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
     Ok(())
 }
 
-/// Why [`literal`] failed: with the spec, or by itself.
+/// Why [`literal`] failed.
 enum Why {
     Spec(SpecFault),
     Shard(ShardError),
@@ -120,8 +120,8 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
     Ok(())
 }
 
-/// Whether there are images in a folder or in its class folders: what is packed and was not. Looks at
-/// the first few names only, and at none that cannot be listed, since an error is being told.
+/// Whether a folder or its class folders hold images, which someone forgot to pack. Reads only the first few
+/// names and ignores errors, since an error is being reported already.
 fn holds_images(folder: &Path) -> bool {
     let list = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -135,10 +135,10 @@ fn holds_images(folder: &Path) -> bool {
     images(&names) || folders.any(|folder| images(&list(folder)))
 }
 
-/// Says what is odd, and of each kind once.
+/// Reports oddities, each kind once.
 struct Notices {
     tell: Option<fn(&str)>,
-    /// Whether an index of another program was told of.
+    /// Whether another program's index was reported.
     index: AtomicBool,
 }
 
@@ -158,7 +158,7 @@ impl Notices {
         }
     }
 
-    /// Samples with more pictures than the one that is read.
+    /// Reports samples with more pictures than the one that is read.
     fn several(&self, shards: &[Shard]) {
         let mut found = shards.iter().filter_map(|shard| Some((shard, shard.table.several()?)));
         let Some((shard, (mut count, key, taken, other))) = found.next() else { return };
@@ -276,7 +276,7 @@ fn open_one(
     Ok(Shard { source: Source::Local(map), table, first: 0, indexed })
 }
 
-/// Where a shard's samples lie, and, if an index says so, who is to blame where that is wrong.
+/// A shard's table of samples, and for a table from an index the file that is wrong if they disagree.
 fn table(
     map: &Map,
     record: Option<&ShardRecord>,

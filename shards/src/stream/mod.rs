@@ -1,8 +1,8 @@
-//! Opened shards: sample ids to slices of the map.
+//! Opened shards: from sample ids to slices of the map.
 //!
 //! A [`ShardSet`] numbers the samples of many shards from 0, in the order of the shards, and lends
-//! each as slices of mapped memory. It copies no image, keeps about fifty bytes a sample, and writes
-//! nothing but the cache of shards that lie elsewhere.
+//! each as slices of mapped memory. It copies no image, keeps about fifty bytes per sample, and writes
+//! nothing but the cache of remote shards.
 
 mod local;
 mod overlap;
@@ -18,21 +18,21 @@ use crate::format::index::{Entry, Span, Table, member_in_place};
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
 use crate::format::{Blame, RemoteFault, SampleFault, ShardError, SpecFault};
-use remote::{Held, Remote, RemoteOptions, RemoteSnapshot, Shelf};
+use remote::{PinnedShard, Prefetcher, Remote, RemoteOptions, RemoteSnapshot};
 
-/// Shards, opened. Share it in an `Arc`; reading needs no lock.
+/// A set of opened shards. Share it in an `Arc`; reading needs no lock.
 #[derive(Debug)]
 pub struct ShardSet {
     shards: Vec<Shard>,
     samples: u64,
     classes: Vec<String>,
-    /// Where parts of the set number their classes in different ways.
+    /// The error if parts of the set number their classes differently.
     clash: Option<SpecFault>,
     fingerprint: u64,
     remote: Option<Remote>,
 }
 
-/// What opening finds; `digests` has an entry for each shard.
+/// The result of opening; `digests` has an entry for each shard.
 struct Opened {
     shards: Vec<Shard>,
     classes: Vec<String>,
@@ -47,36 +47,36 @@ pub struct Shard {
     source: Source,
     table: Table,
     first: u64,
-    /// Whether the table came from an index, whose claims are checked when a sample is read, and who
-    /// is to blame where one is wrong.
+    /// For a table from an index, which is checked against the shard when a sample is read: the file that is
+    /// wrong if they disagree.
     indexed: Option<Blame>,
 }
 
-/// Where a shard's bytes come from.
+/// The source of a shard's bytes.
 #[derive(Debug)]
 enum Source {
-    /// Mapped for as long as the set lives.
+    /// A local file, mapped as long as the set lives.
     Local(Map),
-    /// Fetched, and mapped while it is read.
+    /// A remote object, fetched, and mapped while it is read.
     Remote {
-        /// As a person sees it.
+        /// The URL for messages, without secrets.
         url: PathBuf,
         /// Its file name.
         name: String,
         bytes: u64,
-        shelf: Arc<Shelf>,
-        /// Its number on the shelf.
+        prefetcher: Arc<Prefetcher>,
+        /// Its number in the prefetcher.
         number: u32,
     },
 }
 
-/// A shard's map, kept while it is read.
+/// A shard's map while it is read.
 #[derive(Debug, Clone)]
 enum Lease<'a> {
-    /// Of a shard that stays mapped.
+    /// Of a local shard, which stays mapped.
     Lent(&'a Map),
-    /// Of a cached shard; no process evicts it meanwhile.
-    Held(Arc<Held>),
+    /// Of a cached shard, pinned against eviction.
+    Pinned(Arc<PinnedShard>),
 }
 
 impl Deref for Lease<'_> {
@@ -85,7 +85,7 @@ impl Deref for Lease<'_> {
     fn deref(&self) -> &Map {
         match self {
             Lease::Lent(map) => map,
-            Lease::Held(held) => held,
+            Lease::Pinned(held) => held,
         }
     }
 }
@@ -117,8 +117,8 @@ impl Sample<'_> {
         &self.map.bytes()[self.image.clone()]
     }
 
-    /// Its class number; `None` without a `.cls` member. Training needs none, so whatever that member
-    /// holds makes no sample bad: it is read here, for those who ask.
+    /// Its class number; `None` without a `.cls` member. The member is read only here, so its content never
+    /// makes a sample bad for training, which needs no class.
     ///
     /// # Errors
     ///
@@ -128,8 +128,8 @@ impl Sample<'_> {
         self.from.class(&self.map, self.key, self.class)
     }
 
-    /// Another of its members by extension, such as `json`, `txt` or `seg.png`: a slice of the map. `None`
-    /// where it has none; the image is [`Sample::jpeg`]'s.
+    /// Another of its members by extension, such as `json`, `txt` or `seg.png`: a slice of the map. `None` if
+    /// there is none, and for the image, which [`Sample::jpeg`] gives.
     ///
     /// # Errors
     ///
@@ -233,8 +233,8 @@ impl ShardSet {
 
     /// A sample by number. Nothing is copied; the member's header is compared with the index.
     ///
-    /// The image's bytes are foreign, and they may vanish: after reading them, and before believing
-    /// what came of them, ask [`ShardSet::check`].
+    /// The image's bytes are foreign and may vanish: after reading them, and before using the result, call
+    /// [`ShardSet::check`].
     ///
     /// # Errors
     ///
@@ -244,8 +244,8 @@ impl ShardSet {
         self.sample_until(id, &|| false)
     }
 
-    /// As [`ShardSet::sample`], which waits for a shard that is being fetched; here only until `stop`
-    /// says that nobody needs it any more.
+    /// As [`ShardSet::sample`], but the wait for a shard that is being fetched ends when `stop` says that it is no
+    /// longer needed.
     ///
     /// # Errors
     ///
@@ -264,14 +264,17 @@ impl ShardSet {
         Ok(Sample { id, shard, index, key, offset, from, class, map, image })
     }
 
-    /// Makes a sample's shard ready to be read, and asks the system to read its bytes ahead: a remote
-    /// shard is waited for, until `stop` says that nobody needs it any more, and stays mapped as long
-    /// as what is returned lives.
+    /// Prepares a sample for reading and asks the system to read its bytes ahead. A remote shard is waited for,
+    /// until `stop` says that it is no longer needed, and stays mapped as long as the returned pin lives.
     ///
     /// # Errors
     ///
-    /// No such sample, or a shard that cannot be had.
-    pub fn ready(&self, id: u64, stop: &dyn Fn() -> bool) -> Result<Option<Arc<Held>>, ShardError> {
+    /// No such sample, or a shard that cannot be fetched.
+    pub fn ready(
+        &self,
+        id: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Arc<PinnedShard>>, ShardError> {
         let (_, shard, _, entry) = self.seek(id)?;
         let map = shard.lease(stop)?;
         // From the header on: `sample` reads it.
@@ -279,11 +282,11 @@ impl ShardSet {
         map.will_need(start, entry.image.offset + entry.image.size - start);
         Ok(match map {
             Lease::Lent(_) => None,
-            Lease::Held(held) => Some(held),
+            Lease::Pinned(held) => Some(held),
         })
     }
 
-    /// Whether what was read of a sample were the bytes of its shard. One atomic load.
+    /// Checks that the bytes read of a sample were those of its shard. One atomic load.
     ///
     /// # Errors
     ///
@@ -292,8 +295,7 @@ impl ShardSet {
         sample.map.check()
     }
 
-    /// As [`ShardSet::check`], for a sample whose bytes turned out to be no image: the file system
-    /// is asked as well.
+    /// As [`ShardSet::check`], for a sample that failed to decode: also asks the file system.
     ///
     /// # Errors
     ///
@@ -321,13 +323,12 @@ impl ShardSet {
         self.shards.iter().map(|shard| shard.table.bad().count() as u64).sum()
     }
 
-    /// What is wrong with the first of them.
+    /// The error of the first of them.
     pub fn first_bad(&self) -> Option<ShardError> {
         self.shards.iter().find_map(|shard| shard.bad(shard.table.bad().next()?))
     }
 
-    /// Whether a class number means the same class in all of the set. Training needs no classes; who
-    /// does asks here first.
+    /// Checks that a class number means the same class in all of the set; to be called before classes are used.
     ///
     /// # Errors
     ///
@@ -389,22 +390,22 @@ impl ShardSet {
         self.remote.is_some()
     }
 
-    /// What was fetched so far; `None` for local shards.
+    /// The counters of fetching; `None` for local shards.
     pub fn fetched(&self) -> Option<RemoteSnapshot> {
-        self.remote.as_ref().map(|remote| remote.shelf.snapshot())
+        self.remote.as_ref().map(|remote| remote.prefetcher.snapshot())
     }
 
     /// The bound of the cache in bytes; `None` for local shards.
     pub fn room(&self) -> Option<u64> {
-        self.remote.as_ref().map(|remote| remote.shelf.room())
+        self.remote.as_ref().map(|remote| remote.prefetcher.room())
     }
 
-    /// Says which shards will be read, in that order, by their positions in [`ShardSet::shards`]; the
-    /// first `now` of them are being read from now on. Remote ones are fetched ahead; local ones are
-    /// there anyway.
+    /// Sets the shards that will be read, in that order, by their positions in [`ShardSet::shards`]; the first
+    /// `now` of them are being read from now on. Remote shards are fetched ahead; for local ones this does
+    /// nothing.
     pub fn want(&self, shards: Vec<u32>, now: u32) {
         if let Some(remote) = &self.remote {
-            remote.shelf.want(shards, now);
+            remote.prefetcher.set_upcoming(shards, now);
         }
     }
 
@@ -421,7 +422,7 @@ impl ShardSet {
 }
 
 impl Shard {
-    /// Where it lies: a file, or a URL without what is secret in it.
+    /// Its path, or its URL without secrets.
     pub fn path(&self) -> &Path {
         match &self.source {
             Source::Local(map) => map.path(),
@@ -455,7 +456,7 @@ impl Shard {
         self.first
     }
 
-    /// What is wrong with the sample at a position, if it cannot be used.
+    /// The error of the sample at a position, if it cannot be used.
     fn bad(&self, position: usize) -> Option<ShardError> {
         let (offset, fault) = self.table.fault(position)?;
         let key = self.table.get(position)?.key.to_owned();
@@ -466,7 +467,9 @@ impl Shard {
     fn lease(&self, stop: &dyn Fn() -> bool) -> Result<Lease<'_>, ShardError> {
         match &self.source {
             Source::Local(map) => Ok(Lease::Lent(map)),
-            Source::Remote { shelf, number, .. } => shelf.hold(*number, stop).map(Lease::Held),
+            Source::Remote { prefetcher, number, .. } => {
+                prefetcher.pin(*number, stop).map(Lease::Pinned)
+            }
         }
     }
 
@@ -485,7 +488,7 @@ impl Shard {
         })
     }
 
-    /// The class number in a member; what is wrong with the file itself is told first.
+    /// The class number in a member; an error of the file itself comes first.
     fn class(&self, map: &Map, key: &str, span: Option<Span>) -> Result<Option<u32>, ShardError> {
         let Some(span) = span else { return Ok(None) };
         let class = self.number(map, key, span);

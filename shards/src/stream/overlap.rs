@@ -1,11 +1,11 @@
-//! Whether data sets that are read as one hold the same images: legal, and seldom meant.
+//! Warns when data sets that are read as one share images, which is legal and seldom intended.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::format::manifest::{Manifest, ShardRecord};
 
-/// What manifests say of their images, as far as it tells them apart.
+/// The checksums of images in manifests, for comparison.
 #[derive(Default)]
 pub(super) struct Overlap {
     /// Manifests in the order in which they came.
@@ -41,8 +41,8 @@ impl Overlap {
         }
     }
 
-    /// Compares images by the CRC-32C of their files. Of a million and another million a few hundred
-    /// agree by chance: a share of them is needed to say anything.
+    /// Compares images by the CRC-32C of their files. Between two sets of a million a few hundred agree by
+    /// chance, so only a larger share counts.
     fn images(&mut self, number: usize, record: &ShardRecord) {
         let each = record.members.checked_div(record.samples).unwrap_or(0).max(1);
         for sample in 0..record.samples {
@@ -57,10 +57,10 @@ impl Overlap {
     }
 }
 
-/// Shared images are told of from this share of all on.
+/// Share of common images from which on a warning is given.
 const SHARE_MIN: f64 = 0.002;
 
-/// What is worth a sentence, if anything is.
+/// The warning, if there is one.
 pub(super) fn found(overlap: Overlap) -> Option<String> {
     let Overlap { manifests, twice, shared, total, .. } = overlap;
     if let Some((one, other)) = twice {

@@ -1,7 +1,7 @@
 //! The operations of DetCo's views for CPUs with AVX2.
 //!
-//! Each does to the byte what its twin in [`super::geometry`], [`super::color`] or [`super::blur`]
-//! does, which says what and why; here stands only how. The tests hold the two against each other.
+//! Each gives the same bytes as the plain function in [`super::geometry`], [`super::color`] or
+//! [`super::blur`], where it is explained. The tests compare the two.
 //!
 //! `u8` lanes are widened to 32 bits for products of 22-bit weights and for `f32`, and come back through
 //! the saturating packs, which clamp to 0..=255 for free.
@@ -43,9 +43,8 @@ impl Avx2 {
         has.then_some(Avx2(()))
     }
 
-    /// Does `op` to a picture, or returns false where that operation is not here. A blur is of what lies
-    /// in the box `within`, `[left, top, width, height]`; around it, as far as the blur reaches, pixels
-    /// lose their meaning.
+    /// Applies `op` to a picture, or returns false if the operation is not implemented here. A blur covers the box
+    /// `within`, `[left, top, width, height]`; pixels within the blur radius outside of it are clobbered.
     #[inline(always)]
     pub(super) fn apply(
         self,
@@ -109,23 +108,29 @@ impl Avx2 {
         unsafe { hue(view, shift) }
     }
 
-    /// As `geometry::gather`.
+    /// As `geometry::transpose`.
     #[inline(always)]
-    pub(super) fn gather(self, rows: [&[u8]; ROWS], lines: &mut [Column]) {
+    pub(super) fn transpose(self, rows: [&[u8]; ROWS], lines: &mut [Column]) {
         // SAFETY: the CPU has AVX2: `self` proves it.
-        unsafe { gather(rows, lines) }
+        unsafe { transpose(rows, lines) }
     }
 
-    /// As `geometry::along_rows`.
+    /// As `geometry::horizontal_pass`.
     #[inline(always)]
-    pub(super) fn along_rows(self, lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
+    pub(super) fn horizontal_pass(
+        self,
+        lines: &[Column],
+        axis: &Axis,
+        plane: usize,
+        out: &mut [u8],
+    ) {
         // SAFETY: the CPU has AVX2: `self` proves it.
-        unsafe { along_rows(lines, axis, plane, out) }
+        unsafe { horizontal_pass(lines, axis, plane, out) }
     }
 
-    /// As `geometry::across`, but for the room behind each of `out`, of which whole vectors are written.
+    /// As `geometry::vertical_pass`, but for the room behind each of `out`, of which whole vectors are written.
     #[inline(always)]
-    pub(super) fn across(
+    pub(super) fn vertical_pass(
         self,
         rows: Ring<'_>,
         (start, pairs): (usize, &[Pair]),
@@ -228,10 +233,10 @@ fn eights(from: &[u8; LANES]) -> [&[u8; 8]; 4] {
 
 /// Sixteen rows, side by side: blocks of 16 x 16 bytes are transposed, three for 16 pixels.
 #[target_feature(enable = "avx2")]
-fn gather(rows: [&[u8]; ROWS], lines: &mut [Column]) {
+fn transpose(rows: [&[u8]; ROWS], lines: &mut [Column]) {
     let width = rows[0].len() / 3;
     if width < BLOCK {
-        return super::geometry::gather(rows, lines);
+        return super::geometry::transpose(rows, lines);
     }
     let rows = rows.map(|row| &row[..3 * width]);
     let columns = lines.len() / 6;
@@ -312,7 +317,7 @@ fn shuffle([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
 
 /// Rows of `3 * plane` bytes come out; `plane` is a multiple of [`LANES`].
 #[target_feature(enable = "avx2")]
-fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn horizontal_pass(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
     // Reductions by less than three need no loop over the weights.
     match axis.pairs_each() {
         1 => along_rows_by::<1>(lines, axis, plane, out),

@@ -1,4 +1,4 @@
-//! The renderer on a GPU: frames and plans in, batch tensors out, one launch a batch.
+//! The renderer on a GPU: from frames and plans to batch tensors, with one launch per batch.
 //!
 //! The kernels lie in `kernels/`: `view.h` says what a block of threads does with a view, pass by
 //! pass, and what each pass reads and writes. They are compiled for the device when a
@@ -40,7 +40,7 @@ const KERNELS: Program<'static> = Program {
     options: &["--std=c++17", "--fmad=false"],
 };
 
-/// Why a batch is not rendered. Nothing of it was queued then.
+/// Why a batch was not rendered. Nothing of it was queued.
 #[derive(Debug, Error)]
 pub enum DeviceViewsError {
     /// The device, the driver or the compiler.
@@ -118,7 +118,7 @@ impl Element {
     }
 }
 
-/// What a batch looks like.
+/// The shape of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchShape {
     /// Samples of a batch, n.
@@ -153,7 +153,7 @@ pub struct Item<'a> {
     pub slot: usize,
     /// The image.
     pub frame: DeviceFrame<'a>,
-    /// What was drawn for it.
+    /// Its plan.
     pub plan: &'a SamplePlan,
 }
 

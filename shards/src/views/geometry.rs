@@ -1,4 +1,4 @@
-//! Crop, resize, interleave, mirror.
+//! Crop, resize, interleaving and mirroring.
 
 use super::Vectors;
 use super::crop::Filter;
@@ -276,18 +276,18 @@ impl Scratch {
         for y in 0..down_to {
             let start = self.rows.starts[y];
             while done < (start + taps).min(height) {
-                // Beyond the last row stands the last row.
+                // The last row is repeated as padding.
                 let rows = std::array::from_fn(|i| source((done + i).min(height - 1)));
                 let narrow = &mut self.narrow[done % count * stride..][..ROWS * stride];
                 match vectors {
                     #[cfg(target_arch = "x86_64")]
                     Vectors::Avx2(avx2) => {
-                        avx2.gather(rows, lines);
-                        avx2.along_rows(lines, &self.columns, plane, narrow);
+                        avx2.transpose(rows, lines);
+                        avx2.horizontal_pass(lines, &self.columns, plane, narrow);
                     }
                     Vectors::Plain => {
-                        gather(rows, lines);
-                        along_rows(lines, &self.columns, plane, narrow);
+                        transpose(rows, lines);
+                        horizontal_pass(lines, &self.columns, plane, narrow);
                     }
                 }
                 done += ROWS;
@@ -296,11 +296,11 @@ impl Scratch {
             match vectors {
                 #[cfg(target_arch = "x86_64")]
                 Vectors::Avx2(avx2) => {
-                    avx2.across(ring, (start, self.rows.pairs_of(y)), plane, out.row_on(y))
+                    avx2.vertical_pass(ring, (start, self.rows.pairs_of(y)), plane, out.row_on(y))
                 }
                 Vectors::Plain => {
                     let row = out.row_on(y).map(|row| &mut row[..across_to]);
-                    across(ring, (start, self.rows.weights_of(y)), plane, row);
+                    vertical_pass(ring, (start, self.rows.weights_of(y)), plane, row);
                 }
             }
         }
@@ -340,7 +340,7 @@ fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
 
 /// Rows of interleaved RGB side by side, `[3, 2, columns]`, where there may be more columns than pixels.
 #[inline(always)]
-pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [Column]) {
+pub(super) fn transpose(rows: [&[u8]; ROWS], lines: &mut [Column]) {
     let columns = lines.len() / 6;
     for (row, from) in rows.into_iter().enumerate() {
         let [half, row] = [row / (ROWS / 2), row % (ROWS / 2)];
@@ -352,10 +352,10 @@ pub(super) fn gather(rows: [&[u8]; ROWS], lines: &mut [Column]) {
     }
 }
 
-/// [`ROWS`] rows of pixels, as [`gather`] lays them, through the filter, into as many rows of three planes
+/// [`ROWS`] rows of pixels, as [`transpose`] lays them, through the filter, into as many rows of three planes
 /// of `plane` bytes.
 #[inline(always)]
-fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
+fn horizontal_pass(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
     for (x, (start, weights)) in axis.windows().enumerate() {
         for (i, columns) in lines.chunks_exact(lines.len() / 6).enumerate() {
             let (channel, half) = (i / 2, i % 2);
@@ -375,7 +375,12 @@ fn along_rows(lines: &[Column], axis: &Axis, plane: usize, out: &mut [u8]) {
 
 /// Rows of three planes of `plane` bytes, from `start` on, through the filter into one row.
 #[inline(always)]
-fn across(rows: Ring<'_>, (start, weights): (usize, &[i32]), plane: usize, out: [&mut [u8]; 3]) {
+fn vertical_pass(
+    rows: Ring<'_>,
+    (start, weights): (usize, &[i32]),
+    plane: usize,
+    out: [&mut [u8]; 3],
+) {
     for (channel, out) in out.into_iter().enumerate() {
         for (x, out) in out.chunks_mut(PLANE).enumerate() {
             let mut sums = [HALF; PLANE];

@@ -1,4 +1,4 @@
-//! What the model is shown: draw, then render.
+//! Views: drawn from the sample's identity, then rendered.
 //!
 //! A [`Recipe`] is a list of groups of views and says what may be drawn for them. [`Recipe::draw`]
 //! turns it and an address (run seed, epoch, sample) into a [`SamplePlan`]: for each view its crop box,
@@ -44,12 +44,12 @@ pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel deviations.
 pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Which instructions render.
+/// The instructions used for rendering.
 #[derive(Debug, Clone, Copy)]
 enum Vectors {
-    /// What the compiler makes of plain loops: every CPU.
+    /// Plain loops, for every CPU.
     Plain,
-    /// The most used operations by hand.
+    /// The most used operations in AVX2 by hand.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
 }

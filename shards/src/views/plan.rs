@@ -1,4 +1,4 @@
-//! What was drawn: every number that rendering needs, and nothing else.
+//! Plans: every drawn number that rendering needs, and nothing else.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,14 +64,14 @@ pub struct ViewPlan {
     pub filter: Filter,
     /// The box that is resized to `size` x `size`: of the image, or of what it was resized to.
     pub crop: Rect,
-    /// What is done to it, in this order.
+    /// The operations, in order.
     pub ops: Vec<Op>,
     /// Exchange left and right, after the operations.
     pub flip: bool,
     /// The patches it is cut into, last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<GridPlan>,
-    /// Quarter turns against the clock, 0 to 3, that whoever reads the view is to do.
+    /// Counter-clockwise quarter turns, 0 to 3, which the reader of the view applies.
     #[serde(default)]
     pub rotation: u8,
 }
@@ -131,7 +131,7 @@ impl ViewPlan {
 /// measured for bilinear resizes; of a picture for bicubic ones all pixels are decoded.
 pub const REDUCTIONS: [(u32, u32); 2] = [(2, 6), (4, 16)];
 
-/// The part of a picture that views look at: the smallest box around their crops, and the largest
+/// The region of interest of views: the smallest box around their crops, and the largest
 /// reduction, of those up to `reduction_max`, that [`REDUCTIONS`] allows for the shorter side of
 /// each. `None` without views.
 pub fn needed<'a>(
@@ -199,7 +199,7 @@ impl Recipe {
     }
 }
 
-/// What of a view's plan a method may want to know: small, and beside the pixels in every batch.
+/// The note of a view: the small part of its plan that stands beside the pixels in every batch, for methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Note {
     /// Width and height of the picture that the box lies in: the image, or what it was resized to.
@@ -208,7 +208,7 @@ pub struct Note {
     pub crop: Rect,
     /// Whether it is mirrored.
     pub flip: bool,
-    /// Quarter turns against the clock that are to be done.
+    /// Counter-clockwise quarter turns that the reader applies.
     pub rotation: u8,
     /// Index of the patches' permutation in its set, where it was drawn from one.
     pub permutation: Option<u32>,

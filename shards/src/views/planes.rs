@@ -1,4 +1,4 @@
-//! The picture that operations work on.
+//! The planar image that operations work on.
 
 /// Bytes behind a plane: a vector of so many may begin at any pixel.
 const ROOM: usize = 32;

@@ -16,7 +16,7 @@ const CPU_THREADS: c_int = 1;
 /// and waits for all of the device.
 const SIDE: c_int = 512;
 
-/// Asks whether the engine takes an image: one of a thread.
+/// Checks whether the engine supports an image. Each thread has its own.
 #[derive(Debug)]
 pub(crate) struct Asker {
     jpeg: Part<nvjpegJpegStream>,
@@ -56,7 +56,7 @@ impl Asker {
     }
 }
 
-/// What one batch in work needs.
+/// The state of one batch in work.
 #[derive(Debug)]
 pub(crate) struct Batch {
     state: Part<nvjpegJpegState>,

@@ -19,15 +19,15 @@ use super::{Nvjpeg, NvjpegError, RGBI, check};
 const KINDS: [&str; 7] =
     ["library", "decoder", "state", "stream", "params", "pinned buffer", "device buffer"];
 
-/// By kind: objects that were created and not destroyed.
+/// Live objects by kind.
 static LIVE: [AtomicUsize; KINDS.len()] = [const { AtomicUsize::new(0) }; KINDS.len()];
 
-/// nvJPEG's objects that live in this process, by kind. All are 0 when nothing decodes.
+/// The live nvJPEG objects of this process by kind; all 0 when nothing decodes.
 pub fn live_handles() -> [(&'static str, usize); KINDS.len()] {
     std::array::from_fn(|kind| (KINDS[kind], LIVE[kind].load(Ordering::SeqCst)))
 }
 
-/// One object of nvJPEG's.
+/// An nvJPEG object.
 #[derive(Debug)]
 struct Object<T> {
     pointer: *mut T,
@@ -64,8 +64,8 @@ impl<T> Drop for Object<T> {
     }
 }
 
-/// What a lane's buffers grow by: an ImageNet picture's coefficients fit at once. Growing frees memory, which
-/// waits for all of the device.
+/// Growth of a lane's buffers: an ImageNet image's coefficients fit at once. Growing frees memory, which waits
+/// for the whole device.
 const PADDING: usize = 4 << 20;
 
 /// A library handle: one back end of nvJPEG on the device that was current.
@@ -95,8 +95,8 @@ impl Handle {
         Ok(handle)
     }
 
-    /// The decoder in hardware that some GPUs have; an error on others. Not asked to be strict: what it would
-    /// refuse then is written nowhere, and one refused image is a refused batch.
+    /// The hardware decoder, which some GPUs have; an error on others. Strict mode is off: its rules are
+    /// undocumented, and one rejected image fails the whole batch.
     pub(crate) fn hardware(nvjpeg: &Arc<Nvjpeg>) -> Result<Arc<Handle>, NvjpegError> {
         Handle::create(nvjpeg, nvjpegBackend_t_NVJPEG_BACKEND_HARDWARE, 0)
     }
@@ -200,7 +200,7 @@ pub(super) fn stream(handle: &Arc<Handle>) -> Result<Part<nvjpegJpegStream>, Nvj
     })
 }
 
-/// Parameters with every value stated: interleaved RGB, the whole image, no inks, upright as stored.
+/// Parameters with every value set: interleaved RGB, the whole image, no CMYK, no EXIF rotation.
 pub(super) fn params(handle: &Arc<Handle>) -> Result<Part<nvjpegDecodeParams>, NvjpegError> {
     let (api, what) = (handle.api(), ("nvjpegDecodeParamsCreate", 4));
     let params = Part::create(handle, what, api.nvjpegDecodeParamsDestroy, |place| {

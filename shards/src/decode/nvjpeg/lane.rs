@@ -13,7 +13,7 @@ use super::handle::{self, Handle, Part};
 use super::{KEEP_NOTHING, NvjpegError, Target, check, same_size};
 use crate::decode::Probe;
 
-/// What one image in work needs: state, buffers, parsed bytes.
+/// A decode context for one image at a time: state, buffers, parsed bytes.
 ///
 /// nvJPEG's calls take a lock and allocate when these are made, so a thread has its own from the
 /// start. It has two, and uses them in turn: while the device works on one image the CPU decodes

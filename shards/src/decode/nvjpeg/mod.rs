@@ -43,7 +43,7 @@ pub(crate) use lane::Lane;
 /// The library's name for the loader, with the version that its interface has.
 const LIBRARY: &str = "libnvjpeg.so.13";
 
-/// Why nvJPEG did not do what it was asked for.
+/// Errors of nvJPEG.
 #[derive(Debug, Error)]
 pub enum NvjpegError {
     /// The library is not on this machine, or does not load.

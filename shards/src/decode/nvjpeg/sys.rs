@@ -29,9 +29,8 @@ macro_rules! api {
         #[derive(Debug)]
         pub(super) struct Api {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> nvjpegStatus_t,)*
-            /// Keeps the functions where they are, to the end of the program: the CUDA runtime within the
-            /// library has threads' ends and the program's to hear of. None in tests, whose functions are
-            /// their own.
+            /// Never unloaded: the CUDA runtime in it has thread-exit and process-exit handlers. `None` in tests,
+            /// which have functions of their own.
             pub(super) _library: Option<ManuallyDrop<Library>>,
         }
 

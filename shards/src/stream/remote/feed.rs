@@ -1,5 +1,5 @@
-//! The bytes of one answer on their way to where they are kept: held against what was known of the
-//! object, decompressed, without those that are there already.
+//! The body of one response on its way to a sink: checked against what is known of the object, decompressed,
+//! and without the bytes that the sink has already.
 
 use std::io::Write as _;
 
@@ -14,39 +14,39 @@ use super::secrets::Secrets;
 use super::store::{About, Failure, Object, Place};
 use crate::format::{RemoteFault, ShardError};
 
-/// Where an object's bytes go.
+/// The sink of an object's bytes.
 pub(super) trait Sink {
-    /// Those that are there.
+    /// Number of bytes that it has.
     fn have(&self) -> u64;
-    /// Begins anew.
+    /// Empties it.
     fn restart(&mut self) -> Result<(), ShardError>;
-    /// So many came again that are there.
+    /// Bytes were received again that it has already.
     fn again(&mut self, _bytes: u64) {}
-    /// Takes the next.
+    /// Appends bytes.
     fn take(&mut self, piece: &[u8]) -> Result<(), ShardError>;
 }
 
-/// What is being fetched.
+/// The kind of object being fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A shard: its size and version are known, and no text is one.
+    /// A shard of known size and version; text is not one.
     Shard,
-    /// A shard of a size that nobody knows yet.
+    /// A shard of unknown size.
     Unmeasured,
-    /// Anything.
+    /// Any object.
     Small,
 }
 
-/// What came of a request whose answer ended well.
+/// The result of a complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
-    /// All that there is, as far as the server tells.
+    /// The rest of the object, as far as the server tells.
     All,
-    /// A piece of it, whole: servers may bound what they send at a time.
+    /// A part of it: servers may limit what they send at a time.
     Piece,
 }
 
-/// Bytes of an answer on their way to a sink.
+/// The body of a response on its way to a sink.
 pub(super) struct Feed<'a> {
     secrets: &'a Secrets,
     object: &'a Object,
@@ -56,9 +56,9 @@ pub(super) struct Feed<'a> {
     /// What the object begins with, until there is enough of it to be judged, and what is wrong with
     /// it if it is no page.
     head: Option<(Vec<u8>, Option<RemoteFault>)>,
-    /// Bytes that are there already.
+    /// Bytes that the sink has already.
     skip: u64,
-    /// Bytes that may come.
+    /// Limit of the bytes to receive.
     room: u64,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Feed<'a> {
         Feed { secrets, object, about, kind, sink, head: None, skip: 0, room: 0 }
     }
 
-    /// Asks for what is missing.
+    /// Requests the missing bytes.
     pub(super) async fn ask(self) -> Result<Came, Failure> {
         let (object, offset) = (self.object, self.sink.have());
         match &object.place {
@@ -141,7 +141,7 @@ impl<'a> Feed<'a> {
         Ok(Came::All)
     }
 
-    /// What is wrong with an answer by its head.
+    /// Checks the head of a response.
     fn wrong(
         &self,
         total: Option<u64>,
@@ -191,7 +191,7 @@ impl<'a> Feed<'a> {
         if head.len() < http::BLOCK { Ok(()) } else { self.judge() }
     }
 
-    /// Judges what the object begins with.
+    /// Checks the object's first bytes.
     fn judge(&mut self) -> Result<(), Failure> {
         let Some((head, wrong)) = self.head.take() else { return Ok(()) };
         if self.kind != Kind::Small
@@ -228,7 +228,7 @@ pub(super) fn gzip() -> MultiGzDecoder<Vec<u8>> {
     MultiGzDecoder::new(Vec::new())
 }
 
-/// A piece of an answer, decompressed if need be.
+/// A piece of a response, decompressed if necessary.
 pub(super) fn unpacked(
     decoder: &mut Option<MultiGzDecoder<Vec<u8>>>,
     piece: &[u8],
@@ -238,7 +238,7 @@ pub(super) fn unpacked(
     Ok(std::mem::take(decoder.get_mut()))
 }
 
-/// Keeps a small object.
+/// A sink that keeps a small object in memory.
 pub(super) struct Small {
     pub(super) bytes: Vec<u8>,
     pub(super) limit: u64,
@@ -266,13 +266,13 @@ impl Sink for Small {
 }
 
 impl Small {
-    /// Whether enough of it is there to see that it is something else.
+    /// Whether it has enough bytes to tell that the object is something else.
     pub(super) fn is_other(&self) -> bool {
         self.bytes.len() >= http::BLOCK && !(self.begins)(&self.bytes)
     }
 }
 
-/// Counts.
+/// A sink that only counts.
 pub(super) struct Measured {
     pub(super) bytes: u64,
     pub(super) digest: Sha256,

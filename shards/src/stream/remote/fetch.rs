@@ -1,4 +1,4 @@
-//! Trying again: one object, as many attempts as patience allows, on from where the last one ended.
+//! Retries: fetches one object in as many attempts as patience allows, each from where the last one ended.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,12 @@ use super::store::{About, Failure, Object, Web};
 use crate::cache::{self, Part};
 use crate::format::{Cause, RemoteFault, ShardError};
 
-/// How long a store is waited for.
+/// Patience with a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// Attempts without progress before a fetch fails.
     pub attempts: u32,
-    /// Pause after the first of them; it doubles, up to [`PAUSE_MAX`], and up to half of it is left
-    /// out by chance.
+    /// Pause after the first of them. It doubles up to [`PAUSE_MAX`], with up to half of it left out at random.
     pub pause: Duration,
     /// How long a server may be silent before an attempt counts as failed.
     pub stall: Duration,
@@ -22,7 +21,7 @@ pub struct Patience {
 }
 
 impl Default for Patience {
-    /// Some three minutes with a server that answers nothing but errors.
+    /// About three minutes for a server that returns only errors.
     fn default() -> Patience {
         Patience {
             attempts: 10,
@@ -39,30 +38,29 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A server may ask for a longer one (`Retry-After`), up to this.
 pub const AFTER_MAX: Duration = Duration::from_secs(120);
 
-/// An attempt that brought less counts as one without progress: a server that drops the line every
-/// few bytes would take forever.
+/// Bytes that count as progress: a server that drops the connection every few bytes would take forever.
 const PROGRESS: u64 = 1 << 20;
 
-/// A shard whose bytes are not the manifest's is fetched so many times: the fault may be the line's.
+/// How often a shard with the wrong digest is fetched, since the connection may be at fault.
 const DIGEST_TRIES: u32 = 2;
 
-/// What is told while a shard is fetched.
+/// The observer of a fetch.
 pub(super) trait Watch {
-    /// So many bytes came.
+    /// Bytes were received.
     fn came(&self, bytes: u64);
-    /// An attempt failed, after so many; why.
+    /// An attempt failed: the number of attempts, and the cause.
     fn failed(&self, object: &Object, attempts: u32, cause: &Cause);
-    /// Pauses; false when everything ends.
+    /// Pauses; returns false when the prefetcher closes.
     fn pause(&self, pause: Duration) -> bool;
-    /// The disk is full: something was evicted, and it is worth another try.
+    /// The disk is full: evicts a file; returns whether another try is worthwhile.
     fn evicted(&self) -> Result<bool, ShardError>;
 }
 
-/// While opening, a store that does not answer is more often misspelt than down, and somebody waits:
-/// so many attempts are enough.
+/// Attempts while opening: there a store that does not answer is more often misspelt than down, and the user
+/// is waiting.
 const OPENING: u32 = 5;
 
-/// Runs `attempt` until it succeeds, is final, or patience ends.
+/// Repeats `attempt` until it succeeds, fails for good, or patience ends.
 pub(super) fn again<T>(
     patience: &Patience,
     object: &Object,
@@ -87,7 +85,7 @@ pub(super) fn again<T>(
     }
 }
 
-/// Fills a part with a shard's bytes and holds them against the manifest's digest, if there is one.
+/// Fetches a shard into a part and compares its digest with the manifest's, if there is one.
 pub(super) fn shard(
     web: &Web,
     patience: &Patience,
@@ -154,7 +152,7 @@ pub(super) fn shard(
     }
 }
 
-/// A part that grows.
+/// A part as the sink of a fetch.
 struct Filling<'a> {
     part: &'a mut Part,
     watch: &'a dyn Watch,
@@ -180,9 +178,8 @@ impl Sink for Filling<'_> {
     }
 }
 
-/// The pause after so many failed attempts: doubling, and a random half of it left out, so that
-/// ranks that failed together do not come back together. Not less than the server asks for, within
-/// reason.
+/// The pause after so many failed attempts: exponential back-off with jitter, so that ranks that failed
+/// together do not retry together; at least what the server asks for, up to a limit.
 fn pause(patience: &Patience, attempts: u32, after: Option<Duration>) -> Duration {
     let whole = patience.pause.saturating_mul(1 << (attempts - 1).min(16)).min(PAUSE_MAX);
     // Chance for servers' sake only: nothing of the data depends on it.

@@ -1,8 +1,8 @@
-//! Objects over plain HTTP, as RFC 9110 has it and as servers are: one request, and what its answer
-//! means.
+//! Objects over plain HTTP, as in RFC 9110 and as real servers behave: one request, and the meaning of its
+//! response.
 //!
-//! Only GET is asked for: a signed URL answers nothing else, and HEAD's length is that of another
-//! answer where a server compresses. The size comes from the first block of an object. A server may
+//! Only GET is used: a signed URL allows nothing else, and the length that HEAD gives is that of another
+//! response where a server compresses. The size comes from the first block of an object. A server may
 //! ignore a range and send all of the object; say no length; redirect, to where no credentials follow;
 //! name a version by a weak validator, or by none.
 
@@ -21,12 +21,12 @@ use super::secrets::Secrets;
 use super::store::Failure;
 use crate::format::RemoteFault;
 
-/// What is asked of an object.
+/// The requested bytes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// All of it.
     Whole,
-    /// Its first block, which tells its size, and what it is.
+    /// Its first block, which tells its size and its kind.
     Block,
     /// From this byte on.
     From(u64),
@@ -35,24 +35,24 @@ pub(super) enum Asked {
 /// The first block of a tar.
 pub(super) const BLOCK: usize = 512;
 
-/// An answer that holds bytes of the object.
+/// A response with bytes of the object.
 pub(super) struct Answer {
     pub(super) response: Response,
     /// Where its bytes begin in the object.
     pub(super) start: u64,
-    /// One past the last of them, where the server says.
+    /// One past the last of them, if the server tells.
     pub(super) end: Option<u64>,
-    /// Bytes of the whole object, where the server says.
+    /// Size of the whole object, if the server tells.
     pub(super) total: Option<u64>,
     /// `ETag`, without the mark of weakness.
     pub(super) etag: Option<String>,
     /// `Last-Modified`, as it stands.
     pub(super) modified: Option<String>,
-    /// Compressed on the way.
+    /// Whether it is compressed in transit.
     pub(super) gzip: bool,
 }
 
-/// The client, and whom it asks as.
+/// The client and its credentials.
 #[derive(Debug)]
 pub(super) struct Http {
     client: Client,
@@ -75,7 +75,7 @@ impl Http {
         Ok(Http { client, credentials })
     }
 
-    /// Sends one request and reads the head of its answer.
+    /// Sends one request and reads the head of its response.
     pub(super) async fn ask(
         &self,
         address: &Address,
@@ -101,7 +101,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok().map(str::trim).filter(|value| !value.is_empty())
 }
 
-/// What the head of an answer says.
+/// Reads the head of a response.
 fn answer(response: Response, address: &Address, asked: Asked) -> Result<Answer, Failure> {
     let (status, headers) = (response.status(), response.headers());
     let ranged = asked != Asked::Whole;
@@ -150,7 +150,7 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     sound.then(|| (first, last.saturating_add(1), total))
 }
 
-/// What an answer without the object means.
+/// The meaning of a response without the object.
 fn refused(response: &Response, address: &Address, ranged: bool) -> Failure {
     let (status, headers) = (response.status(), response.headers());
     let reason = ["x-error-code", "x-amz-error-code", "x-ms-error-code"];
@@ -186,7 +186,7 @@ fn refused(response: &Response, address: &Address, ranged: bool) -> Failure {
     }
 }
 
-/// What a refusal may come from.
+/// Possible causes of a refusal.
 fn advice(address: &Address) -> String {
     if address.is_signed() {
         "the signature may have expired, or be another object's: sign the URL anew".into()

@@ -1,10 +1,10 @@
-//! Shards behind URLs: what the user named, found and opened without fetching a shard.
+//! Shards behind URLs: finds and opens what the user named, without fetching a shard.
 //!
-//! Of a data set that `detco pack` wrote, the manifest and the indexes are fetched first: they say
-//! how many samples there are and where each lies. Without a manifest, sizes come from the store and
-//! no digest is compared; without an index the shard itself is fetched and walked once, since an
-//! order needs the number of samples, and the list of its files is kept in the cache. A manifest or an
-//! index that is none of ours (a page, another program's) counts as none, and is told of once.
+//! For a data set that `detco pack` wrote, the manifest and the indexes are fetched first: they give the
+//! number of samples and the place of each. Without a manifest, sizes come from the store and no digest is
+//! compared. Without an index the shard itself is fetched and walked once, since an order needs the number
+//! of samples, and the list of its files stays in the cache. Another program's manifest or index, or a web
+//! page in its place, counts as missing and is reported once.
 
 mod address;
 mod credentials;
@@ -12,8 +12,8 @@ mod feed;
 mod fetch;
 mod http;
 mod opener;
+mod prefetch;
 mod secrets;
-mod shelf;
 mod store;
 
 use std::fmt;
@@ -26,9 +26,9 @@ pub(crate) use self::address::shown_all;
 pub use self::address::{is_url, shown};
 pub use self::fetch::{AFTER_MAX, PAUSE_MAX, Patience};
 use self::opener::{Job, Once, Opener, addresses, index_name, records};
-use self::shelf::Item;
-pub(crate) use self::shelf::Shelf;
-pub use self::shelf::{Held, RemoteSnapshot};
+use self::prefetch::Item;
+pub(crate) use self::prefetch::Prefetcher;
+pub use self::prefetch::{PinnedShard, RemoteSnapshot};
 use self::store::{Web, no_thread};
 use super::{Opened, Shard, Source};
 use crate::cache::Cache;
@@ -38,7 +38,7 @@ use crate::format::verify::{self, Report};
 use crate::format::{Blame, ShardError};
 use crate::pipe::Pool;
 
-/// How shards behind URLs are reached and kept.
+/// Options for shards behind URLs.
 #[derive(Clone)]
 pub struct RemoteOptions {
     /// Folder of the cache; processes of one machine may share it.
@@ -51,9 +51,9 @@ pub struct RemoteOptions {
     pub environment: Vec<(String, String)>,
     /// Shards fetched at a time, at least 1.
     pub fetches: usize,
-    /// How long stores are waited for.
+    /// Patience with stores that do not answer.
     pub patience: Patience,
-    /// Told, in a sentence, what makes opening take long, and that a shard does not come.
+    /// A callback for sentences to the user: why opening takes long, and that a shard does not come.
     pub notice: Option<fn(&str)>,
 }
 
@@ -85,35 +85,35 @@ impl RemoteOptions {
     }
 }
 
-/// The threads that fetch for a set. Dropping it ends them.
+/// The fetching threads of a set, which end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Fetchers {
-    shelf: Arc<Shelf>,
+    prefetcher: Arc<Prefetcher>,
     pool: Pool,
 }
 
 impl Drop for Fetchers {
     fn drop(&mut self) {
-        self.shelf.close();
+        self.prefetcher.close();
         self.pool.join();
     }
 }
 
-/// What a set keeps of where its shards come from.
+/// The remote part of a set: prefetcher, manifests, threads.
 #[derive(Debug)]
 pub(super) struct Remote {
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) prefetcher: Arc<Prefetcher>,
     pub(super) manifests: Vec<(PathBuf, Manifest)>,
     _fetchers: Fetchers,
 }
 
-/// Opens what is behind the URLs of `spec`.
+/// Opens the shards behind the URLs of `spec`.
 pub(super) fn open(spec: &[String], options: &RemoteOptions) -> Result<Opened, ShardError> {
     let (opened, _) = open_with_records(spec, options)?;
     Ok(opened)
 }
 
-/// As [`open`], with what the manifests say of each shard.
+/// As [`open`], with the manifests' record of each shard.
 fn open_with_records(
     spec: &[String],
     options: &RemoteOptions,
@@ -147,17 +147,17 @@ fn open_with_records(
     };
     let places: Vec<(PathBuf, String, u64, Blame)> = items.iter().map(place).collect();
     let Opener { web, cache, patience, .. } = opener;
-    let shelf = Arc::new(Shelf::new(items, cache, web, patience, options.notice));
-    let fetchers = fetchers(&shelf, options.fetches)?;
+    let prefetcher = Arc::new(Prefetcher::new(items, cache, web, patience, options.notice));
+    let fetchers = fetchers(&prefetcher, options.fetches)?;
     let shards = places.into_iter().zip(tables).zip(0..).map(|((place, table), number)| {
-        let ((url, name, bytes, blame), shelf) = (place, Arc::clone(&shelf));
-        let source = Source::Remote { url, name, bytes, shelf, number };
+        let ((url, name, bytes, blame), prefetcher) = (place, Arc::clone(&prefetcher));
+        let source = Source::Remote { url, name, bytes, prefetcher, number };
         Shard { source, table, first: 0, indexed: Some(blame) }
     });
     let shards = shards.collect();
     let all = named.folders.into_values().flat_map(|folder| folder.manifests);
     let manifests = all.map(|(url, manifest)| (url.into(), without_sums(manifest))).collect();
-    let remote = Some(Remote { shelf, manifests, _fetchers: fetchers });
+    let remote = Some(Remote { prefetcher, manifests, _fetchers: fetchers });
     let records = jobs.into_iter().map(|job| job.record).collect();
     Ok((Opened { shards, classes, clash, digests, remote }, records))
 }
@@ -170,11 +170,12 @@ fn without_sums(mut manifest: Manifest) -> Manifest {
     manifest
 }
 
-fn fetchers(shelf: &Arc<Shelf>, threads: usize) -> Result<Fetchers, ShardError> {
-    let mut fetchers = Fetchers { shelf: Arc::clone(shelf), pool: Pool::new() };
+fn fetchers(prefetcher: &Arc<Prefetcher>, threads: usize) -> Result<Fetchers, ShardError> {
+    let mut fetchers = Fetchers { prefetcher: Arc::clone(prefetcher), pool: Pool::new() };
     for thread in 0..threads.max(1) {
-        let shelf = Arc::clone(shelf);
-        let started = fetchers.pool.start(format!("detco-fetch-{thread}"), move || shelf.run());
+        let prefetcher = Arc::clone(prefetcher);
+        let started =
+            fetchers.pool.start(format!("detco-fetch-{thread}"), move || prefetcher.run());
         started.map_err(no_thread)?;
     }
     Ok(fetchers)
@@ -195,7 +196,7 @@ pub fn verify(
     verify_with(spec, options, verify::Images::Read, workers, read)
 }
 
-/// As [`verify()`], with a word on what is done with images.
+/// As [`verify()`], with a choice of decoding the images.
 ///
 /// # Errors
 ///
@@ -218,8 +219,8 @@ pub fn verify_with(
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(shard) = shards.get(at) else { break };
             // Those before it may go when they are read.
-            remote.shelf.want((at as u32..shards.len() as u32).collect(), 1);
-            let one = match remote.shelf.hold(at as u32, &|| false) {
+            remote.prefetcher.set_upcoming((at as u32..shards.len() as u32).collect(), 1);
+            let one = match remote.prefetcher.pin(at as u32, &|| false) {
                 Ok(held) => {
                     let mut one = verify::shard(held.path(), records[at].as_ref(), images, read);
                     for fault in &mut one.faults {

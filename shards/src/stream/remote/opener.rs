@@ -1,4 +1,4 @@
-//! Finding out what there is behind URLs: manifests, indexes, sizes, and what nobody says.
+//! Finds what is behind URLs: manifests, indexes, sizes, and what has to be found out without them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,22 +10,22 @@ use sha2::{Digest as _, Sha256};
 
 use super::address::{Address, shown, shown_all};
 use super::fetch::{self, Patience};
+use super::prefetch::{self, Item};
 use super::share;
-use super::shelf::{self, Item};
 use super::store::{About, Failure, Object, Told, Web};
-use crate::cache::{Admitted, Cache, Dear};
+use crate::cache::{Admitted, Cache, Priority};
 use crate::files::hex;
 use crate::format::index::{self, Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
 
-/// Indexes are fetched by so many threads: each waits for a server most of its time.
+/// Threads that fetch indexes: each waits for a server most of its time.
 const OPENERS: usize = 16;
 
-/// A manifest has at most so many bytes: one of 60 million labelled samples.
+/// Largest manifest in bytes: one of 60 million labelled samples.
 const MANIFEST_MAX: u64 = 1 << 30;
-/// An index has at most so many, and not more than its shard.
+/// Largest index in bytes; it is also never larger than its shard.
 const INDEX_MAX: u64 = 256 << 20;
 
 /// A shard that is to be opened.
@@ -37,11 +37,11 @@ pub(super) struct Job {
 /// A folder's manifests, each with its URL as it is shown.
 pub(super) struct Folder {
     pub(super) manifests: Vec<(String, Manifest)>,
-    /// Why it could not be looked at, if so.
+    /// The error, if it could not be read.
     refused: Option<RemoteFault>,
 }
 
-/// What the words of the user lead to.
+/// The shards that the user's arguments name.
 #[derive(Default)]
 pub(super) struct Named {
     pub(super) shards: Vec<Address>,
@@ -49,7 +49,7 @@ pub(super) struct Named {
     pub(super) folders: BTreeMap<String, Folder>,
 }
 
-/// The URLs that a word of the user's stands for.
+/// The URLs that an argument of the user stands for.
 pub(super) fn addresses(word: &str) -> Result<Vec<Address>, ShardError> {
     let fail = |reason: String| {
         let fault = SpecFault::Pattern { reason };
@@ -67,7 +67,7 @@ pub(super) fn addresses(word: &str) -> Result<Vec<Address>, ShardError> {
     urls.iter().map(address).collect()
 }
 
-/// What a manifest says of a shard, by the shard's folder and name.
+/// The manifests' records of shards, by folder and name.
 pub(super) type Records = BTreeMap<(String, String), ShardRecord>;
 
 /// Classes, and the records of the shards that are named.
@@ -108,7 +108,7 @@ pub(super) fn records(
     Ok((classes.map_or_else(Vec::new, |(_, names)| names.to_vec()), clash, records))
 }
 
-/// Tells a person each of a few things once.
+/// Notices to the user, each given once.
 pub(super) struct Once {
     tell: Option<fn(&str)>,
     walking: AtomicBool,
@@ -129,7 +129,7 @@ impl Once {
     }
 }
 
-/// Finds out what there is.
+/// Finds the shards behind URLs.
 pub(super) struct Opener {
     pub(super) web: Web,
     pub(super) cache: Cache,
@@ -137,29 +137,29 @@ pub(super) struct Opener {
     pub(super) notices: Once,
 }
 
-/// What lies where a small object may lie.
+/// The result of looking for a small object.
 enum Small {
     There(Vec<u8>),
-    /// Nothing, as far as we are told.
+    /// It does not exist, as far as the server tells.
     None,
-    /// It is not given to us.
+    /// Access is refused.
     Refused(RemoteFault),
-    /// Something else.
+    /// Something else is there.
     Other(String),
 }
 
-/// Something that begins as a manifest does.
+/// Whether the bytes begin like a manifest.
 fn begins_as_manifest(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// Something that begins as an index does.
+/// Whether the bytes begin like an index.
 fn begins_as_index(bytes: &[u8]) -> bool {
     bytes.strip_prefix(index::VERSION.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }
 
 impl Opener {
-    /// A small object.
+    /// Fetches a small object.
     fn small(
         &self,
         object: &Object,
@@ -184,7 +184,7 @@ impl Opener {
         })
     }
 
-    /// A manifest; `Err` in the pair says why nobody knows whether there is one.
+    /// Fetches a manifest; `Err` in the pair says why it is unknown whether there is one.
     fn manifest(
         &self,
         address: &Address,
@@ -212,7 +212,7 @@ impl Opener {
             .map_err(|fault| ShardError::Manifest { manifest, fault })
     }
 
-    /// The words of the user to URLs of shards, and the manifests beside them.
+    /// From the user's arguments to URLs of shards and the manifests beside them.
     pub(super) fn names(
         &self,
         spec: &[String],
@@ -279,7 +279,7 @@ impl Opener {
         Ok(Folder { manifests, refused })
     }
 
-    /// The names in a folder, sorted; otherwise why the store lists nothing, if it says so.
+    /// The names in a folder, sorted, or the reason why the store does not list it.
     fn list(
         &self,
         folder: &Address,
@@ -299,7 +299,7 @@ impl Opener {
         })
     }
 
-    /// All shards of a folder: what its manifests list, or what the store does.
+    /// All shards of a folder, by its manifests or by the store's listing.
     fn folder(&self, address: &Address, named: &mut Named) -> Result<(), ShardError> {
         let folder = address.as_folder();
         let shown = address.shown();
@@ -333,7 +333,7 @@ impl Opener {
         Ok(())
     }
 
-    /// Whether what a server gives at a URL without `.tar` begins as a tar.
+    /// Whether the object at a URL without `.tar` begins like a tar.
     fn is_shard(&self, address: &Address) -> Result<bool, ShardError> {
         if !matches!(address.url().scheme(), "http" | "https") || address.name().is_empty() {
             return Ok(false);
@@ -396,8 +396,8 @@ impl Opener {
         Ok((item, table))
     }
 
-    /// What the store says of an object without a record, and the digest that names it in the cache:
-    /// of everything that would change with it, or of its bytes where nothing is told.
+    /// What the store tells of an object without a record in a manifest, and the digest that names it in the
+    /// cache: of everything that would change with the object, or of its bytes where the store tells nothing.
     fn about(&self, object: &Object) -> Result<(About, String), ShardError> {
         let ask = || self.web.about(object);
         let told = fetch::again(&self.patience, object, "ask for its size", ask)?;
@@ -473,7 +473,7 @@ impl Opener {
             return Err(ShardError::remote(&url, RemoteFault::IndexDigest { found, recorded }));
         }
         let table = parse(&text)?;
-        self.cache.store(&item.index, &text, &|_| Dear::No)?;
+        self.cache.store(&item.index, &text, &|_| Priority::Unneeded)?;
         Ok(Some(table))
     }
 
@@ -485,7 +485,7 @@ impl Opener {
             if let Some(hold) = self.cache.take(&item.name, item.about.bytes)? {
                 break hold;
             }
-            match self.cache.admit(&item.name, item.about.bytes, &|_| Dear::No)? {
+            match self.cache.admit(&item.name, item.about.bytes, &|_| Priority::Unneeded)? {
                 Admitted::Present => {}
                 Admitted::Elsewhere => std::thread::sleep(self.patience.pause),
                 // Threads beside this one hold shards for a moment each.
@@ -505,7 +505,7 @@ impl Opener {
                     let come =
                         fetch::shard(web, patience, object, about, sha256, &mut part, &Alone);
                     if let Err(error) = come.and_then(|()| part.flush()) {
-                        return Err(shelf::given_up(&self.cache, item, part, error));
+                        return Err(prefetch::given_up(&self.cache, item, part, error));
                     }
                     part.finish()?;
                 }
@@ -518,11 +518,11 @@ impl Opener {
         let list = list?;
         let found = members::read(list.as_bytes(), url, item.about.bytes);
         drop((map, hold));
-        self.cache.store(&list_name(item), list.as_bytes(), &|_| Dear::No)?;
+        self.cache.store(&list_name(item), list.as_bytes(), &|_| Priority::Unneeded)?;
         found.unwrap_or_else(|| Ok((Table::default(), Ends::default())))
     }
 
-    /// Refuses a cache that cannot hold what reading needs at once, or a disk that cannot hold it.
+    /// Refuses a cache or a disk that cannot hold what reading needs at once.
     pub(super) fn check_room(&self, spec: &[String], items: &[Item]) -> Result<(), ShardError> {
         let largest = items.iter().max_by_key(|item| item.about.bytes);
         let Some(largest) = largest else { return Ok(()) };
@@ -546,7 +546,7 @@ impl Opener {
     }
 }
 
-/// Fetching while opening: nobody counts, and nothing is evicted for it.
+/// The observer of fetches while opening, which counts nothing and evicts nothing.
 struct Alone;
 
 impl fetch::Watch for Alone {

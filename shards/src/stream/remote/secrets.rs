@@ -1,4 +1,4 @@
-//! What no message may hold, and errors of requests and stores without it.
+//! Secrets, and errors of requests and stores with the secrets removed.
 
 use std::error::Error;
 
@@ -10,7 +10,7 @@ use super::http;
 use super::store::{Failure, Object};
 use crate::format::{Cause, RemoteFault};
 
-/// What no message may hold.
+/// The secrets of a process, which no message may contain.
 pub(super) struct Secrets(Vec<String>);
 
 impl std::fmt::Debug for Secrets {
@@ -19,7 +19,7 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-/// Shorter than that, a secret is a word that stands everywhere.
+/// Shortest secret that is removed: shorter ones occur in ordinary words.
 const SECRET_MIN: usize = 4;
 
 impl Secrets {
@@ -37,7 +37,7 @@ impl Secrets {
         Secrets(words.map(str::to_owned).chain(credentials.secrets()).collect())
     }
 
-    /// A text without what it must not hold.
+    /// A text with the secrets removed.
     pub(super) fn scrub(&self, text: &str, address: &Address) -> String {
         let own = address.secrets();
         let mut secrets: Vec<&String> =
@@ -49,7 +49,7 @@ impl Secrets {
         })
     }
 
-    /// An error and what it came from, in a line.
+    /// An error and its causes in one line.
     pub(super) fn cause(&self, error: &(dyn Error + 'static), address: &Address) -> Cause {
         let (mut text, mut next) = (error.to_string(), error.source());
         while let Some(cause) = next {
@@ -63,7 +63,7 @@ impl Secrets {
         self.scrub(&line, address).into()
     }
 
-    /// How a request failed that met no answer.
+    /// The failure of a request without a response.
     pub(super) fn failure(&self, error: reqwest::Error, address: &Address) -> Failure {
         // Where a redirect led is a secret as well: stores sign it.
         let error = error.without_url();
@@ -77,7 +77,7 @@ impl Secrets {
         }
     }
 
-    /// How a store failed.
+    /// The failure of a store.
     pub(super) fn store_failure(&self, error: StoreError, object: &Object) -> Failure {
         let cause = self.cause(&error, &object.address);
         let status = match error {
@@ -103,7 +103,7 @@ impl Secrets {
         Failure::Final(RemoteFault::Denied { answer: status.to_string(), advice })
     }
 
-    /// A page, as far as it may be shown.
+    /// The beginning of a web page with the secrets removed.
     pub(super) fn page(&self, head: &[u8], address: &Address) -> Option<RemoteFault> {
         http::page(head).map(|fault| match fault {
             RemoteFault::Page { what, begins } => {

@@ -1,8 +1,7 @@
-//! The wall to stores, whatever they are: plain servers, and `object_store`'s.
+//! The interface to stores: plain HTTP servers, and those of the crate `object_store`.
 //!
-//! Everything here is called from plain threads and blocks them; a small runtime of its own does the
-//! waiting. Each call is one attempt: who tries again, and when, is [`super::fetch`]'s business. Of
-//! what a store says in an error, nothing secret comes out of here.
+//! Everything here is called from plain threads and blocks them; a small async runtime does the waiting. Each
+//! call is one attempt; [`super::fetch`] retries. Secrets are removed from all errors.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,10 +29,10 @@ use crate::format::{Cause, RemoteFault, ShardError};
 use crate::limits;
 use crate::pipe::can_start;
 
-/// A connection that is not there by then will not come.
+/// Timeout of a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The runtime, and the stores that were asked for.
+/// The runtime and the opened stores.
 #[derive(Debug)]
 pub(super) struct Web {
     runtime: Runtime,
@@ -47,10 +46,10 @@ pub(super) struct Web {
     closing: watch::Sender<bool>,
 }
 
-/// An object's address, and who has it.
+/// An object: its address and its store.
 #[derive(Debug, Clone)]
 pub(super) struct Object {
-    /// As a person sees it.
+    /// The URL for messages, without secrets.
     pub(super) url: String,
     pub(super) address: Address,
     pub(super) place: Place,
@@ -58,30 +57,30 @@ pub(super) struct Object {
 
 #[derive(Debug, Clone)]
 pub(super) enum Place {
-    /// A server that speaks HTTP and nothing more.
+    /// A plain HTTP server.
     Http(Arc<Http>),
-    /// A store with an interface of its own.
+    /// A store of `object_store`.
     Store { store: Arc<dyn ObjectStore>, path: ObjectPath, version: Option<String> },
 }
 
-/// What a store says of an object before it is sent.
+/// What a store tells of an object before it is fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Told {
-    /// Its size; `None` where only sending it tells.
+    /// Its size; `None` if only fetching it tells.
     pub(super) bytes: Option<u64>,
     pub(super) etag: Option<String>,
     pub(super) modified: Option<String>,
-    /// Changes when the object does, as far as the store tells; empty where it tells nothing.
+    /// Its version, which changes when the object does; empty if the store tells none.
     pub(super) version: String,
-    /// Its first bytes, where they came with the answer.
+    /// Its first bytes, if they came with the response.
     pub(super) head: Vec<u8>,
 }
 
-/// What an object must be.
+/// The expected size and version of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct About {
     pub(super) bytes: u64,
-    /// Whether the manifest says so; otherwise the store did, when the set was opened.
+    /// Whether this is from the manifest; otherwise it is from the store when the set was opened.
     pub(super) recorded: bool,
     pub(super) etag: Option<String>,
     pub(super) modified: Option<String>,
@@ -90,7 +89,7 @@ pub(super) struct About {
 }
 
 impl About {
-    /// What a manifest says.
+    /// From a manifest.
     pub(super) fn recorded(bytes: u64) -> About {
         About { bytes, recorded: true, etag: None, modified: None, sha256: None }
     }
@@ -117,16 +116,16 @@ impl About {
     }
 }
 
-/// How one attempt failed.
+/// The failure of one attempt.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It would fail again.
+    /// A final failure: another attempt would fail too.
     Final(RemoteFault),
-    /// Perhaps it would not; not before so long, if the server says so.
+    /// A temporary failure; the time is how long the server asks to wait, if it does.
     Passing(Cause, Option<Duration>),
     /// The server sends objects from their beginning only.
     NoRanges,
-    /// Our side: the disk.
+    /// A failure of the local disk.
     Here(ShardError),
 }
 
@@ -136,7 +135,7 @@ impl From<ShardError> for Failure {
     }
 }
 
-/// Environment variables, which are not printed.
+/// Environment variables, whose values are never printed.
 struct Variables(Vec<(String, String)>);
 
 impl std::fmt::Debug for Variables {
@@ -191,7 +190,7 @@ impl Web {
         Ok(Web { runtime, environment, stall, secrets, credentials, http, stores, closing })
     }
 
-    /// Ends what is under way.
+    /// Cancels all requests.
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
     }
@@ -314,7 +313,7 @@ impl Web {
         })
     }
 
-    /// Waits for `work`, unless everything ends.
+    /// Waits for `work`, unless the store is closed.
     fn wait<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut closing = self.closing.subscribe();
         self.runtime.block_on(async {
@@ -358,7 +357,7 @@ impl Web {
         Ok((measured.bytes, hex(&measured.digest.finalize())))
     }
 
-    /// Size and version of an object.
+    /// Asks for the size and version of an object.
     pub(super) fn about(&self, object: &Object) -> Result<Told, Failure> {
         self.wait(async {
             match &object.place {
@@ -416,8 +415,8 @@ impl Web {
         })
     }
 
-    /// A shard's bytes from `sink.have()` on, piece by piece; whether all came that the server has
-    /// promised, though they are not all there are.
+    /// Fetches a shard's bytes from `sink.have()` on; returns whether the response was complete but ended
+    /// before the end of the object.
     pub(super) fn stream(
         &self,
         object: &Object,

@@ -305,8 +305,8 @@ impl Layout {
         let each = by_shared.min(limits.threads_per_multiprocessor / threads).max(1);
         let views = packed.views();
         let mut blocks = views.min(each * limits.multiprocessors).max(1);
-        // A block takes one view in as many as there are blocks. DetCo's samples have two small views and two
-        // large ones, in turn: with an even number half of the blocks would get all the large ones.
+        // Blocks take the views in turn. DetCo's samples have two small and two large views: with an even
+        // number of blocks half of them would get all the large ones.
         let two_sizes = packed.view_bytes[1] > 0;
         if two_sizes && views > blocks && blocks.is_multiple_of(2) {
             blocks -= 1;

@@ -1,9 +1,10 @@
-//! The shards of a remote set: which are here, which are wanted next, who fetches them.
+//! The prefetcher of a remote set: the state of each shard, the order of prefetching, and the threads
+//! that fetch.
 //!
-//! A few threads fetch what [`Shelf::want`] listed, in its order, as far as the cache has room; a
-//! shard that somebody waits for goes first. A shard is mapped when it is first read and unmapped
-//! when the list has left it behind and nobody reads it any more; while it is mapped no process
-//! evicts it.
+//! A few threads fetch the shards that [`Prefetcher::set_upcoming`] listed, in its order, as far as the cache has
+//! room; a shard that a reader waits for goes first. A shard is mapped when it is first read, and
+//! unmapped when it is no longer in the list and no longer read. While it is mapped no process evicts
+//! it.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
@@ -14,18 +15,18 @@ use std::time::{Duration, Instant};
 
 use super::fetch::{self, Patience, Watch};
 use super::store::{About, Object, Web};
-use crate::cache::{self, Admitted, Cache, Dear, Hold, Part};
+use crate::cache::{self, Admitted, Cache, Part, Pin, Priority};
 use crate::format::index::Ends;
 use crate::format::map::Map;
 use crate::format::{Blame, Cause, RemoteFault, ShardError};
 use crate::stats::{WaitCounter, Waits};
 
-/// How often a waiting thread looks for what other processes did, and whether it is still needed.
-const GLANCE: Duration = Duration::from_millis(50);
-/// How often room is asked for that nobody waits for, and how long an idle thread sleeps.
-const NAP: Duration = Duration::from_millis(500);
+/// How often a waiting thread checks what other processes did, and whether it is still needed.
+const POLL: Duration = Duration::from_millis(50);
+/// How often a prefetch without room tries again, and how long an idle thread sleeps.
+const IDLE_POLL: Duration = Duration::from_millis(500);
 
-/// A shard, as far as it is known without its bytes.
+/// What is known of a shard before it is fetched.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) object: Object,
@@ -39,22 +40,22 @@ pub(super) struct Item {
 }
 
 impl Item {
-    /// Who is to blame where the shard is not what its index says: no index is taken that is not the
-    /// one in the manifest.
+    /// Which file is wrong where shard and index disagree. With a checksum in the manifest it is the
+    /// shard, since the index was checked too.
     pub(super) fn blame(&self) -> Blame {
         self.sha256.as_ref().map_or(Blame::Either, |_| Blame::Shard)
     }
 }
 
-/// A cached shard that is being read: mapped, and kept from being evicted.
+/// A cached shard that is being read: mapped, and pinned in the cache.
 #[derive(Debug)]
-pub struct Held {
-    // Dropped in this order: the map, then what keeps its file.
+pub struct PinnedShard {
+    // Dropped in this order: the map, then the pin on its file.
     map: Map,
-    _hold: Hold,
+    _pin: Pin,
 }
 
-impl Deref for Held {
+impl Deref for PinnedShard {
     type Target = Map;
 
     fn deref(&self) -> &Map {
@@ -62,47 +63,47 @@ impl Deref for Held {
     }
 }
 
-/// Where a shard is.
+/// The state of a shard.
 #[derive(Debug)]
-enum Place {
-    /// Not here, as far as we know.
-    Away,
-    /// A thread of ours is at it.
-    Coming,
-    /// In the cache, when we last looked.
+enum ShardState {
+    /// Not in the cache, as far as is known.
+    Absent,
+    /// A thread of this process fetches or maps it.
+    Fetching,
+    /// In the cache when it was last looked up.
     Cached,
-    /// Mapped, and last asked for then.
-    Here(Arc<Held>, Instant),
-    /// It could not be had.
-    Lost(Arc<ShardError>),
+    /// Mapped; the time of the last request.
+    Mapped(Arc<PinnedShard>, Instant),
+    /// Could not be fetched.
+    Failed(Arc<ShardError>),
 }
 
 #[derive(Debug)]
 struct State {
-    places: Vec<Place>,
-    /// When to look again for a shard that another process is fetching.
+    shards: Vec<ShardState>,
+    /// When to check again for a shard that another process is fetching.
     look: Vec<Option<Instant>>,
-    /// What will be read, in that order.
-    wanted: Vec<u32>,
-    /// Position of each shard in `wanted`; `u32::MAX` for those that are not.
+    /// Shards that will be read, in that order.
+    upcoming: Vec<u32>,
+    /// Position of each shard in `upcoming`; `u32::MAX` for those that are not in it.
     rank: Vec<u32>,
-    /// So many of `wanted` are being read now.
+    /// How many of `upcoming`, from its beginning, are being read now.
     now: u32,
-    /// What somebody waits for, and how many do.
-    urgent: VecDeque<(u32, u32)>,
-    /// What room is being asked for: meanwhile nothing that is needed later asks.
+    /// Shards that readers wait for, each with the number of its readers.
+    demand: VecDeque<(u32, u32)>,
+    /// Shards for which room is being made; meanwhile no prefetch asks for room.
     asking: Vec<u32>,
-    /// Until when nothing is fetched but what somebody waits for: there was no room.
+    /// Until when prefetching pauses, since there was no room.
     full: Option<Instant>,
-    /// What somebody waits for, or did a moment ago, and there is no room for.
+    /// Shards a reader waits for, or did a moment ago, that did not fit into the cache.
     refused: HashMap<u32, Refused>,
-    /// When somebody waited for room in vain; none since anything came. Who waits now is told at
-    /// once: a batch of a thousand samples waits once.
-    in_vain: Option<Instant>,
+    /// Time of the last no-room timeout, cleared when a shard arrives. Until then later readers fail at
+    /// once, so that a batch of a thousand samples waits once.
+    last_no_room: Option<Instant>,
     closing: bool,
 }
 
-/// How a shard that somebody waits for was refused room.
+/// A shard that a reader waits for and that got no room.
 #[derive(Clone, Copy, Debug)]
 struct Refused {
     since: Instant,
@@ -111,22 +112,22 @@ struct Refused {
     kept: u64,
 }
 
-/// What was not asked for so long is unmapped, although it is on the list: whoever pauses (training,
-/// while it is evaluated) does not keep others from the cache.
-const REST: Duration = Duration::from_secs(2);
+/// Idle time after which a shard is unmapped even if it is in the list, so that a process that pauses
+/// (training during an evaluation) does not keep others from evicting it.
+const UNMAP_AFTER: Duration = Duration::from_secs(2);
 
-/// What was fetched, and how long readers waited for it.
+/// Counters of fetching, and of the readers' waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RemoteSnapshot {
-    /// Bytes that came.
+    /// Bytes received.
     pub bytes: u64,
-    /// Shards that were fetched whole.
+    /// Shards fetched completely.
     pub shards: u64,
-    /// Attempts that failed.
+    /// Failed attempts.
     pub failures: u64,
     /// Nanoseconds that threads spent fetching, added up.
     pub fetch_nanos: u64,
-    /// Waits of readers for a shard that was not there.
+    /// Waits of readers for a shard that was not there yet.
     pub waits: Waits,
 }
 
@@ -152,9 +153,9 @@ struct Counters {
     waits: WaitCounter,
 }
 
-/// The shards of a set, wherever they are.
+/// Fetches the shards of a remote set ahead of its readers.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct Prefetcher {
     items: Vec<Item>,
     cache: Cache,
     web: Web,
@@ -165,15 +166,15 @@ pub(crate) struct Shelf {
     changed: Condvar,
 }
 
-/// What a person is told while shards do not come: at a second attempt's failure, and of all shards
-/// no more than once in a while.
+/// Notices for the user about failing downloads: from the second failed attempt on, and over all shards
+/// at most one every [`NOTICE_EVERY`].
 #[derive(Debug)]
 struct Notices {
     tell: Option<fn(&str)>,
     last: Mutex<Option<Instant>>,
 }
 
-/// Between two notices.
+/// Least time between two notices.
 const NOTICE_EVERY: Duration = Duration::from_secs(30);
 
 impl Notices {
@@ -187,43 +188,46 @@ impl Notices {
     }
 }
 
-/// What a fetching thread found to do.
+/// The next task of a fetching thread.
 enum Job {
     Fetch(u32),
     End,
 }
 
-/// What came of fetching.
+/// The result of fetching a shard.
 enum Fetched {
+    /// It is in the cache.
     Here,
+    /// Another process or thread is fetching it.
     Elsewhere,
+    /// It does not fit: so many bytes cannot be evicted.
     NoRoom(u64),
 }
 
-impl Shelf {
+impl Prefetcher {
     pub(super) fn new(
         items: Vec<Item>,
         cache: Cache,
         web: Web,
         patience: Patience,
         tell: Option<fn(&str)>,
-    ) -> Shelf {
+    ) -> Prefetcher {
         let state = State {
-            places: items.iter().map(|_| Place::Away).collect(),
+            shards: items.iter().map(|_| ShardState::Absent).collect(),
             look: vec![None; items.len()],
-            wanted: Vec::new(),
+            upcoming: Vec::new(),
             rank: vec![u32::MAX; items.len()],
             now: 0,
-            urgent: VecDeque::new(),
+            demand: VecDeque::new(),
             asking: Vec::new(),
             full: None,
             refused: HashMap::new(),
-            in_vain: None,
+            last_no_room: None,
             closing: false,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let (counters, notices) = (Counters::default(), Notices { tell, last: Mutex::new(None) });
-        Shelf { items, cache, web, patience, counters, notices, state, changed }
+        Prefetcher { items, cache, web, patience, counters, notices, state, changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -249,69 +253,70 @@ impl Shelf {
         }
     }
 
-    /// Says what will be read, in that order, and that the first `now` of it are being read from now
-    /// on. What is not in the list may be evicted; what could not be had is tried again, unless the list
-    /// is the rest of the last one.
-    pub(crate) fn want(&self, wanted: Vec<u32>, now: u32) {
+    /// Sets the shards that will be read, in that order; the first `now` of them are being read from now
+    /// on. Other shards may be evicted. Shards that could not be fetched are tried again, unless the list
+    /// is the rest of the one before.
+    pub(crate) fn set_upcoming(&self, upcoming: Vec<u32>, now: u32) {
         let mut state = self.lock();
         let state = &mut *state;
         state.rank.fill(u32::MAX);
-        for (rank, shard) in (0..).zip(&wanted) {
+        for (rank, shard) in (0..).zip(&upcoming) {
             state.rank[*shard as usize] = rank;
         }
-        // Whoever goes on along a list has nothing new to ask for.
-        if wanted.is_empty() || !state.wanted.ends_with(&wanted) {
-            for place in &mut state.places {
-                if matches!(place, Place::Lost(_)) {
-                    *place = Place::Away;
+        // The rest of the same list asks for nothing new.
+        if upcoming.is_empty() || !state.upcoming.ends_with(&upcoming) {
+            for shard_state in &mut state.shards {
+                if matches!(shard_state, ShardState::Failed(_)) {
+                    *shard_state = ShardState::Absent;
                 }
             }
         }
-        if wanted.is_empty() {
-            // Whoever comes next has a patience of its own.
-            (state.refused, state.in_vain) = (HashMap::new(), None);
+        if upcoming.is_empty() {
+            // The next reader gets a patience of its own.
+            (state.refused, state.last_no_room) = (HashMap::new(), None);
         }
-        (state.wanted, state.now, state.full) = (wanted, now, None);
+        (state.upcoming, state.now, state.full) = (upcoming, now, None);
         state.unmap(|rank, _| rank >= now);
         self.changed.notify_all();
     }
 
-    /// A shard, mapped. Waits until it is here, or until `stop` says that nobody wants it any more.
-    pub(crate) fn hold(
+    /// Returns a shard mapped and pinned. Waits until it has been fetched, or until `stop` says that it is
+    /// no longer needed.
+    pub(crate) fn pin(
         &self,
         shard: u32,
         stop: &dyn Fn() -> bool,
-    ) -> Result<Arc<Held>, ShardError> {
+    ) -> Result<Arc<PinnedShard>, ShardError> {
         let mut state = self.lock();
         let mut start = None;
         let found = loop {
-            match &mut state.places[shard as usize] {
-                Place::Here(held, asked) => {
+            match &mut state.shards[shard as usize] {
+                ShardState::Mapped(held, asked) => {
                     *asked = Instant::now();
                     break Ok(Arc::clone(held));
                 }
-                Place::Lost(error) => break Err(ShardError::Shared(Arc::clone(error))),
-                place @ Place::Cached => {
-                    // Other shards are not waited for meanwhile; this one is, as if it were coming.
-                    *place = Place::Coming;
+                ShardState::Failed(error) => break Err(ShardError::Shared(Arc::clone(error))),
+                shard_state @ ShardState::Cached => {
+                    // Mapped without the lock: readers of other shards go on, those of this one wait.
+                    *shard_state = ShardState::Fetching;
                     drop(state);
                     let mapped = self.map(shard);
                     state = self.lock();
-                    let (place, done) = match mapped {
+                    let (shard_state, done) = match mapped {
                         Ok(Some(held)) => {
-                            (Place::Here(Arc::clone(&held), Instant::now()), Some(Ok(held)))
+                            (ShardState::Mapped(Arc::clone(&held), Instant::now()), Some(Ok(held)))
                         }
-                        // Evicted by another process, before it was needed.
-                        Ok(None) => (Place::Away, None),
-                        Err(error) => (Place::Cached, Some(Err(error))),
+                        // Another process evicted it in between.
+                        Ok(None) => (ShardState::Absent, None),
+                        Err(error) => (ShardState::Cached, Some(Err(error))),
                     };
-                    state.places[shard as usize] = place;
+                    state.shards[shard as usize] = shard_state;
                     self.changed.notify_all();
                     if let Some(done) = done {
                         break done;
                     }
                 }
-                Place::Away | Place::Coming => {}
+                ShardState::Absent | ShardState::Fetching => {}
             }
             let item = &self.items[shard as usize];
             let (bytes, bound) = (item.about.bytes, self.cache.bound());
@@ -329,7 +334,7 @@ impl Shelf {
                 state.wait_for(shard);
                 self.changed.notify_all();
             }
-            let waited = self.changed.wait_timeout(state, GLANCE);
+            let waited = self.changed.wait_timeout(state, POLL);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
         if start.is_some() {
@@ -342,10 +347,10 @@ impl Shelf {
         found
     }
 
-    /// Maps a cached shard; `None` when it is not there (any more).
-    fn map(&self, shard: u32) -> Result<Option<Arc<Held>>, ShardError> {
+    /// Maps a cached shard; `None` if it is not in the cache any more.
+    fn map(&self, shard: u32) -> Result<Option<Arc<PinnedShard>>, ShardError> {
         let item = &self.items[shard as usize];
-        let Some(hold) = self.cache.take(&item.name, item.about.bytes)? else { return Ok(None) };
+        let Some(pin) = self.cache.take(&item.name, item.about.bytes)? else { return Ok(None) };
         let map = Map::open(&self.cache.path(&item.name))?;
         if let Some(ends) = &item.ends {
             let index = self.cache.path(&item.index);
@@ -354,10 +359,10 @@ impl Shelf {
             map.check()?;
         }
         map.images();
-        Ok(Some(Arc::new(Held { map, _hold: hold })))
+        Ok(Some(Arc::new(PinnedShard { map, _pin: pin })))
     }
 
-    /// A fetching thread: until [`Shelf::close`].
+    /// The loop of a fetching thread, until [`Prefetcher::close`].
     pub(super) fn run(&self) {
         while let Job::Fetch(shard) = self.job() {
             let start = Instant::now();
@@ -368,7 +373,7 @@ impl Shelf {
         }
     }
 
-    /// The next thing to fetch, waited for.
+    /// Waits for the next task.
     fn job(&self) -> Job {
         let mut state = self.lock();
         loop {
@@ -377,16 +382,16 @@ impl Shelf {
             }
             let (next, soon) = state.next();
             if let Some(shard) = next {
-                state.places[shard as usize] = Place::Coming;
+                state.shards[shard as usize] = ShardState::Fetching;
                 state.asking.push(shard);
                 return Job::Fetch(shard);
             }
-            let pause = if soon { GLANCE } else { NAP };
+            let pause = if soon { POLL } else { IDLE_POLL };
             let waited = self.changed.wait_timeout(state, pause);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
             if timeout.timed_out() {
-                state.unmap(|_, asked| asked.elapsed() >= REST);
+                state.unmap(|_, asked| asked.elapsed() >= UNMAP_AFTER);
             }
         }
     }
@@ -396,42 +401,42 @@ impl Shelf {
         let at = shard as usize;
         state.look[at] = None;
         state.asking.retain(|other| *other != shard);
-        let soon = Instant::now() + GLANCE;
-        let place = match fetched {
+        let soon = Instant::now() + POLL;
+        let shard_state = match fetched {
             Ok(Fetched::Here) => {
-                state.settled(shard);
-                Place::Cached
+                state.resolved(shard);
+                ShardState::Cached
             }
             Ok(Fetched::Elsewhere) => {
-                state.settled(shard);
+                state.resolved(shard);
                 state.look[at] = Some(soon);
-                Place::Away
+                ShardState::Absent
             }
             Ok(Fetched::NoRoom(kept)) => {
-                state.full = Some(Instant::now() + NAP);
-                // Only what is waited for can be in trouble; what is wanted later just waits, and is
-                // not overtaken.
-                if state.is_urgent(shard) {
+                state.full = Some(Instant::now() + IDLE_POLL);
+                // Only a shard with waiting readers can fail for want of room; a prefetch waits, and
+                // keeps its shard_state in the order.
+                if state.is_demanded(shard) {
                     state.look[at] = Some(soon);
                     state.refuse(shard, kept);
                 }
-                Place::Away
+                ShardState::Absent
             }
             Err(error) => {
-                state.settled(shard);
-                Place::Lost(Arc::new(error))
+                state.resolved(shard);
+                ShardState::Failed(Arc::new(error))
             }
         };
-        state.places[at] = place;
+        state.shards[at] = shard_state;
         self.changed.notify_all();
     }
 
     fn fetch(&self, shard: u32) -> Result<Fetched, ShardError> {
         let item = &self.items[shard as usize];
-        let dear = self.dear(shard);
-        let mut admitted = self.cache.admit(&item.name, item.about.bytes, &dear)?;
+        let priority = self.priority(shard);
+        let mut admitted = self.cache.admit(&item.name, item.about.bytes, &priority)?;
         if matches!(admitted, Admitted::NoRoom { .. }) && self.lock().unmap_for(shard) {
-            admitted = self.cache.admit(&item.name, item.about.bytes, &dear)?;
+            admitted = self.cache.admit(&item.name, item.about.bytes, &priority)?;
         }
         let mut part = match admitted {
             Admitted::Present => return Ok(Fetched::Here),
@@ -441,7 +446,7 @@ impl Shelf {
         };
         self.lock().asking.retain(|other| *other != shard);
         self.changed.notify_all();
-        let watch = Watching { shelf: self, name: &item.name, dear: &dear };
+        let watch = Watching { prefetcher: self, name: &item.name, priority: &priority };
         let (web, patience, sha256) = (&self.web, &self.patience, item.sha256.as_deref());
         let come =
             fetch::shard(web, patience, &item.object, &item.about, sha256, &mut part, &watch);
@@ -453,8 +458,8 @@ impl Shelf {
         Ok(Fetched::Here)
     }
 
-    /// How dear each file is while room is made for a shard: as the list was when this is called.
-    fn dear(&self, shard: u32) -> impl Fn(&str) -> Dear + use<> {
+    /// The eviction priority of each file while room is made for a shard, by the list as it is now.
+    fn priority(&self, shard: u32) -> impl Fn(&str) -> Priority + use<> {
         let state = self.lock();
         let ranks: HashMap<String, u32> = self
             .items
@@ -465,14 +470,14 @@ impl Shelf {
             .collect();
         let mine = self.items[shard as usize].name.clone();
         move |name: &str| match ranks.get(name) {
-            Some(rank) => Dear::After(rank.saturating_add(1)),
-            // Not listed, but somebody waits for it.
-            None if name == mine => Dear::After(0),
-            None => Dear::No,
+            Some(rank) => Priority::NeededAfter(rank.saturating_add(1)),
+            // Not listed, but a reader waits for it.
+            None if name == mine => Priority::NeededAfter(0),
+            None => Priority::Unneeded,
         }
     }
 
-    /// Ends the fetching threads, and whoever waits.
+    /// Ends the fetching threads and all waiting.
     pub(super) fn close(&self) {
         self.lock().closing = true;
         self.web.close();
@@ -480,7 +485,8 @@ impl Shelf {
     }
 }
 
-/// What becomes of a part whose fetch failed: what may still be gone on with stays.
+/// Handles a part whose fetch failed: it stays if a later attempt can continue it. Returns the error to
+/// report.
 pub(super) fn given_up(cache: &Cache, item: &Item, part: Part, error: ShardError) -> ShardError {
     use RemoteFault::{Closed, Failed};
     if let ShardError::Remote { fault, .. } = &error
@@ -488,8 +494,7 @@ pub(super) fn given_up(cache: &Cache, item: &Item, part: Part, error: ShardError
     {
         return error;
     }
-    // A full disk is not made emptier by what cannot be finished. Of two errors the first is the one
-    // to tell.
+    // A part that cannot be finished should not fill the disk. Of two errors the first is reported.
     let _ = part.discard();
     if !cache::is_full(&error) && !cache::is_limited(&error) {
         return error;
@@ -500,17 +505,17 @@ pub(super) fn given_up(cache: &Cache, item: &Item, part: Part, error: ShardError
 }
 
 impl State {
-    /// What to fetch next; otherwise, whether to look again soon.
+    /// The shard to fetch next; without one, whether to check again soon.
     fn next(&self) -> (Option<u32>, bool) {
         let now = Instant::now();
-        // What comes ahead takes no room that somebody waits for.
+        // A prefetch takes no room that a reader waits for.
         let full = self.full.is_some_and(|until| until > now)
-            || self.urgent.iter().any(|(shard, _)| self.refused.contains_key(shard));
+            || self.demand.iter().any(|(shard, _)| self.refused.contains_key(shard));
         let none = full || !self.asking.is_empty();
-        let (mut soon, ahead) = (full, if none { &[] } else { self.wanted.as_slice() });
-        for shard in self.urgent.iter().map(|(shard, _)| shard).chain(ahead).copied() {
+        let (mut soon, ahead) = (full, if none { &[] } else { self.upcoming.as_slice() });
+        for shard in self.demand.iter().map(|(shard, _)| shard).chain(ahead).copied() {
             let at = shard as usize;
-            if !matches!(self.places[at], Place::Away) {
+            if !matches!(self.shards[at], ShardState::Absent) {
                 continue;
             }
             match self.look[at] {
@@ -521,122 +526,124 @@ impl State {
         (None, soon)
     }
 
-    /// Unmaps what nobody reads at this moment, where `may` agrees, by its place in the list and when
-    /// it was asked for; whether there was any.
+    /// Unmaps the shards that nobody reads at this moment and that `may` selects, by their position in the
+    /// list and the time of their last request; returns whether there were any.
     fn unmap(&mut self, may: impl Fn(u32, Instant) -> bool) -> bool {
         let mut any = false;
-        for (place, rank) in self.places.iter_mut().zip(&self.rank) {
-            if let Place::Here(held, asked) = place
+        for (shard_state, rank) in self.shards.iter_mut().zip(&self.rank) {
+            if let ShardState::Mapped(held, asked) = shard_state
                 && Arc::strong_count(held) == 1
                 && may(*rank, *asked)
             {
-                *place = Place::Cached;
+                *shard_state = ShardState::Cached;
                 any = true;
             }
         }
         any
     }
 
-    /// Unmaps for the room of a shard; whether anything was. Whoever waits keeps nothing that it does
-    /// not read at this moment: otherwise processes that share a cache, one a little ahead of the
-    /// other, could each hold what the other waits for.
+    /// Unmaps shards to make room for another; returns whether there were any. For a shard with waiting
+    /// readers everything goes that is not read at this moment: otherwise two processes that share a
+    /// cache, one a little ahead of the other, could each pin what the other waits for.
     fn unmap_for(&mut self, shard: u32) -> bool {
-        let now = if self.is_urgent(shard) { 0 } else { self.now };
+        let now = if self.is_demanded(shard) { 0 } else { self.now };
         self.unmap(|rank, _| rank >= now)
     }
 
-    fn is_urgent(&self, shard: u32) -> bool {
-        self.urgent.iter().any(|(other, _)| *other == shard)
+    fn is_demanded(&self, shard: u32) -> bool {
+        self.demand.iter().any(|(other, _)| *other == shard)
     }
 
-    /// Somebody begins to wait for a shard.
+    /// A reader begins to wait for a shard.
     fn wait_for(&mut self, shard: u32) {
-        match self.urgent.iter_mut().find(|(other, _)| *other == shard) {
+        match self.demand.iter_mut().find(|(other, _)| *other == shard) {
             Some((_, waiting)) => *waiting += 1,
-            None => self.urgent.push_back((shard, 1)),
+            None => self.demand.push_back((shard, 1)),
         }
-        if self.in_vain.is_some() && self.refused.contains_key(&shard) {
-            // One look is all there will be.
+        if self.last_no_room.is_some() && self.refused.contains_key(&shard) {
+            // There will be one attempt only.
             self.look[shard as usize] = None;
         }
     }
 
-    /// Somebody has ended waiting for a shard, others may go on.
+    /// A reader has stopped waiting for a shard; others may still wait.
     fn waited_for(&mut self, shard: u32) {
-        self.urgent.retain_mut(|(other, waiting)| {
+        self.demand.retain_mut(|(other, waiting)| {
             *waiting -= u32::from(*other == shard);
             *waiting > 0
         });
     }
 
-    /// There was no room for a shard that somebody waits for.
+    /// Notes that there was no room for a shard that a reader waits for.
     fn refuse(&mut self, shard: u32, kept: u64) {
         let last = Instant::now();
-        let before = self.refused.get(&shard).filter(|before| before.last.elapsed() < REST);
+        let before = self.refused.get(&shard).filter(|before| before.last.elapsed() < UNMAP_AFTER);
         let since = before.map_or(last, |before| before.since);
         self.refused.insert(shard, Refused { since, last, kept });
     }
 
-    /// A shard has come, comes elsewhere or will not come. Whoever waits for room waits anew: what is
-    /// read or given up gives its room back.
-    fn settled(&mut self, shard: u32) {
+    /// Notes that a shard has arrived, is fetched by another process, or failed. Waits for room start
+    /// anew, since shards that are read or given up free their room.
+    fn resolved(&mut self, shard: u32) {
         self.refused.remove(&shard);
         let now = Instant::now();
         self.refused.values_mut().for_each(|refused| refused.since = now);
-        self.in_vain = None;
+        self.last_no_room = None;
     }
 
-    /// The bytes that are kept, when a shard that has been asked for is to be waited for no longer:
-    /// because it was refused all along, or because another was and this one is now.
+    /// Returns the bytes that cannot be evicted if a reader should give up waiting for room: because
+    /// its shard was refused all the time, or because another was before and this one is now.
     fn no_room(&mut self, shard: u32, asked: Instant, patience: Duration) -> Option<u64> {
-        let lately = |refused: &&Refused| refused.last >= asked && refused.last.elapsed() < NAP;
+        let lately =
+            |refused: &&Refused| refused.last >= asked && refused.last.elapsed() < IDLE_POLL;
         let refused = *self.refused.get(&shard).filter(lately)?;
-        if self.in_vain.is_some_and(|at| at.elapsed() < patience) {
+        if self.last_no_room.is_some_and(|at| at.elapsed() < patience) {
             return Some(refused.kept);
         }
-        // What is coming ahead of its time will give its room back.
-        let ahead =
-            |(at, place): (u32, &Place)| matches!(place, Place::Coming) && !self.is_urgent(at);
-        if refused.since.elapsed() < patience || (0..).zip(&self.places).any(ahead) {
+        // A prefetch in flight will free its room: keep waiting.
+        let ahead = |(at, shard_state): (u32, &ShardState)| {
+            matches!(shard_state, ShardState::Fetching) && !self.is_demanded(at)
+        };
+        if refused.since.elapsed() < patience || (0..).zip(&self.shards).any(ahead) {
             return None;
         }
-        self.in_vain = Some(Instant::now());
+        self.last_no_room = Some(Instant::now());
         Some(refused.kept)
     }
 }
 
-/// Counts for the shelf what a fetch tells.
+/// Passes what a fetch reports to the prefetcher's counters and notices.
 struct Watching<'a, D> {
-    shelf: &'a Shelf,
+    prefetcher: &'a Prefetcher,
     name: &'a str,
-    dear: &'a D,
+    priority: &'a D,
 }
 
-impl<D: Fn(&str) -> Dear> Watch for Watching<'_, D> {
+impl<D: Fn(&str) -> Priority> Watch for Watching<'_, D> {
     fn came(&self, bytes: u64) {
-        self.shelf.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.prefetcher.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn failed(&self, object: &Object, attempts: u32, cause: &Cause) {
-        self.shelf.counters.failures.fetch_add(1, Ordering::Relaxed);
-        self.shelf.notices.failed(&object.url, attempts, cause);
+        self.prefetcher.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.prefetcher.notices.failed(&object.url, attempts, cause);
     }
 
     fn pause(&self, pause: Duration) -> bool {
         let end = Instant::now() + pause;
-        let mut state = self.shelf.lock();
+        let mut state = self.prefetcher.lock();
         while !state.closing {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
             }
-            let waited = self.shelf.changed.wait_timeout(state, left);
+            let waited = self.prefetcher.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
 
     fn evicted(&self) -> Result<bool, ShardError> {
-        self.shelf.cache.evict_one(self.name, self.dear)
+        self.prefetcher.cache.evict_one(self.name, self.priority)
     }
 }

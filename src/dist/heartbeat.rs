@@ -1,11 +1,11 @@
-//! Who keeps whom waiting.
+//! Heartbeats: finds dead and slow ranks, and ends this one where its main thread cannot.
 //!
-//! A thread of every rank writes a beat into the store twice a second: what the rank does, since
+//! A thread of every rank writes a beat into the store twice a second: what the rank is doing, since
 //! when, and how many collectives it has begun. A rank that waits for long reads the beats of the
-//! others: who has stopped beating is hung, killed or cut off, who has begun fewer collectives is
-//! slow. The thread also ends a process whose main thread cannot: one that hangs in a collective
-//! past its timeout, or whose store is gone. A call to a store behind a cut cable does not come
-//! back at all: a second thread, which never calls, sees to that.
+//! others. A rank without new beats hangs, was killed or is cut off; a rank that has begun fewer
+//! collectives is slow. The thread also ends the process when the main thread hangs in a collective
+//! past its timeout, or when the store is gone. A call to a store behind a cut cable does not return
+//! at all; so a second thread, which never calls it, watches the first.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,47 +19,47 @@ use super::Move;
 use crate::shim::ShimError;
 use crate::shim::c10d::{self, Member, Role, Store};
 
-/// Between two beats: a lost rank is known within seconds, and a thousand ranks load the store with
+/// Time between two beats: a lost rank is known within seconds, and a thousand ranks load the store with
 /// four thousand small requests a second.
 const BEAT: Duration = Duration::from_millis(500);
-/// Without a beat for so long a rank counts as silent, where something has failed already.
+/// A rank without a beat for so long counts as silent, once something has failed.
 const SILENT: Duration = Duration::from_secs(3);
-/// Without a beat for so long a rank is gone, though nothing has failed.
+/// A rank without a beat for so long counts as gone, although nothing has failed.
 const GONE: Duration = Duration::from_secs(30);
-/// Where collectives are only queued, others are looked at after so long without progress.
+/// Where collectives are only queued, the others' beats are read after so long without progress.
 const LOOKED_AT: Duration = Duration::from_secs(5);
-/// What the main thread has to end by itself, before the watch ends the process; longer where it saves.
+/// Time for the main thread to end by itself before the process is ended; longer while it saves.
 const GRACE: Duration = Duration::from_secs(10);
-/// Where the first rank that fails says why.
+/// The store's key under which the first rank that fails gives its reason.
 const FAILED: &str = "failed";
 
-/// What a rank did when it was last heard.
+/// The last beat of a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sighting {
+pub struct LastSeen {
     /// The rank.
     pub rank: usize,
     /// Its step.
     pub step: u64,
-    /// What it did.
+    /// What it was doing.
     pub what: String,
-    /// For how long it had done that, in milliseconds.
+    /// For how long it had been doing that, in milliseconds.
     pub busy_ms: u64,
-    /// Since when nothing was heard of it, in milliseconds.
+    /// Time since that beat, in milliseconds.
     pub silent_ms: u64,
 }
 
-/// Who is not where the others are.
+/// The ranks that keep this one waiting, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Absence {
-    /// A rank ended with an error and said so.
+pub enum Missing {
+    /// A rank ended with an error and told the others.
     Ended {
         /// `rank 2 of 4: …`
         message: String,
     },
-    /// These have stopped beating.
-    Silent(Vec<Sighting>),
-    /// These are alive and behind.
-    Late(Vec<Sighting>),
+    /// These ranks send no beats any more.
+    Silent(Vec<LastSeen>),
+    /// These ranks are alive and behind.
+    Late(Vec<LastSeen>),
     /// The store does not answer.
     Store {
         /// `host:port`.
@@ -69,31 +69,31 @@ pub enum Absence {
     Nobody,
 }
 
-impl Absence {
-    /// The ranks that are named.
+impl Missing {
+    /// The ranks that it names.
     fn ranks(&self) -> Vec<usize> {
         match self {
-            Absence::Silent(all) | Absence::Late(all) => all.iter().map(|one| one.rank).collect(),
+            Missing::Silent(all) | Missing::Late(all) => all.iter().map(|one| one.rank).collect(),
             _ => Vec::new(),
         }
     }
 }
 
-impl fmt::Display for Absence {
+impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |ms: u64| ms as f64 / 1e3;
         match self {
-            Absence::Ended { message } => write!(f, "{message}"),
-            Absence::Store { address } => {
+            Missing::Ended { message } => write!(f, "{message}"),
+            Missing::Store { address } => {
                 write!(
                     f,
                     "the store at {address} does not answer: it is gone, or the network is cut"
                 )
             }
-            Absence::Nobody => write!(f, "all ranks are alive and at the same point"),
-            Absence::Silent(all) => {
+            Missing::Nobody => write!(f, "all ranks are alive and at the same point"),
+            Missing::Silent(all) => {
                 for (i, one) in all.iter().enumerate() {
-                    let Sighting { rank, step, what, silent_ms, .. } = one;
+                    let LastSeen { rank, step, what, silent_ms, .. } = one;
                     let between = if i == 0 { "" } else { "; " };
                     let silent = seconds(*silent_ms);
                     write!(
@@ -104,9 +104,9 @@ impl fmt::Display for Absence {
                 }
                 Ok(())
             }
-            Absence::Late(all) => {
+            Missing::Late(all) => {
                 for (i, one) in all.iter().enumerate() {
-                    let Sighting { rank, step, what, busy_ms, .. } = one;
+                    let LastSeen { rank, step, what, busy_ms, .. } = one;
                     let between = if i == 0 { "" } else { "; " };
                     let busy = seconds(*busy_ms);
                     write!(
@@ -120,10 +120,10 @@ impl fmt::Display for Absence {
     }
 }
 
-/// What a rank says of itself.
+/// A beat, as it is written into the store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Beat {
-    /// Counts up, so that a reader sees whether it is new.
+    /// Number of the beat, by which readers tell a new one.
     number: u64,
     step: u64,
     what: String,
@@ -132,25 +132,25 @@ struct Beat {
     begun: u64,
 }
 
-/// How patient a rank is.
+/// How long a rank waits for others.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Those who let others wait for longer are named.
+    /// Ranks that keep others waiting for longer are named.
     pub slow: Duration,
-    /// Those who let others wait for longer end the run.
+    /// Ranks that keep others waiting for longer end the run.
     pub timeout: Duration,
 }
 
-/// What the main thread does, for the thread that beats.
+/// What the main thread is doing, for the thread that sends the beats.
 #[derive(Clone, Copy, Debug)]
 struct Doing {
     step: u64,
     what: Move,
     since: Instant,
     begun: u64,
-    /// In a collective since.
+    /// Since when it has been in a collective.
     waiting: Option<Instant>,
-    /// Whether collectives are only queued, and waited for elsewhere: on GPUs.
+    /// Whether collectives are only queued and waited for elsewhere, as on GPUs.
     queued: bool,
     limits: Limits,
 }
@@ -163,8 +163,7 @@ impl Doing {
         self.waiting.or((self.queued && !own).then_some(self.since))
     }
 
-    /// How long this rank may go on after another has failed. A checkpoint that is being written is wanted more
-    /// than ever.
+    /// How long this rank may continue after another has failed: while it saves, until its checkpoint is whole.
     fn grace(&self) -> Duration {
         match self.what {
             Move::Save => self.limits.timeout.max(GRACE),
@@ -181,9 +180,9 @@ struct Shared {
     ended: AtomicBool,
     /// When the store last answered.
     answered: Mutex<Instant>,
-    /// What the first rank that failed has said.
+    /// The reason that the first rank to fail gave.
     failed: Mutex<Option<String>>,
-    /// The newest beat that this rank has seen of each other, and when it first saw it. Every rank is looked at
+    /// For each other rank the newest beat that this rank has read, and when it first read it. The ranks are read
     /// in turn, so that it is known since when a lost one has been silent.
     heard: Mutex<Vec<Option<(u64, Instant)>>>,
 }
@@ -211,15 +210,15 @@ impl Shared {
     }
 }
 
-/// The threads that beat and that guard; they end when it is dropped.
+/// The threads that send beats and check those of others; they end when this is dropped.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Heartbeat {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Watch {
-    /// Begins to beat. `exit_code` is what the process ends with if the watch has to end it.
+impl Heartbeat {
+    /// Sends the first beat and starts the threads. `exit_code` is the process's if they have to end it.
     ///
     /// # Errors
     /// When the store is gone, or the system refuses a thread.
@@ -229,7 +228,7 @@ impl Watch {
         address: String,
         limits: Limits,
         exit_code: u8,
-    ) -> Result<Watch, ShimError> {
+    ) -> Result<Heartbeat, ShimError> {
         let own = store.another()?;
         let (step, what, since) = (0, Move::Start, Instant::now());
         let (waiting, queued) = (None, false);
@@ -244,39 +243,39 @@ impl Watch {
             heard: Mutex::new(vec![None; member.size]),
         });
         beat(&own, &shared, 0)?; // before anybody looks for it
-        let (for_watch, for_guard) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (for_beats, for_guard) = (Arc::clone(&shared), Arc::clone(&shared));
         let threads = vec![
-            spawn("watch", move || watch(&own, &for_watch, exit_code))?,
+            spawn("heartbeat", move || run(&own, &for_beats, exit_code))?,
             spawn("guard", move || guard(&for_guard, exit_code))?,
         ];
-        Ok(Watch { shared, threads })
+        Ok(Heartbeat { shared, threads })
     }
 
-    /// What this rank does from now on.
+    /// Sets what this rank is doing from now on.
     pub fn at(&self, step: u64, what: Move) {
         let mut doing = self.shared.doing();
         *doing = Doing { step, what, since: Instant::now(), waiting: None, ..*doing };
     }
 
-    /// How patient this rank is from now on.
+    /// Sets how long this rank waits for others from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.doing().limits = limits;
     }
 
-    /// From now on collectives return before they are done, and fail nobody when a rank is lost: NCCL's
-    /// do. The watch then ends the process itself.
+    /// Says that collectives return before they are done and do not fail when a rank is lost, as NCCL's do. Then
+    /// the threads end the process.
     pub fn collectives_are_queued(&self) {
         self.shared.doing().queued = true;
     }
 
-    /// A collective begins.
+    /// Notes that a collective begins.
     pub fn begin(&self) {
         let mut doing = self.shared.doing();
         doing.begun += 1;
         doing.waiting = Some(Instant::now());
     }
 
-    /// It has ended.
+    /// Notes that it has ended.
     pub fn done(&self) {
         self.shared.doing().waiting = None;
     }
@@ -286,32 +285,32 @@ impl Watch {
         self.shared.doing().step
     }
 
-    /// What the first rank that failed has said, if one has.
+    /// The reason that the first rank to fail gave, if one has failed.
     pub fn failure(&self) -> Option<String> {
         self.shared.failed().clone()
     }
 
-    /// What is known of the other ranks, for [`Watch::lost`].
+    /// What is known of the other ranks, for [`Heartbeat::lost`].
     pub(super) fn others(&self) -> Others {
         Others::new(self.shared.member)
     }
 
     /// While others work and this rank waits outside of a collective: whether one has failed, or
     /// has been silent for longer than [`GONE`] or the timeout.
-    pub(super) fn lost(&self, store: &Store, others: &mut Others) -> Option<Absence> {
+    pub(super) fn lost(&self, store: &Store, others: &mut Others) -> Option<Missing> {
         match others.look(store, &self.shared) {
-            Err(_) => Some(Absence::Store { address: self.shared.address.clone() }),
-            Ok(Some(message)) => Some(Absence::Ended { message }),
+            Err(_) => Some(Missing::Store { address: self.shared.address.clone() }),
+            Ok(Some(message)) => Some(Missing::Ended { message }),
             Ok(None) => {
                 let silent = GONE.min(self.shared.doing().limits.timeout);
-                let absence = others.absence(silent, 0);
-                matches!(absence, Absence::Silent(_)).then_some(absence)
+                let missing = others.missing(silent, 0);
+                matches!(missing, Missing::Silent(_)).then_some(missing)
             }
         }
     }
 
-    /// Tells the others why this rank ends; the first to fail is heard. Who serves the store stays
-    /// until they may have heard it.
+    /// Tells the others why this rank ends; only the first to fail is heard. The rank that serves the store
+    /// waits until they can have read it.
     pub fn fail(&self, store: &Arc<Store>, role: Role, message: &str) {
         let Member { rank, size } = self.shared.member;
         let text = format!("rank {rank} of {size} has ended: {message}");
@@ -327,18 +326,17 @@ impl Watch {
         }
     }
 
-    /// After a collective has failed: who is to blame. Takes a few seconds, in which the beats of a
-    /// lost rank do not come.
-    pub fn explain(&self, store: &Arc<Store>) -> Absence {
+    /// Finds the cause of a failed collective. Takes a few seconds, in which a lost rank sends no beats.
+    pub fn explain(&self, store: &Arc<Store>) -> Missing {
         self.done();
         let (shared, store) = (Arc::clone(&self.shared), Arc::clone(store));
-        let found = within(2 * SILENT, "explain", move || look_for_absence(&store, &shared));
-        found.unwrap_or_else(|| Absence::Store { address: self.shared.address.clone() })
+        let found = within(2 * SILENT, "explain", move || find_missing(&store, &shared));
+        found.unwrap_or_else(|| Missing::Store { address: self.shared.address.clone() })
     }
 }
 
-/// What `body` returns, if it does so in time: where the network is cut, a store's answer does not
-/// come. Its thread is then left alone.
+/// Runs `body` in a thread; returns its result if it comes in time. Where the network is cut a store never
+/// answers, and the thread is abandoned.
 pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     name: &str,
@@ -351,7 +349,7 @@ pub(super) fn within<T: Send + 'static>(
     started.ok().and_then(|_| receiver.recv_timeout(limit).ok())
 }
 
-fn look_for_absence(store: &Store, shared: &Shared) -> Absence {
+fn find_missing(store: &Store, shared: &Shared) -> Missing {
     let begun = shared.doing().begun;
     let mut others = Others::new(shared.member);
     let start = Instant::now();
@@ -359,16 +357,16 @@ fn look_for_absence(store: &Store, shared: &Shared) -> Absence {
         let looked = others.look(store, shared);
         let waited = start.elapsed();
         match looked {
-            Ok(Some(message)) => return Absence::Ended { message },
-            Err(_) => return Absence::Store { address: shared.address.clone() },
+            Ok(Some(message)) => return Missing::Ended { message },
+            Err(_) => return Missing::Store { address: shared.address.clone() },
             Ok(None) if waited < SILENT + BEAT => {}
-            Ok(None) => return others.absence(SILENT, begun),
+            Ok(None) => return others.missing(SILENT, begun),
         }
         thread::sleep(BEAT / 4);
     }
 }
 
-impl Drop for Watch {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
@@ -395,7 +393,7 @@ fn guard(shared: &Shared, exit_code: u8) {
         }
         let timeout = shared.doing().limits.timeout;
         if shared.answered().elapsed() > timeout + GRACE {
-            end(shared, &Absence::Store { address: shared.address.clone() }, exit_code);
+            end(shared, &Missing::Store { address: shared.address.clone() }, exit_code);
         }
     }
 }
@@ -412,8 +410,8 @@ fn key(rank: usize) -> String {
     format!("beat/{rank}")
 }
 
-/// The thread's body.
-fn watch(store: &Store, shared: &Shared, exit_code: u8) {
+/// The body of the thread that sends beats and checks those of others.
+fn run(store: &Store, shared: &Shared, exit_code: u8) {
     let mut others = Others::new(shared.member);
     let mut reported = None; // the wait that was reported last, and its length then
     let mut broken: Option<Instant> = None;
@@ -437,8 +435,8 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
         let grace = shared.doing().grace();
         if !matches!(alive, Ok(None)) && broken.get_or_insert_with(Instant::now).elapsed() > grace {
             let reason = shared.failed().clone().map_or_else(
-                || Absence::Store { address: shared.address.clone() },
-                |message| Absence::Ended { message },
+                || Missing::Store { address: shared.address.clone() },
+                |message| Missing::Ended { message },
             );
             end(shared, &reason, exit_code);
         }
@@ -458,16 +456,16 @@ fn watch(store: &Store, shared: &Shared, exit_code: u8) {
             Some((wait, length)) if wait == since => waited > 2 * length,
             _ => waited > limits.slow,
         };
-        let absence = others.absence(SILENT, begun);
+        let missing = others.missing(SILENT, begun);
         // Outside of a collective it may be this rank's own work that takes long.
-        if due && (doing.waiting.is_some() || absence != Absence::Nobody) {
+        if due && (doing.waiting.is_some() || missing != Missing::Nobody) {
             reported = Some((since, waited));
-            report(shared, &absence, waited);
+            report(shared, &missing, waited);
         }
-        let silent = || others.absence(GONE.min(limits.timeout), begun);
-        let gone = queued && matches!(silent(), Absence::Silent(_));
+        let silent = || others.missing(GONE.min(limits.timeout), begun);
+        let gone = queued && matches!(silent(), Missing::Silent(_));
         if gone || waited > limits.timeout + GRACE {
-            end(shared, &others.absence(SILENT, begun), exit_code);
+            end(shared, &others.missing(SILENT, begun), exit_code);
         }
     }
 }
@@ -496,16 +494,16 @@ pub(super) fn first_saves(store: &Store) -> Option<u64> {
     (beat.what == Move::Save.to_string()).then_some(beat.number)
 }
 
-/// How long a wait is before the others' beats are read: long enough before a report to know who is
-/// silent.
+/// The length of a wait after which the others' beats are read: early enough to know which are silent when
+/// a report is due.
 fn watched_from(limits: Limits) -> Duration {
     (limits.slow / 2).min(limits.slow.saturating_sub(SILENT + 2 * BEAT))
 }
 
-/// Names those who let others wait; said once, by the lowest rank that is not itself among them.
-fn report(shared: &Shared, absence: &Absence, waited: Duration) {
+/// Reports the ranks that keep others waiting. Only the lowest rank that is not among them reports.
+fn report(shared: &Shared, missing: &Missing, waited: Duration) {
     let Member { rank, size } = shared.member;
-    let named = absence.ranks();
+    let named = missing.ranks();
     let speaker = (0..size).find(|rank| !named.contains(rank));
     if speaker != Some(rank) {
         return;
@@ -514,18 +512,18 @@ fn report(shared: &Shared, absence: &Absence, waited: Duration) {
     let (waited, timeout) = (waited.as_secs_f64(), limits.timeout.as_secs());
     note!(
         "rank {rank} of {size} has waited {waited:.0} s at {what} of step {step} (the run ends at \
-         {timeout} s): {absence}"
+         {timeout} s): {missing}"
     );
 }
 
-fn end(shared: &Shared, absence: &Absence, exit_code: u8) -> ! {
+fn end(shared: &Shared, missing: &Missing, exit_code: u8) -> ! {
     let Member { rank, size } = shared.member;
     let Doing { step, what, .. } = *shared.doing();
-    note!("error: rank {rank} of {size}, at {what} of step {step}, ends: {absence}");
+    note!("error: rank {rank} of {size}, at {what} of step {step}, ends: {missing}");
     c10d::exit(i32::from(exit_code))
 }
 
-/// What was heard of the other ranks.
+/// The beats of the other ranks, as this one has read them.
 #[derive(Debug)]
 pub(super) struct Others {
     member: Member,
@@ -538,8 +536,8 @@ struct Seen {
     beat: Beat,
     /// Since when it has been the newest that this rank has seen.
     heard: Instant,
-    /// Since when it has been looked for a newer one without a pause: a process that was stopped itself, with
-    /// all others, knows nothing of them.
+    /// Since when a newer one has been looked for without a pause: a process that was itself stopped, with all
+    /// others, knows nothing of them.
     looked: Instant,
 }
 
@@ -548,7 +546,7 @@ impl Others {
         Others { member, seen: vec![None; member.size] }
     }
 
-    /// Reads all beats; returns what a rank that failed has said.
+    /// Reads all beats; returns the reason of a rank that failed.
     fn look(&mut self, store: &Store, shared: &Shared) -> Result<Option<String>, ShimError> {
         if let Some(message) = store.get(FAILED)? {
             let message = String::from_utf8_lossy(&message).into_owned();
@@ -565,15 +563,16 @@ impl Others {
         Ok(None)
     }
 
-    /// Who is silent for longer than `silent`, else who has begun fewer collectives than `begun`.
-    fn absence(&self, silent: Duration, begun: u64) -> Absence {
-        let sightings = |of: &dyn Fn(&Beat, Duration) -> bool| -> Vec<Sighting> {
+    /// The ranks that are silent for longer than `silent`, else those that have begun fewer collectives than
+    /// `begun`.
+    fn missing(&self, silent: Duration, begun: u64) -> Missing {
+        let last_seen = |of: &dyn Fn(&Beat, Duration) -> bool| -> Vec<LastSeen> {
             let heard = self.seen.iter().enumerate();
             heard
                 .filter_map(|(rank, seen)| {
                     let Seen { beat, heard, looked } = seen.as_ref()?;
                     let silent = heard.elapsed();
-                    of(beat, looked.elapsed()).then(|| Sighting {
+                    of(beat, looked.elapsed()).then(|| LastSeen {
                         rank,
                         step: beat.step,
                         what: beat.what.clone(),
@@ -583,13 +582,13 @@ impl Others {
                 })
                 .collect()
         };
-        let lost = sightings(&|_, age| age >= silent);
+        let lost = last_seen(&|_, age| age >= silent);
         if !lost.is_empty() {
-            return Absence::Silent(lost);
+            return Missing::Silent(lost);
         }
-        match sightings(&|beat, _| beat.begun < begun) {
-            late if late.is_empty() => Absence::Nobody,
-            late => Absence::Late(late),
+        match last_seen(&|beat, _| beat.begun < begun) {
+            late if late.is_empty() => Missing::Nobody,
+            late => Missing::Late(late),
         }
     }
 }
@@ -664,25 +663,25 @@ mod tests {
         (Arc::new(store), rank)
     }
 
-    fn watch_as(store: &Store, rank: usize, limits: Limits) -> Watch {
+    fn watch_as(store: &Store, rank: usize, limits: Limits) -> Heartbeat {
         let member = Member { rank, size: 2 };
-        Watch::start(store, member, "here".into(), limits, 69).unwrap()
+        Heartbeat::start(store, member, "here".into(), limits, 69).unwrap()
     }
 
     /// Rank 1 fails while rank 0 writes a checkpoint, which takes longer than the others have to end.
     #[test]
     fn a_save_is_finished_when_another_rank_fails() {
-        const NAME: &str = "dist::watch::tests::a_save_is_finished_when_another_rank_fails";
+        const NAME: &str = "dist::heartbeat::tests::a_save_is_finished_when_another_rank_fails";
         let limits = Limits { slow: PATIENCE, timeout: PATIENCE };
         if let Some(role) = crate::config::variable(ROLE) {
             let (store, rank) = meet(&role);
-            let watch = watch_as(&store, rank, limits);
-            watch.at(5, Move::Save);
+            let heartbeat = watch_as(&store, rank, limits);
+            heartbeat.at(5, Move::Save);
             if rank == 1 {
-                watch.fail(&store, Role::Join, "of itself");
+                heartbeat.fail(&store, Role::Join, "of itself");
                 c10d::exit(9);
             }
-            while watch.failure().is_none() {
+            while heartbeat.failure().is_none() {
                 thread::sleep(BEAT);
             }
             thread::sleep(GRACE + 4 * BEAT);
@@ -701,13 +700,13 @@ mod tests {
     #[test]
     fn a_rank_whose_collectives_are_queued_ends_when_another_is_gone() {
         const NAME: &str =
-            "dist::watch::tests::a_rank_whose_collectives_are_queued_ends_when_another_is_gone";
+            "dist::heartbeat::tests::a_rank_whose_collectives_are_queued_ends_when_another_is_gone";
         let limits = Limits { slow: Duration::from_secs(3), timeout: Duration::from_secs(6) };
         if let Some(role) = crate::config::variable(ROLE) {
             let (store, rank) = meet(&role);
-            let watch = watch_as(&store, rank, limits);
-            watch.collectives_are_queued();
-            watch.at(5, Move::Update);
+            let heartbeat = watch_as(&store, rank, limits);
+            heartbeat.collectives_are_queued();
+            heartbeat.at(5, Move::Update);
             thread::sleep(if rank == 0 { PATIENCE } else { Duration::from_secs(2) });
             c10d::exit(9);
         }
@@ -727,15 +726,15 @@ mod tests {
     fn a_lost_rank_is_told_with_its_whole_silence() {
         let store = Store::open("127.0.0.1", 0, Role::Serve, "silence", PATIENCE).unwrap();
         let limits = Limits { slow: PATIENCE, timeout: PATIENCE };
-        let watch = watch_as(&store, 0, limits);
+        let heartbeat = watch_as(&store, 0, limits);
         let gone = Beat { number: 7, step: 3, what: "backward".into(), busy_ms: 0, begun: 1 };
         store.set(&key(1), &serde_json::to_vec(&gone).unwrap()).unwrap();
-        let since = watch.shared.heard(1, 7);
+        let since = heartbeat.shared.heard(1, 7);
         thread::sleep(4 * BEAT);
-        let mut others = watch.others();
-        others.look(&store, &watch.shared).unwrap();
+        let mut others = heartbeat.others();
+        others.look(&store, &heartbeat.shared).unwrap();
         thread::sleep(BEAT);
-        let Absence::Silent(lost) = others.absence(BEAT / 2, 0) else { panic!("{others:?}") };
+        let Missing::Silent(lost) = others.missing(BEAT / 2, 0) else { panic!("{others:?}") };
         assert_eq!((lost[0].rank, lost[0].step), (1, 3));
         let all = since.elapsed().as_millis() as u64;
         assert!(lost[0].silent_ms + 1 >= 5 * BEAT.as_millis() as u64 && lost[0].silent_ms <= all);
