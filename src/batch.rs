@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::config::{CROPS, Config, PATCHES};
 use crate::device;
+use crate::method::StepError;
 use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Lane};
 
@@ -136,6 +137,21 @@ impl Batch {
     /// The views of a group, if there is one of this name.
     pub fn views(&self, group: &str) -> Option<&[Tensor]> {
         self.groups.iter().find(|(name, _)| name == group).map(|(_, views)| views.as_slice())
+    }
+
+    /// The views of a group, which must be so many.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn exactly(&self, group: &str, expected: usize) -> Result<&[Tensor], StepError> {
+        let views = self.views(group).unwrap_or_default();
+        match views.len() == expected {
+            true => Ok(views),
+            false => {
+                let (group, found) = (group.to_owned(), views.len());
+                Err(StepError::Views { group, found, expected })
+            }
+        }
     }
 
     /// All groups, in the recipe's order.

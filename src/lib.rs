@@ -98,6 +98,8 @@ pub mod disk;
 #[cfg(feature = "train")]
 pub mod dist;
 #[cfg(feature = "train")]
+mod draws;
+#[cfg(feature = "train")]
 pub mod dry_run;
 #[cfg(feature = "train")]
 pub mod eval;
@@ -106,16 +108,19 @@ pub mod export;
 #[cfg(feature = "train")]
 pub mod feed;
 #[cfg(feature = "train")]
-pub mod loss;
-#[cfg(feature = "train")]
 pub mod memory;
+pub mod method;
 pub mod metrics;
+#[cfg(feature = "train")]
+mod micro;
 #[cfg(feature = "train")]
 pub mod model;
 #[cfg(feature = "train")]
 pub mod optim;
 pub mod plan;
 pub mod profile;
+#[cfg(feature = "train")]
+mod report;
 pub mod schedule;
 #[cfg(feature = "train")]
 pub mod shim;

@@ -3,7 +3,7 @@
 use crate::config::{Config, Schedule, SchedulePer};
 
 /// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
-/// the batch, times the schedule. No warm-up; 0 while `loss.fill_first` fills the queues.
+/// the batch, times the schedule. No warm-up; 0 while the method only fills its queues.
 pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
     let steps_before = u64::from(epoch).saturating_mul(steps_per_epoch).saturating_add(step);
     if steps_before < steps_to_fill(config) {
@@ -28,10 +28,7 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
 
 /// Updates that only fill the queues.
 pub fn steps_to_fill(config: &Config) -> u64 {
-    match config.loss.fill_first {
-        true => (config.loss.queue / config.train.batch.max(1)) as u64,
-        false => 0,
-    }
+    (config.design().fill / config.train.batch.max(1)) as u64
 }
 
 /// Updates of a whole run.
@@ -65,8 +62,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_zero_until_the_queues_are_full() {
-        let mut config = Config::default();
-        config.loss.fill_first = true; // 65,536 keys of 256 samples: 256 steps
+        let config = Config::load("detco-r50", &["method.fill_first=true".into()]).unwrap(); // 65,536 keys of 256 samples: 256 steps
         close(learning_rate(&config, 0, 255, 5000), 0.0);
         close(learning_rate(&config, 0, 256, 5000), 0.03);
         close(learning_rate(&config, 2, 55, 100), 0.0);

@@ -111,7 +111,7 @@ fn deterministic_steps_on_a_gpu_have_the_same_bits() {
 #[test]
 fn kernels_on_a_gpu_are_libtorchs_operations() {
     let Some((gpu, _turn)) = gpu() else { return };
-    let sets = ["train.precision=f32", "model.backbone=resnet50", "model.local_head=pirl"];
+    let sets = ["train.precision=f32", "model.backbone=resnet50", "method.local_head=pirl"];
     let mut plain = Trainer::new(gpu, &sets);
     let mut fused = Trainer::new(gpu, &sets);
     plain.model.normalise_by(Norms::Libtorch);

@@ -14,7 +14,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use detco::batch::Batch;
 use detco::config::{Backbone, Config};
 use detco::dist::local::Local;
-use detco::model::{Draws, Model, Moments, Scope};
+use detco::method::{GLOBAL, Moco};
+use detco::model::{Draws, Model, Moments};
 use detco::optim::Sgd;
 use detco::step::{At, permutation, update_watched};
 use serde::{Deserialize, Serialize};
@@ -173,12 +174,21 @@ fn draw_views(case: &Case, config: &Config, kind: Kind) -> Vec<(String, Tensor)>
                 views.push((format!("{step}.{scope}.{view}"), pixels.to_kind(kind)));
             };
             add("global", &[n, 3, case.size, case.size]);
-            if config.model.local {
+            if moco(config).local {
                 add("local", &[n, 9, 3, case.patch, case.patch]);
             }
         }
     }
     views
+}
+
+fn moco(config: &Config) -> &Moco {
+    config.method.as_a().unwrap()
+}
+
+/// `5.gg`, as the reference calls `res5/gg`.
+fn short(term: &str) -> String {
+    term.trim_start_matches("res").replace('/', ".")
 }
 
 fn state(model: &Model, sgd: &Sgd) -> Readings {
@@ -227,7 +237,7 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
     let mut sets: Vec<String> = case.sets.iter().map(ToString::to_string).collect();
     sets.push(format!("model.bn_splits={groups}"));
     let config = Config::load(case.recipe, &sets).unwrap();
-    let (n, lr) = (config.train.batch, config.base_lr());
+    let (n, lr, method) = (config.train.batch, config.base_lr(), moco(&config));
     let (momentum, decay) = (config.optim.momentum, config.optim.weight_decay);
     let mut model = Model::new(&config, Device::Cpu).unwrap();
     model.convert(kind);
@@ -237,12 +247,12 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
     let shuffles: Vec<Vec<i64>> =
         (0..STEPS).map(|step| permutation(config.seed, step, n as usize)).collect();
     let settings = json!({
-        "backbone": name_of(config.model.backbone), "levels": config.model.levels,
-        "local": config.model.local, "head": config.model.head,
-        "local_head": config.model.local_head, "dim": config.model.dim,
-        "bn_splits": config.model.bn_splits, "temperature": config.loss.temperature,
-        "level_weights": config.loss.level_weights, "queue": config.loss.queue,
-        "ema": config.loss.ema, "batch": n, "lr": lr, "momentum": momentum,
+        "backbone": name_of(config.model.backbone), "levels": method.levels,
+        "local": method.local, "head": method.head,
+        "local_head": method.local_head, "dim": method.dim,
+        "bn_splits": config.model.bn_splits, "temperature": method.temperature,
+        "level_weights": method.level_weights, "queue": method.queue,
+        "ema": method.ema, "batch": n, "lr": lr, "momentum": momentum,
         "weight_decay": decay, "threads": THREADS, "shuffles": shuffles,
         "dtype": dtype(kind), "loss_in_float64": true,
     });
@@ -258,7 +268,7 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
     let follows = kind == Kind::Float;
     for step in 0..STEPS {
         let view = |scope: &str| [0, 1].map(|i| views[&format!("{step}.{scope}.{i}")].copy());
-        let local = config.model.local.then(|| view("local"));
+        let local = method.local.then(|| view("local"));
         let batch = Batch::of_pairs(view("global"), local);
         let mut ours = Readings::new();
         let report = update_watched(
@@ -269,10 +279,9 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
             &batch,
             At { step, learning_rate: lr },
             &mut |terms| {
-                for term in terms {
-                    let level = config.model.levels[term.index];
-                    let name = format!("logits.{level}.{}", term.pair);
-                    ours.push(("logits".into(), name, term.logits.detach().copy()));
+                for (term, logits) in terms {
+                    let name = format!("logits.{}", short(term));
+                    ours.push(("logits".into(), name, logits.detach().copy()));
                 }
             },
         )
@@ -282,7 +291,7 @@ fn compare(case: &Case, groups: i64, kind: Kind) {
 
         ours.push(("losses".into(), "loss".into(), Tensor::from(report.loss)));
         for term in &report.terms {
-            let name = format!("loss.{}.{}", term.level, term.pair);
+            let name = format!("loss.{}", short(&term.name));
             ours.push(("losses".into(), name, Tensor::from(term.loss)));
         }
         ours.extend(state(&model, &sgd));
@@ -330,8 +339,8 @@ const DETCO_18: Case = Case {
         "model.backbone=resnet18",
         "train.batch=4",
         "optim.lr_batch=4",
-        "loss.queue=16",
-        "loss.ema=0.9",
+        "method.queue=16",
+        "method.ema=0.9",
     ],
     size: 64,
     patch: 16,
@@ -339,21 +348,21 @@ const DETCO_18: Case = Case {
 
 const DETCO_50: Case = Case {
     recipe: "detco-r50",
-    sets: &["model.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "loss.queue=16"],
+    sets: &["method.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "method.queue=16"],
     size: 64,
     patch: 16,
 };
 
 const MOCO_V2: Case = Case {
     recipe: "moco-v2-r50",
-    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=16"],
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "method.queue=16"],
     size: 64,
     patch: 0,
 };
 
 const MOCO_V1: Case = Case {
     recipe: "moco-v1-r50",
-    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=64"],
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "method.queue=64"],
     size: 64,
     patch: 0,
 };
@@ -363,13 +372,13 @@ const SHALLOW: Case = Case {
     recipe: "detco-r50",
     sets: &[
         "model.backbone=resnet18",
-        "model.levels=[2, 3]",
-        "loss.level_weights=[0.5, 2.0]",
-        "model.local_head=9c-9c",
-        "model.dim=16",
+        "method.levels=[2, 3]",
+        "method.level_weights=[0.5, 2.0]",
+        "method.local_head=9c-9c",
+        "method.dim=16",
         "train.batch=8",
         "optim.lr_batch=8",
-        "loss.queue=16",
+        "method.queue=16",
     ],
     size: 32,
     patch: 16,
@@ -435,7 +444,7 @@ fn features_equal_torchvisions(backbone: &str) {
     let images = Draws::new(7, "images", 0).normal(&[4, 3, 96, 64], 1.0);
     // Running statistics that are nobody's default.
     let mut seen = Moments::default();
-    drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen).unwrap()));
+    drop(tch::no_grad(|| model.query.embed(&images, GLOBAL, 2, &mut seen).unwrap()));
     model.query.settle(&seen).unwrap();
 
     let settings = json!({ "backbone": backbone, "threads": THREADS });

@@ -1,0 +1,6 @@
+//! What methods are made of: losses with their gradients in closed form, queues, the shuffle of the teacher's
+//! images. Nothing here knows a method.
+
+pub mod info_nce;
+pub mod queue;
+pub(crate) mod shuffle;
