@@ -38,6 +38,16 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("recipes/moco-v1-r50.toml"),
     ),
     (
+        "simclr-r50",
+        "SimCLR, ResNet-50, ImageNet (200 epochs, batch 256, LARS)",
+        include_str!("recipes/simclr-r50.toml"),
+    ),
+    (
+        "rotation-r50",
+        "Rotation, ResNet-50, ImageNet (70 epochs, 128 images in four rotations)",
+        include_str!("recipes/rotation-r50.toml"),
+    ),
+    (
         "detco-cifar",
         "DetCo, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("recipes/detco-cifar.toml"),
@@ -46,6 +56,16 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         "moco-v2-cifar",
         "MoCo v2, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("recipes/moco-v2-cifar.toml"),
+    ),
+    (
+        "simclr-cifar",
+        "SimCLR, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/simclr-cifar.toml"),
+    ),
+    (
+        "rotation-cifar",
+        "Rotation, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/rotation-cifar.toml"),
     ),
     (
         "detco-small",
@@ -455,10 +475,21 @@ impl Model {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`.
+    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`, both without the epochs of the warm-up.
     Cosine,
-    /// Times 0.1 at each of `optim.milestones`.
+    /// Times `optim.milestone_factor` at each of `optim.milestones`.
     Steps,
+}
+
+/// How gradients change weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// The same with gradients scaled, tensor by tensor, to a share of the weights' length (You et al., 2017), in
+    /// BYOL's order: weight decay, trust ratio, momentum, learning rate.
+    Lars,
 }
 
 /// When the learning rate is updated.
@@ -479,16 +510,31 @@ pub struct Optim {
     pub lr: f64,
     /// The batch that `lr` was stated for.
     pub lr_batch: i64,
-    /// SGD momentum, no Nesterov.
+    /// Plain SGD, or LARS.
+    pub optimizer: Optimizer,
+    /// SGD's momentum.
     pub momentum: f64,
-    /// Weight decay on all parameters, BN and biases included, as MoCo's.
+    /// Whether SGD looks ahead: Nesterov's momentum.
+    pub nesterov: bool,
+    /// Weight decay.
     pub weight_decay: f64,
+    /// Whether vectors are decayed (and, by LARS, adapted) as well: scales and offsets of batch normalisation, and
+    /// biases. MoCo's are.
+    pub decay_vectors: bool,
+    /// LARS's trust coefficient.
+    pub trust: f64,
+    /// Epochs in which the learning rate rises from `warmup_start` times its value, step by step.
+    pub warmup_epochs: u32,
+    /// Where it begins to rise, as a share of the learning rate.
+    pub warmup_start: f64,
     /// How the learning rate falls.
     pub schedule: Schedule,
     /// When it is updated.
     pub schedule_per: SchedulePer,
-    /// Epochs at which `steps` multiplies by 0.1.
+    /// Epochs at which `steps` multiplies by `milestone_factor`.
     pub milestones: Vec<u32>,
+    /// What `steps` multiplies by.
+    pub milestone_factor: f64,
 }
 
 impl Default for Optim {
@@ -496,11 +542,18 @@ impl Default for Optim {
         Optim {
             lr: 0.03,
             lr_batch: 256,
+            optimizer: Optimizer::Sgd,
             momentum: 0.9,
+            nesterov: false,
             weight_decay: 1e-4,
+            decay_vectors: true,
+            trust: 0.001,
+            warmup_epochs: 0,
+            warmup_start: 0.0,
             schedule: Schedule::Cosine,
             schedule_per: SchedulePer::Epoch,
             milestones: vec![120, 160],
+            milestone_factor: 0.1,
         }
     }
 }
@@ -849,6 +902,19 @@ impl Config {
         check("optim.momentum", momentum, (0.0..1.0).contains(&momentum), "0 to below 1")?;
         let decay = self.optim.weight_decay;
         check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "finite, 0 or more")?;
+        let trust = self.optim.trust;
+        check("optim.trust", trust, trust.is_finite() && trust > 0.0, "above 0")?;
+        let (warm, epochs) = (self.optim.warmup_epochs, self.train.epochs);
+        let reason = format!("below train.epochs = {epochs}");
+        check("optim.warmup_epochs", warm, warm == 0 || warm < epochs, reason)?;
+        let start = self.optim.warmup_start;
+        check("optim.warmup_start", start, (0.0..=1.0).contains(&start), "0 to 1")?;
+        let factor = self.optim.milestone_factor;
+        check("optim.milestone_factor", factor, (0.0..=1.0).contains(&factor), "0 to 1")?;
+        let looks_ahead = self.optim.nesterov;
+        let possible = self.optim.optimizer == Optimizer::Sgd && momentum > 0.0;
+        let reason = "false, or optim.optimizer = \"sgd\" with a momentum";
+        check("optim.nesterov", looks_ahead, !looks_ahead || possible, reason)?;
         let size = self.data.cache_size.0;
         check("data.cache_size", size, size <= CACHE_MAX, "at most 1 EiB")?;
         let workers = self.data.workers;
@@ -1273,6 +1339,8 @@ mod tests {
             ("method.quue=512", "did you mean `queue`"),
             ("method.name=moko", "method.name = \"moko\": there are moco"),
             ("method.name=3", "method.name = 3: expected a name"),
+            ("method.rotations=4", "it is a key of rotation"),
+            ("method.norm=false", "it is a key of simclr"),
         ] {
             let error = load(&[set]).unwrap_err().to_string();
             assert!(error.contains(reason), "{set}: {error}");

@@ -749,8 +749,7 @@ impl Run {
         }
 
         let mut model = Model::new(&config, device)?;
-        let mut sgd =
-            Sgd::new(model.query.parameters(), config.optim.momentum, config.optim.weight_decay);
+        let mut sgd = Sgd::of(model.query.parameters(), &config.optim);
         if let Some(saved) = &saved {
             model.load(&saved.model_tensors()?)?;
             sgd.load(&saved.optim_tensors()?)?;

@@ -43,6 +43,12 @@ pub enum StepError {
         /// Views that the method reads.
         expected: usize,
     },
+    /// The batch does not say what was drawn with its views.
+    #[error("the batch does not say what was drawn with its views `{group}`")]
+    Notes {
+        /// The group.
+        group: String,
+    },
     /// A collective failed.
     #[error(transparent)]
     Dist(#[from] DistError),

@@ -182,9 +182,6 @@ impl Method for Moco {
             queue: self.queue,
             fill: if self.fill_first { self.queue } else { 0 },
             terms: terms.collect(),
-            #[cfg(feature = "train")]
-            readings: info_nce::READINGS.to_vec(),
-            #[cfg(not(feature = "train"))]
             readings: vec!["loss", "positive", "negative", "accuracy"],
             is_coupled: false,
             logits: Logits { each: 2 * self.queue, pairs: 0 }, // of one term, and their softmax
@@ -257,8 +254,7 @@ impl Method for Moco {
                 }
             }
         }
-        let shape = [terms.len() as i64, info_nce::READINGS.len() as i64];
-        let readings = Tensor::stack(&readings, 1).reshape(shape);
+        let readings = Tensor::stack(&readings, 1).flatten(0, 1);
         Scores { readings, gradients: gradients.into_iter().flatten().collect() }
     }
 

@@ -13,6 +13,8 @@ mod error;
 mod moco;
 #[cfg(feature = "train")]
 pub mod parts;
+mod rotation;
+mod simclr;
 
 use std::any::Any;
 use std::fmt;
@@ -36,9 +38,12 @@ pub use error::StepError;
 pub use moco::{CROPS, GLOBAL, Head, LOCAL, LocalHead, Moco, PATCHES};
 #[cfg(feature = "train")]
 pub use parts::queue::Queues;
+pub use rotation::Rotation;
+pub use simclr::Simclr;
 
 /// The methods of this program.
-const METHODS: &[(&str, Read)] = &[("moco", read::<Moco>)];
+const METHODS: &[(&str, Read)] =
+    &[("moco", read::<Moco>), ("rotation", read::<Rotation>), ("simclr", read::<Simclr>)];
 
 /// A method of pre-training: its keys of the configuration, and what it does with them.
 pub trait Method: Any + fmt::Debug + Send + Sync {

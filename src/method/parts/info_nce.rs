@@ -61,12 +61,9 @@ pub fn total(terms: &[Contrast]) -> Tensor {
     Tensor::stack(&weighted, 0).sum(None)
 }
 
-/// What is read of each term, in the columns of what [`score`] returns: the loss; the mean positive logit; the
-/// mean negative logit; the share of samples whose positive is above every negative.
-pub const READINGS: [&str; 4] = ["loss", "positive", "negative", "accuracy"];
-
 /// Terms of one shape and their gradients, without a graph and without more than one term's logits at a time:
-/// readings `[terms, 4]`, and the gradients of the weighted sum by each term's queries, times `share`.
+/// readings `[terms, 4]` (the loss; the mean positive logit; the mean negative logit; the share of samples whose
+/// positive is above every negative), and the gradients of the weighted sum by each term's queries, times `share`.
 ///
 /// With `z` the negatives' logits of a sample, `p = softmax(z)`, `m = log sum exp z` and `z0` the
 /// positive's, a cross-entropy with the positive as the class is `log(1 + exp(m - z0))`, and has by the query
