@@ -23,7 +23,8 @@ use detco::batch::{Batch, Form, Section, Sections};
 use detco::config::{self, CROPS, Config, PATCHES};
 use detco::device;
 use detco::dist::local::Local;
-use detco::loss::{Embeddings, Scale, contrast, score, total};
+use detco::method::parts::info_nce::total;
+use detco::method::{Met, Method, Moco};
 use detco::model::{Draws, Model, Norms};
 use detco::optim::Sgd;
 use detco::shim::step::{Meter, cuda_memory};
@@ -50,7 +51,7 @@ fn main() {
     for (recipe, sets) in STEPS {
         let mut sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         if !measured {
-            sets.extend(["train.batch=8", "loss.queue=16"].map(String::from));
+            sets.extend(["train.batch=8", "method.queue=16"].map(String::from));
         }
         let config = Config::load(recipe, &sets).expect("a recipe with overrides is valid");
         let (step, slab) = time_step(&config, rounds);
@@ -228,28 +229,30 @@ fn time_step(config: &Config, rounds: u64) -> (f64, f64) {
 fn time_loss(n: i64, k: i64, rounds: u64) {
     let sets = ["model.backbone=resnet18".to_string(), "model.width=1".into()];
     let sets: Vec<String> =
-        sets.into_iter().chain([format!("loss.queue={}", k.max(256))]).collect();
+        sets.into_iter().chain([format!("method.queue={}", k.max(256))]).collect();
     let config = Config::load("detco-r50", &sets).expect("a recipe with overrides is valid");
     let model = Model::new(&config, Device::Cpu).expect("the CPU is there");
+    let moco: &Moco = config.method.as_a().expect("detco-r50 is a MoCo");
     let unit = |name: String| {
-        let x = Draws::new(1, &name, 0).normal(&[n, config.model.dim], 1.0);
+        let x = Draws::new(1, &name, 0).normal(&[n, moco.dim], 1.0);
         &x / x.norm_scalaropt_dim(2, [1], true)
     };
-    let draw = |side: &str| Embeddings {
-        global: (0..4).map(|level| unit(format!("{side}.g{level}"))).collect(),
-        local: (0..4).map(|level| unit(format!("{side}.l{level}"))).collect(),
+    let draw = |side: &str| -> Vec<Tensor> {
+        let names = ["g", "l"].into_iter().flat_map(|s| (0..4).map(move |l| format!("{s}{l}")));
+        names.map(|name| unit(format!("{side}.{name}"))).collect()
     };
     let (query, key) = (draw("query"), draw("key"));
-    let leaves: Vec<Tensor> = query.all().iter().map(|leaf| leaf.set_requires_grad(true)).collect();
-    let (weights, temperature) = (&config.loss.level_weights, config.loss.temperature);
-    let scale = Scale { temperature, level_weights: weights, share: 1.0 };
+    let leaves: Vec<Tensor> = query.iter().map(|leaf| leaf.set_requires_grad(true)).collect();
+    let met = |outputs| {
+        let (targets, queues) = (key.as_slice(), &model.queues);
+        Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share: 1.0 }
+    };
     let by_definition = || {
-        let terms = contrast(&query, &key, &model.queues, temperature);
-        total(&terms, weights).backward();
+        total(&moco.contrast(&met(&query))).backward();
         leaves.iter().for_each(|leaf| leaf.shallow_clone().zero_grad());
     };
-    let values = query.detach();
-    let as_trained = || drop(black_box(score(&values, &key, &model.queues, scale)));
+    let values: Vec<Tensor> = query.iter().map(Tensor::detach).collect();
+    let as_trained = || drop(black_box(moco.score(&met(&values))));
     let ways: [(&str, &dyn Fn()); 2] =
         [("definition", &by_definition), ("as trained", &as_trained)];
     for (name, way) in ways {
@@ -263,6 +266,6 @@ fn time_loss(n: i64, k: i64, rounds: u64) {
             peak = meter.read().expect("counting needs nothing").1;
         }
         let (ms, mb) = (least * 1e3, peak as f64 / 1e6);
-        println!("loss, n = {n}, k = {}: {name} {ms:.1} ms, {mb:.0} MB", config.loss.queue);
+        println!("loss, n = {n}, k = {}: {name} {ms:.1} ms, {mb:.0} MB", moco.queue);
     }
 }

@@ -2,11 +2,13 @@
 
 use detco_shards::pipeline::Filled;
 use detco_shards::slab::Layout;
+use detco_shards::views::Note;
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 use crate::config::{CROPS, Config, PATCHES};
 use crate::device;
+use crate::method::StepError;
 use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Lane};
 
@@ -114,6 +116,8 @@ impl Form {
 #[derive(Debug)]
 pub struct Batch {
     groups: Vec<(String, Vec<Tensor>)>,
+    /// What was drawn with each view, by groups: a note for each sample.
+    notes: Vec<(String, Vec<Vec<Note>>)>,
 }
 
 impl Batch {
@@ -123,7 +127,25 @@ impl Batch {
     /// Without a view.
     pub fn new(groups: Vec<(String, Vec<Tensor>)>) -> Batch {
         assert!(groups.iter().any(|(_, views)| !views.is_empty()), "a batch without views");
-        Batch { groups }
+        Batch { groups, notes: Vec::new() }
+    }
+
+    /// The same, with what was drawn with each view, by groups: a note for each sample.
+    #[must_use]
+    pub fn with_notes(self, notes: Vec<(String, Vec<Vec<Note>>)>) -> Batch {
+        Batch { notes, ..self }
+    }
+
+    /// What was drawn with a view of a group, for each sample.
+    ///
+    /// # Errors
+    /// When the batch came without.
+    pub fn notes(&self, group: &str, view: usize) -> Result<&[Note], StepError> {
+        let of = self.notes.iter().find(|(name, _)| name == group);
+        let notes = of.and_then(|(_, views)| views.get(view)).map(Vec::as_slice);
+        notes
+            .filter(|notes| notes.len() as i64 == self.len())
+            .ok_or_else(|| StepError::Notes { group: group.to_owned() })
     }
 
     /// Of crops, and perhaps of patches: the query's and the key's.
@@ -138,6 +160,21 @@ impl Batch {
         self.groups.iter().find(|(name, _)| name == group).map(|(_, views)| views.as_slice())
     }
 
+    /// The views of a group, which must be so many.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn exactly(&self, group: &str, expected: usize) -> Result<&[Tensor], StepError> {
+        let views = self.views(group).unwrap_or_default();
+        match views.len() == expected {
+            true => Ok(views),
+            false => {
+                let (group, found) = (group.to_owned(), views.len());
+                Err(StepError::Views { group, found, expected })
+            }
+        }
+    }
+
     /// All groups, in the recipe's order.
     pub fn groups(&self) -> &[(String, Vec<Tensor>)] {
         &self.groups
@@ -148,7 +185,7 @@ impl Batch {
     pub fn map(self, change: impl Fn(Tensor) -> Tensor) -> Batch {
         let group =
             |(name, views): (String, Vec<Tensor>)| (name, views.into_iter().map(&change).collect());
-        Batch { groups: self.groups.into_iter().map(group).collect() }
+        Batch { groups: self.groups.into_iter().map(group).collect(), notes: self.notes }
     }
 
     /// Copies the sections of a slab and waits until they are copied.

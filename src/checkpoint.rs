@@ -246,7 +246,7 @@ impl StateFile {
             CheckpointError::State { path: path.to_path_buf(), reason }
         })?;
         Ok(State {
-            config: Config::from_toml(&self.config, &path.display().to_string())?,
+            config: Config::from_checkpoint(&self.config, &path.display().to_string())?,
             cursor: Cursor { epoch: self.epoch, step: self.step_in_epoch },
             step: self.step,
             fingerprint,

@@ -9,9 +9,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use detco_shards::device::{Number, Setup};
-use detco_shards::views::{Group, Recipe, RecipeError};
+use detco_shards::views::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::method::{Around, Chosen, Design, Refused};
 
 /// The recipes that ship with the program: name, one line, TOML.
 pub const RECIPES: &[(&str, &str, &str)] = &[
@@ -36,6 +38,16 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("recipes/moco-v1-r50.toml"),
     ),
     (
+        "simclr-r50",
+        "SimCLR, ResNet-50, ImageNet (200 epochs, batch 256, LARS)",
+        include_str!("recipes/simclr-r50.toml"),
+    ),
+    (
+        "rotation-r50",
+        "Rotation, ResNet-50, ImageNet (70 epochs, 128 images in four rotations)",
+        include_str!("recipes/rotation-r50.toml"),
+    ),
+    (
         "detco-cifar",
         "DetCo, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("recipes/detco-cifar.toml"),
@@ -44,6 +56,16 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         "moco-v2-cifar",
         "MoCo v2, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("recipes/moco-v2-cifar.toml"),
+    ),
+    (
+        "simclr-cifar",
+        "SimCLR, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/simclr-cifar.toml"),
+    ),
+    (
+        "rotation-cifar",
+        "Rotation, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("recipes/rotation-cifar.toml"),
     ),
     (
         "detco-small",
@@ -59,15 +81,10 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
 
 /// Samples of an update: four times the largest batch that anybody trains with.
 const BATCH_MAX: i64 = 1 << 20;
-/// Keys of a queue: thirteen times ImageNet's images.
-const QUEUE_MAX: i64 = 1 << 24;
 /// Bytes of the cache.
 const CACHE_MAX: u64 = 1 << 60;
 
-/// The group of views that DetCo and MoCo crop: one for the query, one for the key.
-pub const CROPS: &str = "crops";
-/// The group of views that DetCo cuts into patches, likewise.
-pub const PATCHES: &str = "patches";
+pub use crate::method::{CROPS, PATCHES};
 
 /// What a file builds upon that names no base; equal to `Config::default()`.
 const DEFAULT: &str = "detco-r50";
@@ -150,10 +167,10 @@ pub struct Config {
     pub seed: u64,
     /// Where samples come from, and what happens to bad ones.
     pub data: Data,
-    /// Backbone and heads.
+    /// Backbone and BN groups.
     pub model: Model,
-    /// Temperature, level weights, queues, key encoder.
-    pub loss: Loss,
+    /// What is learnt: the method's name and its keys.
+    pub method: Chosen,
     /// SGD and its schedule.
     pub optim: Optim,
     /// Length, batch, device, numerics.
@@ -409,31 +426,7 @@ pub enum Stem {
     Cifar,
 }
 
-/// Shape of a global head, from c channels to the embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Head {
-    /// One linear layer (MoCo v1).
-    Linear,
-    /// Linear c → c, ReLU, linear c → d (MoCo v2, DetCo).
-    Mlp,
-}
-
-/// Shape of a local head, from the nine patches' features to the embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LocalHead {
-    /// Concatenate, 9c → c → d: 50.6 M parameters on ResNet-50. The default.
-    #[serde(rename = "9c-c")]
-    Narrow,
-    /// Concatenate, 9c → 9c → d: 455.7 M parameters on ResNet-50.
-    #[serde(rename = "9c-9c")]
-    Wide,
-    /// PIRL: each patch c → c → d, concatenate, linear 9d → d.
-    #[serde(rename = "pirl")]
-    Pirl,
-}
-
-/// Backbone and heads.
+/// Backbone and BN groups.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
@@ -443,16 +436,6 @@ pub struct Model {
     pub stem: Stem,
     /// Channels of Res2's base width; 64 is the standard network.
     pub width: i64,
-    /// Stages with a head, from 2..=5: DetCo \[2, 3, 4, 5\], MoCo \[5\].
-    pub levels: Vec<u8>,
-    /// Whether there are jigsaw patches, local heads and the l↔l and g↔l losses.
-    pub local: bool,
-    /// Shape of the global heads.
-    pub head: Head,
-    /// Shape of the local heads.
-    pub local_head: LocalHead,
-    /// Embedding size d.
-    pub dim: i64,
     /// BN groups of a batch: statistics are computed for each contiguous n/`bn_splits` samples
     /// apart, and keys are shuffled across groups, which is what shuffle-BN over as many GPUs does.
     pub bn_splits: i64,
@@ -470,11 +453,6 @@ impl Default for Model {
             backbone: Backbone::Resnet50,
             stem: Stem::Imagenet,
             width: 64,
-            levels: vec![2, 3, 4, 5],
-            local: true,
-            head: Head::Mlp,
-            local_head: LocalHead::Narrow,
-            dim: 128,
             bn_splits: 8,
             init: None,
             init_prefix: None,
@@ -482,33 +460,14 @@ impl Default for Model {
     }
 }
 
-/// Temperature, level weights, queues, key encoder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Loss {
-    /// Logits are divided by this (MoCo v2: 0.2; v1: 0.07).
-    pub temperature: f64,
-    /// One weight for each of `model.levels` (DetCo: 0.1, 0.4, 0.7, 1.0 for Res2..Res5).
-    pub level_weights: Vec<f64>,
-    /// Negative keys in each queue, k; the global batch must divide it.
-    pub queue: i64,
-    /// Fill the queues before the first change of a weight. They start with random directions
-    /// (MoCo), from which every key is easily told apart if all keys are alike: a short run at a
-    /// high rate collapses on that and loses its time coming back.
-    pub fill_first: bool,
-    /// Momentum of the key encoder, m: `key = m * key + (1 - m) * query`.
-    pub ema: f64,
-}
-
-impl Default for Loss {
-    fn default() -> Self {
-        Loss {
-            temperature: 0.2,
-            level_weights: vec![0.1, 0.4, 0.7, 1.0],
-            queue: 65_536,
-            fill_first: false,
-            ema: 0.999,
-        }
+impl Model {
+    /// Channels of the maps of Res2 to Res5.
+    pub fn channels(&self) -> [i64; 4] {
+        let expansion = match self.backbone {
+            Backbone::Resnet18 | Backbone::Resnet34 => 1,
+            Backbone::Resnet50 | Backbone::Resnet101 => 4,
+        };
+        [0, 1, 2, 3].map(|stage| (self.width << stage) * expansion)
     }
 }
 
@@ -516,10 +475,21 @@ impl Default for Loss {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`.
+    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`, both without the epochs of the warm-up.
     Cosine,
-    /// Times 0.1 at each of `optim.milestones`.
+    /// Times `optim.milestone_factor` at each of `optim.milestones`.
     Steps,
+}
+
+/// How gradients change weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// The same with gradients scaled, tensor by tensor, to a share of the weights' length (You et al., 2017), in
+    /// BYOL's order: weight decay, trust ratio, momentum, learning rate.
+    Lars,
 }
 
 /// When the learning rate is updated.
@@ -540,16 +510,31 @@ pub struct Optim {
     pub lr: f64,
     /// The batch that `lr` was stated for.
     pub lr_batch: i64,
-    /// SGD momentum, no Nesterov.
+    /// Plain SGD, or LARS.
+    pub optimizer: Optimizer,
+    /// SGD's momentum.
     pub momentum: f64,
-    /// Weight decay on all parameters, BN and biases included, as MoCo's.
+    /// Whether SGD looks ahead: Nesterov's momentum.
+    pub nesterov: bool,
+    /// Weight decay.
     pub weight_decay: f64,
+    /// Whether vectors are decayed (and, by LARS, adapted) as well: scales and offsets of batch normalisation, and
+    /// biases. MoCo's are.
+    pub decay_vectors: bool,
+    /// LARS's trust coefficient.
+    pub trust: f64,
+    /// Epochs in which the learning rate rises from `warmup_start` times its value, step by step.
+    pub warmup_epochs: u32,
+    /// Where it begins to rise, as a share of the learning rate.
+    pub warmup_start: f64,
     /// How the learning rate falls.
     pub schedule: Schedule,
     /// When it is updated.
     pub schedule_per: SchedulePer,
-    /// Epochs at which `steps` multiplies by 0.1.
+    /// Epochs at which `steps` multiplies by `milestone_factor`.
     pub milestones: Vec<u32>,
+    /// What `steps` multiplies by.
+    pub milestone_factor: f64,
 }
 
 impl Default for Optim {
@@ -557,11 +542,18 @@ impl Default for Optim {
         Optim {
             lr: 0.03,
             lr_batch: 256,
+            optimizer: Optimizer::Sgd,
             momentum: 0.9,
+            nesterov: false,
             weight_decay: 1e-4,
+            decay_vectors: true,
+            trust: 0.001,
+            warmup_epochs: 0,
+            warmup_start: 0.0,
             schedule: Schedule::Cosine,
             schedule_per: SchedulePer::Epoch,
             milestones: vec![120, 160],
+            milestone_factor: 0.1,
         }
     }
 }
@@ -775,6 +767,17 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads the resolved config of a checkpoint back: as [`Config::from_toml`], and those of runs from before
+    /// methods had a table of their own.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    pub fn from_checkpoint(text: &str, origin: &str) -> Result<Config, ConfigError> {
+        let config = from_table(with_method(parse(text, origin)?), origin)?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// The configuration of a run: that of its newest checkpoint, which it goes on by; where there is none yet,
     /// the copy in its folder.
     ///
@@ -795,7 +798,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         let origin = path.display().to_string();
         if newest.is_none() {
-            return Config::from_toml(&text, &origin);
+            return Config::from_checkpoint(&text, &origin);
         }
         let state: Result<serde_json::Value, _> = serde_json::from_str(&text);
         let config = state.as_ref().ok().and_then(|state| state["config"].as_str());
@@ -804,7 +807,7 @@ impl Config {
             message: "holds no configuration".into(),
             hint: String::new(),
         })?;
-        Config::from_toml(config, &origin)
+        Config::from_checkpoint(config, &origin)
     }
 
     /// This configuration with `--set` overrides on top, validated.
@@ -823,21 +826,26 @@ impl Config {
         toml::to_string_pretty(self).expect("every field of Config has a TOML form")
     }
 
-    /// The views that training reads: crops, and patches where the model has local heads.
+    /// What the method declares, on this backbone.
+    pub fn design(&self) -> Design {
+        self.method.design(self.model.channels())
+    }
+
+    /// The groups of views that training reads.
     pub fn training_views(&self) -> Recipe {
-        let names: &[&str] = if self.model.local { &[CROPS, PATCHES] } else { &[CROPS] };
-        self.views.only(names)
+        let groups = self.design().groups;
+        self.views.only(&groups.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Side of a crop in pixels.
+    /// Side of an image in pixels: of the first group that training reads.
     pub fn crop_size(&self) -> u32 {
-        self.views.group(CROPS).map_or(0, |group| group.size)
+        self.training_views().groups.first().map_or(0, |group| group.size)
     }
 
-    /// Side of a patch in pixels, where the model has local heads.
+    /// Side of a patch in pixels, where training reads patches.
     pub fn patch_size(&self) -> Option<u32> {
-        let grid = self.views.group(PATCHES).and_then(|group| group.grid.as_ref());
-        grid.filter(|_| self.model.local).map(|grid| grid.patch)
+        let views = self.training_views();
+        views.groups.iter().find_map(|group| Some(group.grid.as_ref()?.patch))
     }
 
     /// All values as TOML by their keys, such as `train.epochs` and `views.crops.steps.gray.p`.
@@ -867,21 +875,6 @@ impl Config {
         let threads = self.train.threads;
         check("train.threads", threads, (0..=1024).contains(&threads), "0 to 1024")?;
         check("model.width", m.width, (1..=512).contains(&m.width), "1 to 512")?;
-        check("model.dim", m.dim, (2..=8192).contains(&m.dim), "2 to 8192")?;
-        let ascending = m.levels.windows(2).all(|pair| pair[0] < pair[1]);
-        let legal = !m.levels.is_empty() && m.levels.iter().all(|level| (2..=5).contains(level));
-        check(
-            "model.levels",
-            format!("{:?}", m.levels),
-            ascending && legal,
-            "ascending, from 2 to 5",
-        )?;
-        let weights = &self.loss.level_weights;
-        let same = weights.len() == m.levels.len();
-        let text = format!("{weights:?}");
-        check("loss.level_weights", &text, same, "one weight for each of model.levels")?;
-        let finite = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
-        check("loss.level_weights", &text, finite, "finite, not negative")?;
         check("model.bn_splits", m.bn_splits, m.bn_splits >= 1, "at least 1")?;
         let whole = m.bn_splits >= 1 && batch % m.bn_splits == 0;
         check(
@@ -897,13 +890,6 @@ impl Config {
         let reason =
             format!("a divisor of model.bn_splits = {}: BN groups stay whole", m.bn_splits);
         check("train.accumulate", a, a >= 1 && m.bn_splits % a == 0, reason)?;
-        let queue = self.loss.queue;
-        let reason = format!("a positive multiple of train.batch = {batch}, at most {QUEUE_MAX}");
-        let legal = (1..=QUEUE_MAX).contains(&queue) && queue % batch == 0;
-        check("loss.queue", queue, legal, reason)?;
-        let t = self.loss.temperature;
-        check("loss.temperature", t, t.is_finite() && t > 0.0, "above 0")?;
-        check("loss.ema", self.loss.ema, (0.0..=1.0).contains(&self.loss.ema), "0 to 1")?;
         let lr = self.optim.lr;
         check("optim.lr", lr, lr.is_finite() && lr >= 0.0, "finite, 0 or more")?;
         check("optim.lr_batch", self.optim.lr_batch, self.optim.lr_batch >= 1, "at least 1")?;
@@ -916,6 +902,19 @@ impl Config {
         check("optim.momentum", momentum, (0.0..1.0).contains(&momentum), "0 to below 1")?;
         let decay = self.optim.weight_decay;
         check("optim.weight_decay", decay, decay.is_finite() && decay >= 0.0, "finite, 0 or more")?;
+        let trust = self.optim.trust;
+        check("optim.trust", trust, trust.is_finite() && trust > 0.0, "above 0")?;
+        let (warm, epochs) = (self.optim.warmup_epochs, self.train.epochs);
+        let reason = format!("below train.epochs = {epochs}");
+        check("optim.warmup_epochs", warm, warm == 0 || warm < epochs, reason)?;
+        let start = self.optim.warmup_start;
+        check("optim.warmup_start", start, (0.0..=1.0).contains(&start), "0 to 1")?;
+        let factor = self.optim.milestone_factor;
+        check("optim.milestone_factor", factor, (0.0..=1.0).contains(&factor), "0 to 1")?;
+        let looks_ahead = self.optim.nesterov;
+        let possible = self.optim.optimizer == Optimizer::Sgd && momentum > 0.0;
+        let reason = "false, or optim.optimizer = \"sgd\" with a momentum";
+        check("optim.nesterov", looks_ahead, !looks_ahead || possible, reason)?;
         let size = self.data.cache_size.0;
         check("data.cache_size", size, size <= CACHE_MAX, "at most 1 EiB")?;
         let workers = self.data.workers;
@@ -939,19 +938,33 @@ impl Config {
         let collapse = self.monitor.collapse_share;
         check("monitor.collapse_share", collapse, (0.0..1.0).contains(&collapse), "0 to below 1")?;
         self.views.validate()?;
-        let crops = self.views.group(CROPS);
-        let two = crops.filter(|group| group.count == 2 && group.grid.is_none());
-        let reason = "two views without a grid: the query's and the key's";
-        check("views.crops", count(crops), two.is_some(), reason)?;
-        let patches = self.views.group(PATCHES);
-        let two = patches.filter(|group| group.count == 2 && group.images().0 == 9);
-        let reason = "two views with a grid of 3 x 3 cells, since model.local is true";
-        check("views.patches", count(patches), two.is_some() || !m.local, reason)
+        self.check_method()
+    }
+
+    /// Checks the method's keys, and what it declares.
+    fn check_method(&self) -> Result<(), ConfigError> {
+        let around = Around { batch: self.train.batch, views: &self.views };
+        self.method.check(&around)?;
+        let design = self.design();
+        let (key, name) = ("method.name", self.method.name());
+        for group in &design.groups {
+            let reason = format!("a recipe with the group of views {group:?}, which it trains on");
+            check(key, name, self.views.group(group).is_some(), reason)?;
+        }
+        let mut widths = design.outputs().filter(|head| head.unit).map(|head| head.width);
+        let first = widths.next();
+        let reason = "outputs of unit length to be of one width";
+        check(key, name, widths.all(|width| Some(width) == first), reason)?;
+        let whole = !design.groups.is_empty() && design.outputs().next().is_some();
+        let reason = "a group of views, a pass and a head";
+        check(key, name, whole && design.readings.first() == Some(&"loss"), reason)
     }
 }
 
-fn count(group: Option<&Group>) -> String {
-    group.map_or_else(|| "no group".to_owned(), |group| format!("{} views", group.count))
+impl From<Refused> for ConfigError {
+    fn from(Refused { key, value, expected }: Refused) -> ConfigError {
+        ConfigError::Value { key, value, reason: format!("expected {expected}") }
+    }
 }
 
 /// Values by their keys. Of a list of tables with names, or of steps, each is a table by its name.
@@ -1034,6 +1047,12 @@ fn merge(under: &mut toml::Table, over: toml::Table) {
     let groups = |list: &[toml::Value]| list.iter().all(|one| one.get("name").is_some());
     for (key, value) in over {
         match (under.get_mut(&key), value) {
+            // The keys of one method mean nothing to another.
+            (Some(toml::Value::Table(below)), toml::Value::Table(above))
+                if key == METHOD && other_name(below, above.get("name")) =>
+            {
+                *below = above;
+            }
             (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
             (Some(toml::Value::Array(below)), toml::Value::Array(above))
                 if !above.is_empty() && groups(&below[..]) && groups(&above) =>
@@ -1045,6 +1064,14 @@ fn merge(under: &mut toml::Table, over: toml::Table) {
             }
         }
     }
+}
+
+/// The table of the method and its keys.
+const METHOD: &str = "method";
+
+/// Whether a name is that of another method than the table's.
+fn other_name(table: &toml::Table, name: Option<&toml::Value>) -> bool {
+    name.is_some_and(|name| table.get("name") != Some(name))
 }
 
 /// Puts a group on that of its name, or behind all others.
@@ -1064,7 +1091,42 @@ fn parse(text: &str, origin: &str) -> Result<toml::Table, ConfigError> {
     })
 }
 
+/// Where keys of methods stood before methods had a table of their own.
+const MOVED: &[(&str, &[&str])] = &[
+    ("loss", &["temperature", "level_weights", "queue", "fill_first", "ema"]),
+    ("model", &["levels", "local", "head", "local_head", "dim"]),
+];
+
+/// Puts the keys of a configuration from before methods had a table where they are now.
+fn with_method(mut table: toml::Table) -> toml::Table {
+    let mut keys = toml::Table::new();
+    for (old, names) in MOVED {
+        let Some(toml::Value::Table(from)) = table.get_mut(*old) else { continue };
+        let taken = |name: &&str| Some((name.to_string(), from.remove(*name)?));
+        keys.extend(names.iter().filter_map(taken));
+        if from.is_empty() {
+            table.remove(*old);
+        }
+    }
+    if !keys.is_empty() && !table.contains_key(METHOD) {
+        keys.insert("name".to_owned(), "moco".into());
+        table.insert(METHOD.to_owned(), toml::Value::Table(keys));
+    }
+    table
+}
+
 fn from_table(table: toml::Table, origin: &str) -> Result<Config, ConfigError> {
+    let moved = MOVED.iter().find_map(|(old, names)| {
+        let from = table.get(*old)?.as_table()?;
+        names.iter().find(|name| from.contains_key(**name)).map(|name| (old, name))
+    });
+    if let Some((old, key)) = moved {
+        return Err(ConfigError::Parse {
+            origin: origin.to_string(),
+            message: format!("{old}.{key} is a key of the method now: method.{key}"),
+            hint: format!("\nhint: write {key} = ... under [method]"),
+        });
+    }
     Config::deserialize(toml::Value::Table(table)).map_err(|error| {
         let message = error.to_string().trim_end().to_string();
         let hint = nearest_key(&message).unwrap_or_default();
@@ -1089,6 +1151,9 @@ fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError> {
             return Err(fault("the key is empty".into()));
         }
         if keys.peek().is_none() {
+            if path.trim() == "method.name" && other_name(at, Some(&value)) {
+                at.clear(); // the keys of one method mean nothing to another
+            }
             at.insert(key.to_string(), value);
             break;
         }
@@ -1152,9 +1217,10 @@ fn known_recipes() -> String {
 
 #[cfg(test)]
 mod tests {
-    use detco_shards::views::{Region, Step};
+    use detco_shards::views::{Group, Region, Step};
 
     use super::*;
+    use crate::method::Moco;
 
     #[test]
     fn a_run_goes_by_its_checkpoint_and_not_by_the_copy() {
@@ -1211,12 +1277,13 @@ mod tests {
 
     #[test]
     fn overrides_reach_every_type() {
-        let sets = ["train.batch=64", "loss.temperature=0.07", "model.levels=[5]"];
-        let more = ["loss.level_weights=[1]", "data.shards=[\"a\", \"b\"]", "model.stem=cifar"];
+        let sets = ["train.batch=64", "method.temperature=0.07", "method.levels=[5]"];
+        let more = ["method.level_weights=[1]", "data.shards=[\"a\", \"b\"]", "model.stem=cifar"];
         let sets: Vec<String> = sets.iter().chain(&more).map(|s| s.to_string()).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
-        assert_eq!((config.train.batch, config.model.levels), (64, vec![5]));
-        assert_eq!((config.loss.temperature, config.model.stem), (0.07, Stem::Cifar));
+        let moco = config.method.as_a::<Moco>().unwrap();
+        assert_eq!((config.train.batch, moco.levels.clone()), (64, vec![5]));
+        assert_eq!((moco.temperature, config.model.stem), (0.07, Stem::Cifar));
         assert_eq!(config.data.shards, ["a", "b"]);
     }
 
@@ -1262,6 +1329,39 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_a_method_stand_in_its_table() {
+        let load = |sets: &[&str]| {
+            Config::load("detco-r50", &sets.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        for (set, reason) in [
+            ("loss.queue=512", "loss.queue is a key of the method now: method.queue"),
+            ("model.dim=64", "model.dim is a key of the method now: method.dim"),
+            ("method.quue=512", "did you mean `queue`"),
+            ("method.name=moko", "method.name = \"moko\": there are moco"),
+            ("method.name=3", "method.name = 3: expected a name"),
+            ("method.rotations=4", "it is a key of rotation"),
+            ("method.norm=false", "it is a key of simclr"),
+        ] {
+            let error = load(&[set]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{set}: {error}");
+        }
+        // A checkpoint's text from before is read for what it says.
+        let config = load(&["method.queue=1024", "method.dim=64"]).unwrap();
+        let mut older: toml::Table = config.to_toml().parse().unwrap();
+        let mut keys = older.remove("method").unwrap().as_table().unwrap().clone();
+        keys.remove("name");
+        for (table, names) in MOVED {
+            let table = older.entry(*table).or_insert_with(|| toml::Table::new().into());
+            let table = table.as_table_mut().unwrap();
+            table.extend(names.iter().map(|name| (name.to_string(), keys.remove(*name).unwrap())));
+        }
+        assert!(keys.is_empty(), "{keys:?}");
+        let text = toml::to_string(&older).unwrap();
+        assert_eq!(Config::from_checkpoint(&text, "state.json").unwrap(), config);
+        assert!(Config::from_toml(&text, "file").is_err());
+    }
+
+    #[test]
     fn values_have_keys_by_name() {
         let flat = Config::default().flat();
         assert_eq!(flat["views.crops.steps.gray.p"], "0.2");
@@ -1298,13 +1398,13 @@ mod tests {
     fn values_that_make_no_sense_are_refused_by_name() {
         for (text, key) in [
             ("train.batch=0", "train.batch"),
-            ("loss.queue=1000", "loss.queue"),
+            ("method.queue=1000", "method.queue"),
             ("model.bn_splits=7", "model.bn_splits"),
             ("train.accumulate=3", "train.accumulate"),
-            ("model.levels=[5,2]", "model.levels"),
-            ("loss.level_weights=[1.0]", "loss.level_weights"),
-            ("loss.temperature=0", "loss.temperature"),
-            ("loss.ema=1.5", "loss.ema"),
+            ("method.levels=[5,2]", "method.levels"),
+            ("method.level_weights=[1.0]", "method.level_weights"),
+            ("method.temperature=0", "method.temperature"),
+            ("method.ema=1.5", "method.ema"),
             ("optim.lr=nan", "optim.lr"),
         ] {
             let error = Config::load("detco-r50", &[text.into()]).unwrap_err();

@@ -114,10 +114,10 @@ pub fn order(window: Window, set: &ShardSet, batch: u64, seed: u64) -> Result<Or
 /// What is legal and probably not meant, each in a sentence.
 pub fn oddities(config: &Config, set: &ShardSet, order: &Order) -> Vec<String> {
     let mut all = Vec::new();
-    let (samples, queue) = (set.len(), config.loss.queue);
+    let (samples, queue) = (set.len(), config.design().queue);
     if queue as u64 > samples {
         all.push(format!(
-            "loss.queue = {queue} keys are more than the {} samples: each sample meets its own earlier keys as \
+            "method.queue = {queue} keys are more than the {} samples: each sample meets its own earlier keys as \
              negatives",
             HumanCount(samples)
         ));
@@ -125,8 +125,8 @@ pub fn oddities(config: &Config, set: &ShardSet, order: &Order) -> Vec<String> {
     let steps = steps_in_all(config, order.steps_per_epoch());
     if steps_to_fill(config) >= steps {
         all.push(format!(
-            "all {steps} updates only fill the queues, no weight changes: lower loss.queue, set \
-             loss.fill_first = false, or train longer"
+            "all {steps} updates only fill the queues, no weight changes: lower method.queue, set \
+             method.fill_first = false, or train longer"
         ));
     }
     let (optim, epochs) = (&config.optim, config.train.epochs);

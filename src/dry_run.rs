@@ -130,7 +130,7 @@ fn rates(config: &Config, order: &Order) -> String {
     let at = |step: u64| learning_rate(config, (step / each) as u32, step % each, each);
     let (fill, steps) = (steps_to_fill(config), steps_in_all(config, each));
     if fill >= steps {
-        return format!("0: all {steps} updates only fill the queues (loss.fill_first)");
+        return format!("0: all {steps} updates only fill the queues (method.fill_first)");
     }
     let (first, last) = (at(fill), at(steps - 1));
     let filling = match fill {
@@ -156,10 +156,14 @@ fn advice(config: &Config, ranks: usize, (device, way): (Device, Way), free: i64
     }
     match memory::accumulate_for(config, ranks, device, way, usable) {
         Some(parts) => format!("does not fit: {compared}\nhint: --set train.accumulate={parts}"),
-        None => format!(
-            "does not fit: {compared}, nor in micro-batches of one BN group\n\
-             hint: lower train.batch, or model.local_head = \"pirl\""
-        ),
+        None => {
+            let lighter = config.design().lighter;
+            let or = if lighter.is_empty() { "" } else { ", " };
+            format!(
+                "does not fit: {compared}, nor in micro-batches of one BN group\n\
+                 hint: lower train.batch{or}{lighter}"
+            )
+        }
     }
 }
 
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_card_that_is_too_small_gets_advice() {
-        let sets = ["model.width=8", "model.local_head=pirl", "loss.queue=1024"];
+        let sets = ["model.width=8", "method.local_head=pirl", "method.queue=1024"];
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
         let on = (Device::Cuda(0), Way::Copied);

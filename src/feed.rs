@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use detco_shards::cuda::{CudaError, Stream};
 use detco_shards::device::{Decode, Decoding, Number, Pointers, Setup, Share};
 use detco_shards::pipeline::{Filled, Views};
+use detco_shards::views::Note;
 use tch::Device;
 use thiserror::Error;
 
@@ -155,6 +156,8 @@ impl Wait {
 #[derive(Debug)]
 pub struct Feed {
     form: Form,
+    /// Groups of views and how many of each, whose notes go with a batch.
+    groups: Vec<(String, usize)>,
     /// For views in slabs.
     feeder: Option<Feeder<Filled>>,
     /// Batches that tensors may still read.
@@ -212,8 +215,10 @@ impl Feed {
             Source::Gpu(loader, _) => Some(loader.engine().device().clone()),
             _ => None,
         };
+        let groups = config.training_views().groups.into_iter();
         Ok(Feed {
             form,
+            groups: groups.map(|group| (group.name, group.count as usize)).collect(),
             feeder,
             lent: Vec::new(),
             #[cfg(feature = "nvjpeg")]
@@ -226,6 +231,22 @@ impl Feed {
     /// # Errors
     /// When the views are not what the config asks for, or the device failed.
     pub fn take(&mut self, taken: Taken, wait: &mut Wait) -> Result<Fed, FeedError> {
+        let notes = self.notes(&taken);
+        let Fed { batch, lent } = self.tensors(taken, wait)?;
+        Ok(Fed { batch: batch.with_notes(notes), lent })
+    }
+
+    /// What was drawn with each view.
+    fn notes(&self, taken: &Taken) -> Vec<(String, Vec<Vec<Note>>)> {
+        let samples = taken.samples().len();
+        let of = |(group, views): &(String, usize)| {
+            let view = |view| (0..samples).map(|slot| taken.note(group, view, slot)).collect();
+            (group.clone(), (0..*views).map(view).collect())
+        };
+        self.groups.iter().map(of).collect()
+    }
+
+    fn tensors(&mut self, taken: Taken, wait: &mut Wait) -> Result<Fed, FeedError> {
         let (n, pointers) = match &taken {
             Taken::Host(_) => (0, None),
             Taken::Twin(batch) => (batch.len(), batch.pointers()),

@@ -24,7 +24,7 @@
 //! | `console` | lines for whoever watches; standard output | end a run that nobody watches |
 //! | [`export_format`] | the names of the formats that weights are exported in | |
 //! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
-//! | [`shapes`] | the layers of an encoder as numbers: channels, kernels, sizes | make a tensor |
+//! | [`shapes`] | the layers of a backbone as numbers: channels, kernels, sizes | make a tensor |
 //! | [`data`] | the table `data` to open shards and an order | read a sample |
 //! | `detco_shards::format` | tar, index, map, writer, manifest: the format, byte by byte | end quietly on foreign bytes |
 //! | `detco_shards::pack` | images, class folders, ImageNet's tar of tars to shards | hold more than one image a worker |
@@ -41,11 +41,13 @@
 //! | [`device`] | where tensors live, in which precision | load CUDA unasked |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`feed`] | a batch of either source to a step's tensors, and its memory back | wait for the device |
-//! | [`model`] | ResNet, heads, two encoders, queues | know a rank, a clock or a disk |
-//! | [`loss`] | InfoNCE: g-g, l-l, g-l at every level | |
-//! | [`optim`], [`schedule`] | SGD with a state that can be saved; learning rates | |
+//! | `draws` | random numbers with an address | draw from a global state |
+//! | [`model`] | ResNet, heads, encoders, queues | know a rank, a clock or a disk |
+//! | [`method`] | one file a method: what it is made of, what its encoders see, the gradients of its loss; [`method::parts`] is what methods share | make a pass |
+//! | [`optim`], [`schedule`] | SGD and LARS with a state that can be saved; learning rates | |
 //! | [`dist`] | ranks: their world, collectives, who is lost | name what a step computes |
-//! | [`step`] | one update in ten moves | touch weights after a loss that is not finite |
+//! | `micro`, `report` | a batch in parts of whole BN groups; what a step saw | |
+//! | [`step`] | one update in ten moves | name a method; touch weights after a loss that is not finite |
 //! | [`memory`] | what a step will need, by arithmetic on shapes | |
 //! | [`disk`] | what checkpoints will take, and what the disk has | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
@@ -107,6 +109,8 @@ pub mod disk;
 #[cfg(feature = "train")]
 pub mod dist;
 #[cfg(feature = "train")]
+mod draws;
+#[cfg(feature = "train")]
 pub mod dry_run;
 #[cfg(feature = "train")]
 pub mod eval;
@@ -115,16 +119,19 @@ pub mod export;
 #[cfg(feature = "train")]
 pub mod feed;
 #[cfg(feature = "train")]
-pub mod loss;
-#[cfg(feature = "train")]
 pub mod memory;
+pub mod method;
 pub mod metrics;
+#[cfg(feature = "train")]
+mod micro;
 #[cfg(feature = "train")]
 pub mod model;
 #[cfg(feature = "train")]
 pub mod optim;
 pub mod plan;
 pub mod profile;
+#[cfg(feature = "train")]
+mod report;
 pub mod schedule;
 #[cfg(feature = "train")]
 pub mod shim;

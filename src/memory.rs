@@ -12,7 +12,8 @@ use tch::Device;
 use crate::config::{self, Config};
 use crate::device;
 use crate::feed::Way;
-use crate::model::{Norms, Scope};
+use crate::method::PassDesign;
+use crate::model::Norms;
 use crate::shapes;
 
 /// What CUDA, cuDNN and cuBLAS take for themselves: an allowance, not measured.
@@ -45,43 +46,48 @@ impl Needs {
         way: Way,
     ) -> Needs {
         let bf16 = device::in_bf16(&config.train, device);
-        let parameters = wide(shapes::parameters(&config.model)) * 4;
-        let query = parameters + wide(shapes::buffer_bytes(&config.model));
+        let design = config.design();
+        let parameters = wide(shapes::parameters(&config.model, &design)) * 4;
+        let encoder = wide(shapes::encoder_bytes(&config.model, &design));
         let samples = wide(config.train.batch) / ranks as i128;
         let rows = samples / wide(config.train.accumulate);
         let mut kept = if bf16 { parameters / 2 } else { 0 }; // weights, as they were cast
-        let (mut largest, mut batch, mut raw) = (0, 0, 0);
+        let (mut largest, mut again) = (0, 0);
         let number = if bf16 { 2 } else { 4 };
-        for (scope, edge, images) in scopes(config) {
-            let of_image = Kept::of_image(&config.model, edge, norms);
-            let heads = &shapes::Projection::of(&config.model)[scope as usize];
-            let heads: i64 = heads.iter().map(shapes::Projection::kept).sum();
+        for pass in &design.passes {
+            let (edge, images) = (edge_of(config, pass), wide(pass.images));
+            let of_image =
+                Kept::of_image(&config.model, edge, design.last_level(&pass.scope), norms);
+            let heads: i64 = design.heads_of(&pass.scope).map(|head| head.kept(pass.images)).sum();
             let maps = wide(of_image.maps) * number + wide(of_image.bits) / 8;
-            kept += rows * (wide(images) * maps + wide(heads) * number);
-            largest = largest.max(rows * wide(images) * wide(of_image.largest) * number);
-            let elements = samples * wide(images * 3 * edge * edge);
-            batch += elements * number;
-            raw += 2 * elements;
+            kept += rows * (images * maps + wide(heads) * number);
+            largest = largest.max(rows * images * wide(of_image.largest) * number);
+            // Images that the method makes of the views. Those that are shuffled for a teacher are gone before the
+            // student's activations come.
+            let made = if pass.is_made { 1 } else { 0 };
+            again += made * samples * images * wide(3 * edge * edge) * number;
         }
+        let raw = samples * config.training_views().bytes() as i128; // a byte a number
+        let views = raw * number;
         let (batch, pipeline) = match way {
-            // Two views, and the second once more in the order that the key encoder sees; the bytes
-            // of two batches on their way.
-            Way::Copied if device.is_cuda() => (3 * batch + 2 * raw, 0),
+            // The views and what is made of them; the bytes of two batches on their way.
+            Way::Copied if device.is_cuda() => (views + again + 2 * raw, 0),
             // On a CPU the pipeline's slabs lie in the same memory.
-            Way::Copied => (3 * batch, batches_held(config.data.batches_ahead) as i128 * raw),
-            // That once more alone: both views are the pipeline's.
-            Way::Lent => (batch, circulating(config, samples, bf16)),
+            Way::Copied => (views + again, batches_held(config.data.batches_ahead) as i128 * raw),
+            // What is made of them alone: the views are the pipeline's.
+            Way::Lent => (again, circulating(config, samples, bf16)),
         };
-        let logits = 2 * rows * wide(config.loss.queue) * 4;
+        let (each, pairs) = (wide(design.logits.each), wide(design.logits.pairs));
+        let logits = (rows * each + wide(config.train.batch).pow(2) * pairs) * 4;
         // A layer's gradients, of what it made and of what it read, and one map between.
         let workspace = 3 * largest + if device.is_cuda() { wide(CUDA_LIBRARIES) } else { 0 };
         let parts = [
-            ("query encoder", query),
+            ("query encoder", encoder),
             ("gradients", parameters),
             ("averaging", if ranks > 1 { parameters } else { 0 }), // what travels, beside the gradients
             ("momentum", parameters),
-            ("key encoder", query),
-            ("queues", wide(shapes::queue_bytes(config))),
+            ("key encoder", if design.teacher.is_some() { encoder } else { 0 }),
+            ("queues", wide(shapes::queue_bytes(&design))),
             ("batch", batch),
             ("data pipeline", pipeline),
             ("activations", kept),
@@ -155,8 +161,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// Of an image of this edge, up to the last stage that has a head.
-    fn of_image(model: &config::Model, edge: i64, norms: Norms) -> Kept {
+    /// Of an image of this edge, up to the `last` stage that has a head.
+    fn of_image(model: &config::Model, edge: i64, last: u8, norms: Norms) -> Kept {
         let net = shapes::ResNet::of(model);
         let mut kept = Kept::default();
         kept.add(1, 3 * edge * edge);
@@ -172,8 +178,7 @@ impl Kept {
         if !net.pools || norms == Norms::Libtorch {
             kept.add_behind_relu(elements, norms);
         }
-        let last = model.levels.last().map_or(0, |level| usize::from(*level) - 1);
-        for block in net.stages[..last].iter().flatten() {
+        for block in net.stages[..usize::from(last) - 1].iter().flatten() {
             at = kept.add_block(block, at, norms);
         }
         kept
@@ -206,10 +211,9 @@ impl Kept {
     }
 }
 
-/// Scopes that the config trains, with the edge and the number of a sample's images.
-fn scopes(config: &Config) -> impl Iterator<Item = (Scope, i64, i64)> {
-    let local = config.patch_size().map(|patch| (Scope::Local, i64::from(patch), 9));
-    [(Scope::Global, i64::from(config.crop_size()), 1)].into_iter().chain(local)
+/// Edge of a pass's images.
+fn edge_of(config: &Config, pass: &PassDesign) -> i64 {
+    config.views.group(&pass.group).map_or(0, |group| i64::from(group.images().1))
 }
 
 #[cfg(test)]
@@ -229,7 +233,7 @@ mod tests {
         let meter = Meter::begin().unwrap();
         let mut model = Model::new(config, Device::Cpu).unwrap();
         model.normalise_by(norms);
-        let mut sgd = Sgd::new(model.query.parameters(), 0.9, 1e-4);
+        let mut sgd = Sgd::of(model.query.parameters(), &config.optim);
         let form = Form::of(config, Device::Cpu);
         for step in 0..2 {
             let n = config.train.batch;
@@ -241,9 +245,12 @@ mod tests {
                 let each = draw([lead, vec![3, 1, 1]].concat(), 0).to_kind(kind);
                 each + draw(vec![3, edge, edge], 1).to_kind(kind)
             };
-            let mut views =
-                scopes(config).map(|(_, edge, images)| ["0", "1"].map(|v| view(v, images, edge)));
-            let batch = Batch::of_pairs(views.next().unwrap(), views.next());
+            let groups = config.training_views().groups.into_iter().map(|group| {
+                let (images, edge) = group.images();
+                let view = |v: u32| view(&v.to_string(), images as i64, edge.into());
+                (group.name.clone(), (0..group.count).map(view).collect())
+            });
+            let batch = Batch::new(groups.collect());
             let at = At { step, learning_rate: 0.01 };
             let report = update(&mut model, &mut sgd, &Local, config, &batch, at).unwrap();
             assert!(report.applied);
@@ -255,10 +262,10 @@ mod tests {
     /// patches, in both precisions, whole and in micro-batches; where our kernels normalise, too.
     #[test]
     fn needs_are_what_libtorch_counts() {
-        let small = ["model.width=8", "model.dim=32", "loss.queue=512", "train.batch=8"];
+        let small = ["model.width=8", "method.dim=32", "method.queue=512", "train.batch=8"];
         use Norms::{Kernels, Libtorch};
-        let cases: [(&str, &[&str], Norms); 7] = [
-            ("detco-r50", &["model.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
+        let cases: [(&str, &[&str], Norms); 11] = [
+            ("detco-r50", &["method.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
             // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
             (
                 "detco-r50",
@@ -276,17 +283,23 @@ mod tests {
             (
                 "detco-r50",
                 &[
-                    "model.local_head=pirl",
+                    "method.local_head=pirl",
                     "views.patches.grid.patch=32",
                     "train.layout=channels-last",
                 ],
                 Kernels,
             ),
             ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
+            ("simclr-cifar", &["train.accumulate=2"], Libtorch),
+            ("simclr-r50", &["model.backbone=resnet18", "train.layout=channels-last"], Libtorch),
+            ("rotation-r50", &["model.backbone=resnet18"], Libtorch),
+            ("rotation-cifar", &["train.accumulate=2", "train.layout=channels-last"], Libtorch),
         ];
         for (recipe, more, norms) in cases {
             let edges = ["views.crops.size=64", "model.bn_splits=4"];
-            let sets = small.iter().chain(&edges).chain(more).map(ToString::to_string);
+            let is_moco = !recipe.contains("simclr") && !recipe.contains("rotation");
+            let small = small.iter().filter(|set| is_moco || !set.starts_with("method."));
+            let sets = small.chain(&edges).chain(more).map(ToString::to_string);
             let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
             let needs = Needs::normalised_by(norms, &config, 1, Device::Cpu, Way::Copied);
             let beside = needs.part("data pipeline") + needs.part("libraries");
@@ -299,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_smaller_card_takes_more_micro_batches() {
-        let sets = ["model.width=8", "model.local_head=pirl", "loss.queue=1024"];
+        let sets = ["model.width=8", "method.local_head=pirl", "method.queue=1024"];
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let config = Config::load("detco-r50", &sets).unwrap();
         let whole = Needs::of(&config, 1, Device::Cuda(0), Way::Copied);
@@ -314,7 +327,7 @@ mod tests {
 
     #[test]
     fn batches_that_wait_on_the_device_are_counted() {
-        let sets = ["model.width=8", "loss.queue=1024", "data.batches_ahead=2"];
+        let sets = ["model.width=8", "method.queue=1024", "data.batches_ahead=2"];
         let config = Config::load("detco-r50", &sets.map(String::from)).unwrap();
         let of = |way| Needs::of(&config, 1, Device::Cuda(0), way);
         let (copied, lent) = (of(Way::Copied), of(Way::Lent));
@@ -323,7 +336,7 @@ mod tests {
         let (crop, patch) = (224 * 224, config.patch_size().unwrap().pow(2));
         let sample = 2 * 3 * 2 * i64::from(crop + 9 * patch) + (640 << 10);
         assert_eq!(lent.part("data pipeline"), 3 * 256 * sample + NVJPEG);
-        assert_eq!(lent.part("batch"), 256 * 3 * 2 * i64::from(crop + 9 * patch));
+        assert_eq!(lent.part("batch"), 0, "the pipeline's own views, and nothing made of them");
         let rest = |needs: &Needs| needs.sum() - needs.part("batch") - needs.part("data pipeline");
         assert_eq!(rest(&copied), rest(&lent));
     }
@@ -335,24 +348,43 @@ mod tests {
             let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
             tensors.iter().map(|(_, tensor)| of(tensor) as i64).sum()
         };
-        let small = ["model.width=4", "model.dim=8", "loss.queue=1024"];
+        let small = ["model.width=4", "method.dim=8", "method.queue=1024"];
+        for recipe in ["simclr-r50", "simclr-cifar", "rotation-r50"] {
+            let config = Config::load(recipe, &["model.width=4".into()]).unwrap();
+            let model = Model::new(&config, Device::Cpu).unwrap();
+            let parameters = bytes(&model.query.parameters());
+            let design = config.design();
+            assert_eq!(parameters, shapes::parameters(&config.model, &design) * shapes::FLOAT);
+            let query = bytes(&model.query.tensors());
+            assert_eq!(query, shapes::encoder_bytes(&config.model, &design), "{recipe}");
+            let saved = bytes(&model.tensors()) + parameters; // momentum
+            assert_eq!(saved, shapes::checkpoint_bytes(&config), "{recipe}");
+        }
         for (recipe, more) in [
-            ("detco-r50", ["model.local_head=pirl", "model.levels=[3,5]"]),
-            ("detco-small", ["model.local_head=9c-9c", "model.backbone=resnet34"]),
+            ("detco-r50", ["method.local_head=pirl", "method.levels=[3,5]"]),
+            ("detco-small", ["method.local_head=9c-9c", "model.backbone=resnet34"]),
             ("moco-v1-r50", ["model.backbone=resnet101", "model.stem=cifar"]),
-            ("moco-v2-cifar", ["model.head=linear", "model.width=6"]),
+            ("moco-v2-cifar", ["method.head=linear", "model.width=6"]),
         ] {
             let mut sets: Vec<String> =
                 small.iter().chain(&more).map(ToString::to_string).collect();
             if more[1].contains("levels") {
-                sets.push("loss.level_weights=[0.5,1.0]".into());
+                sets.push("method.level_weights=[0.5,1.0]".into());
             }
             let config = Config::load(recipe, &sets).unwrap();
             let model = Model::new(&config, Device::Cpu).unwrap();
             let parameters = bytes(&model.query.parameters());
-            assert_eq!(parameters, shapes::parameters(&config.model) * shapes::FLOAT, "{recipe}");
+            assert_eq!(
+                parameters,
+                shapes::parameters(&config.model, &config.design()) * shapes::FLOAT,
+                "{recipe}"
+            );
             let query = bytes(&model.query.tensors());
-            assert_eq!(query, parameters + shapes::buffer_bytes(&config.model), "{recipe}");
+            assert_eq!(
+                query,
+                parameters + shapes::buffer_bytes(&config.model, &config.design()),
+                "{recipe}"
+            );
             let saved = bytes(&model.tensors()) + parameters; // momentum
             // The queues' pointer is eight bytes.
             assert_eq!(saved - 8, shapes::checkpoint_bytes(&config), "{recipe}");

@@ -3,24 +3,31 @@
 use crate::config::{Config, Schedule, SchedulePer};
 
 /// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
-/// the batch, times the schedule. No warm-up; 0 while `loss.fill_first` fills the queues.
+/// the batch, times the warm-up or the schedule; 0 while the method only fills its queues.
 pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u64) -> f64 {
     let steps_before = u64::from(epoch).saturating_mul(steps_per_epoch).saturating_add(step);
     if steps_before < steps_to_fill(config) {
         return 0.0;
     }
+    let fractional = f64::from(epoch) + step as f64 / steps_per_epoch.max(1) as f64;
+    let warmup = f64::from(config.optim.warmup_epochs);
+    if fractional < warmup {
+        let start = config.optim.warmup_start;
+        return config.base_lr() * (start + (1.0 - start) * fractional / warmup);
+    }
     let position = match config.optim.schedule_per {
         SchedulePer::Epoch => f64::from(epoch),
-        SchedulePer::Step => f64::from(epoch) + step as f64 / steps_per_epoch.max(1) as f64,
+        SchedulePer::Step => fractional,
     };
     let factor = match config.optim.schedule {
         Schedule::Cosine => {
-            let share = (position / f64::from(config.train.epochs)).min(1.0);
+            let share = (position - warmup) / (f64::from(config.train.epochs) - warmup);
+            let share = share.min(1.0);
             0.5 * (1.0 + (std::f64::consts::PI * share).cos())
         }
         Schedule::Steps => {
             let passed = config.optim.milestones.iter().filter(|m| f64::from(**m) <= position);
-            0.1_f64.powi(passed.count() as i32)
+            config.optim.milestone_factor.powi(passed.count() as i32)
         }
     };
     config.base_lr() * factor
@@ -28,10 +35,7 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
 
 /// Updates that only fill the queues.
 pub fn steps_to_fill(config: &Config) -> u64 {
-    match config.loss.fill_first {
-        true => (config.loss.queue / config.train.batch.max(1)) as u64,
-        false => 0,
-    }
+    (config.design().fill / config.train.batch.max(1)) as u64
 }
 
 /// Updates of a whole run.
@@ -64,9 +68,24 @@ mod tests {
     }
 
     #[test]
+    fn the_rate_rises_step_by_step_and_falls_after_the_warm_up() {
+        let mut config = Config::load("simclr-r50", &[]).unwrap();
+        let of = |config: &Config, epoch, step| learning_rate(config, epoch, step, 100);
+        close(of(&config, 0, 0), 0.0);
+        close(of(&config, 2, 50), 0.3 * 0.25);
+        close(of(&config, 10, 0), 0.3);
+        close(of(&config, 105, 0), 0.15);
+        assert!(of(&config, 105, 1) < 0.15);
+        config.optim.warmup_start = 0.2;
+        close(of(&config, 5, 0), 0.3 * 0.6);
+        let rotation = Config::load("rotation-cifar", &[]).unwrap();
+        close(of(&rotation, 0, 0), 0.1);
+        close(of(&rotation, 120, 3), 0.1 * 0.04);
+    }
+
+    #[test]
     fn the_rate_is_zero_until_the_queues_are_full() {
-        let mut config = Config::default();
-        config.loss.fill_first = true; // 65,536 keys of 256 samples: 256 steps
+        let config = Config::load("detco-r50", &["method.fill_first=true".into()]).unwrap(); // 65,536 keys of 256 samples: 256 steps
         close(learning_rate(&config, 0, 255, 5000), 0.0);
         close(learning_rate(&config, 0, 256, 5000), 0.03);
         close(learning_rate(&config, 2, 55, 100), 0.0);

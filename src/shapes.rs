@@ -1,11 +1,8 @@
-//! The layers of an encoder as numbers: channels, kernels and strides of ResNet-18/34/50/101, and the sizes of the
-//! heads' linear layers. The one table that is read by who builds the layers, and by who counts parameters, bytes
-//! and operations. Needs no libtorch.
+//! The layers of a backbone as numbers: channels, kernels and strides of ResNet-18/34/50/101. The one table that is
+//! read by who builds the layers, and by who counts parameters, bytes and operations. Needs no libtorch.
 
-use crate::config::{Backbone, Config, Head, LocalHead, Model, Stem};
-
-/// Patches of a sample.
-pub const PATCHES: i64 = 9;
+use crate::config::{Backbone, Config, Model, Stem};
+use crate::method::{Design, HeadDesign, Layer};
 
 /// A convolution with a square kernel, half of it as padding, no bias, and a batch normalisation behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,98 +128,42 @@ impl ResNet {
     }
 }
 
-/// A fully connected layer with a bias, from so many numbers to so many.
-pub type Linear = [i64; 2];
-
-/// A head's layers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Projection {
-    /// On each patch by itself; empty where patches are concatenated first.
-    pub each: Vec<Linear>,
-    /// On the whole sample.
-    pub whole: Vec<Linear>,
-}
-
-impl Projection {
-    /// A global head over `c` channels, with embeddings of `d` numbers.
-    pub fn global(head: Head, c: i64, d: i64) -> Projection {
-        let whole = match head {
-            Head::Linear => vec![[c, d]],
-            Head::Mlp => vec![[c, c], [c, d]],
-        };
-        Projection { each: Vec::new(), whole }
-    }
-
-    /// A local head over `c` channels of each patch, with embeddings of `d` numbers.
-    pub fn local(head: LocalHead, c: i64, d: i64) -> Projection {
-        let all = PATCHES * c;
-        let (each, whole) = match head {
-            LocalHead::Narrow => (vec![], vec![[all, c], [c, d]]),
-            LocalHead::Wide => (vec![], vec![[all, all], [all, d]]),
-            LocalHead::Pirl => (vec![[c, c], [c, d]], vec![[PATCHES * d, d]]),
-        };
-        Projection { each, whole }
-    }
-
-    /// All of a model's: those of crops, and those of patches, one for each of its levels.
-    pub fn of(model: &Model) -> [Vec<Projection>; 2] {
-        let channels = ResNet::of(model).channels();
-        let channels = model.levels.iter().map(|level| channels[usize::from(*level) - 2]);
-        let global = channels.clone().map(|c| Projection::global(model.head, c, model.dim));
-        let local = channels.filter(|_| model.local);
-        let local = local.map(|c| Projection::local(model.local_head, c, model.dim));
-        [global.collect(), local.collect()]
-    }
-
-    /// Numbers that are trained.
-    pub fn parameters(&self) -> i64 {
-        self.each.iter().chain(&self.whole).map(|[from, to]| from * to + to).sum()
-    }
-
-    /// Multiply-adds for a sample.
-    pub fn multiply_adds(&self) -> i64 {
-        let of = |layers: &[Linear]| layers.iter().map(|[from, to]| from * to).sum::<i64>();
-        PATCHES * of(&self.each) + of(&self.whole)
-    }
-
-    /// Numbers that a training pass over a sample keeps: what goes into each layer.
-    pub fn kept(&self) -> i64 {
-        let into = |layers: &[Linear]| layers.iter().map(|[from, _]| from).sum::<i64>();
-        PATCHES * into(&self.each) + into(&self.whole)
-    }
-}
-
 /// Numbers that training changes: convolutions, the scales and offsets of batch normalisation, heads with their
 /// biases.
-pub fn parameters(model: &Model) -> i64 {
+pub fn parameters(model: &Model, design: &Design) -> i64 {
     let backbone: i64 = ResNet::of(model).convs().map(Conv::parameters).sum();
-    let heads = Projection::of(model).into_iter().flatten();
-    backbone + heads.map(|head| head.parameters()).sum::<i64>()
+    backbone + design.heads.iter().map(HeadDesign::parameters).sum::<i64>()
 }
 
 /// Bytes of what an encoder has beside its parameters: running mean and variance of each normalisation, and its
 /// counter.
-pub fn buffer_bytes(model: &Model) -> i64 {
-    ResNet::of(model).convs().map(|conv| 2 * conv.to * FLOAT + 8).sum()
+pub fn buffer_bytes(model: &Model, design: &Design) -> i64 {
+    let backbone: i64 = ResNet::of(model).convs().map(|conv| 2 * conv.to * FLOAT + 8).sum();
+    let heads = design.heads.iter().flat_map(HeadDesign::layers);
+    backbone + heads.map(Layer::buffer_bytes).sum::<i64>()
 }
 
 /// Bytes of a number in float32.
 pub const FLOAT: i64 = 4;
 
 /// Bytes of the queues of negative keys.
-pub fn queue_bytes(config: &Config) -> i64 {
-    let scopes = if config.model.local { 2 } else { 1 };
-    let queues = scopes * config.model.levels.len() as i64;
-    queues * config.model.dim * config.loss.queue * FLOAT
+pub fn queue_bytes(design: &Design) -> i64 {
+    design.heads.iter().map(|head| head.width * design.queue * FLOAT).sum()
 }
 
-/// Bytes of a model: two encoders and the queues.
-pub fn model_bytes(config: &Config) -> i64 {
-    let encoder = parameters(&config.model) * FLOAT + buffer_bytes(&config.model);
-    2 * encoder + queue_bytes(config)
+/// Bytes of an encoder.
+pub fn encoder_bytes(model: &Model, design: &Design) -> i64 {
+    parameters(model, design) * FLOAT + buffer_bytes(model, design)
+}
+
+/// Bytes of a model: its encoders and the queues.
+pub fn model_bytes(model: &Model, design: &Design) -> i64 {
+    let encoders = if design.teacher.is_some() { 2 } else { 1 };
+    encoders * encoder_bytes(model, design) + queue_bytes(design)
 }
 
 /// Bytes of a checkpoint: the model, and the momentum of one encoder.
 pub fn checkpoint_bytes(config: &Config) -> i64 {
-    model_bytes(config) + parameters(&config.model) * FLOAT
+    let design = config.design();
+    model_bytes(&config.model, &design) + parameters(&config.model, &design) * FLOAT
 }

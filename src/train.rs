@@ -41,7 +41,7 @@ use crate::eval::knn::{self, KnnError, KnnOptions};
 use crate::exit;
 use crate::feed::{self, Fed, Feed, FeedError, Wait};
 use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
-use crate::model::{Model, ModelError, Scope};
+use crate::model::{Encoder, Model, ModelError};
 use crate::optim::Sgd;
 use crate::profile::training;
 use crate::schedule::{learning_rate, steps_in_all};
@@ -749,8 +749,7 @@ impl Run {
         }
 
         let mut model = Model::new(&config, device)?;
-        let mut sgd =
-            Sgd::new(model.query.parameters(), config.optim.momentum, config.optim.weight_decay);
+        let mut sgd = Sgd::of(model.query.parameters(), &config.optim);
         if let Some(saved) = &saved {
             model.load(&saved.model_tensors()?)?;
             sgd.load(&saved.optim_tensors()?)?;
@@ -920,10 +919,9 @@ impl Run {
     /// Ends the run when a level's embeddings have stayed collapsed.
     fn watch(&mut self, report: &StepReport, step: u64) -> Result<(), TrainError> {
         let share = self.config.monitor.collapse_share;
-        let threshold = share / (self.config.model.dim as f64).sqrt();
         self.collapsing.resize(report.embedding_std.len(), None);
         for (since, spread) in self.collapsing.iter_mut().zip(&report.embedding_std) {
-            if spread.std >= threshold {
+            if spread.std >= share / (spread.width as f64).sqrt() {
                 *since = None;
                 continue;
             }
@@ -933,7 +931,7 @@ impl Run {
                     step,
                     since,
                     level: spread.level,
-                    scope: spread.scope.to_string(),
+                    scope: spread.scope.clone(),
                     std: spread.std,
                     share,
                     last_good: self.last_good(since),
@@ -970,14 +968,12 @@ impl Run {
         self.window = Window::from(end);
         record.push(names::GRADIENT_NORM, report.gradient_norm);
         for term in &report.terms {
-            let (level, pair) = (term.level, term.pair.to_string());
-            record.push(names::term(level, &pair), term.loss);
-            record.push(names::positive(level, &pair), term.positive_mean);
-            record.push(names::negative(level, &pair), term.negative_mean);
-            record.push(names::accuracy(level, &pair), term.accuracy);
+            for (reading, value) in &term.readings {
+                record.push(names::reading(reading, &term.name), *value);
+            }
         }
         for spread in &report.embedding_std {
-            let name = names::embedding_std(spread.level, &spread.scope.to_string());
+            let name = names::embedding_std(spread.level, &spread.scope);
             record.push(name, spread.std);
         }
         if let Some(lead) = &mut self.lead {
@@ -1026,11 +1022,12 @@ impl Run {
             return Ok(());
         }
         self.world.at(self.step, Move::Check);
-        let rings = |scope| self.model.queues.rings(scope).iter().map(Tensor::shallow_clone);
-        let queues = rings(Scope::Global).chain(rings(Scope::Local)).collect();
-        let both = self.model.query.parameters().into_iter().chain(self.model.key.parameters());
-        let weights = both.map(|(_, tensor)| tensor).collect();
-        let groups = [("queues", queues), ("weights", weights)];
+        let queues: Vec<Tensor> =
+            self.model.queues.all().iter().map(Tensor::shallow_clone).collect();
+        let weights = self.model.encoders().flat_map(Encoder::parameters);
+        let weights: Vec<Tensor> = weights.map(|(_, tensor)| tensor).collect();
+        let mut groups = vec![("queues", queues), ("weights", weights)];
+        groups.retain(|(_, tensors)| !tensors.is_empty());
         Ok(dist::check::compare(&*self.world, self.step, &groups)?)
     }
 
@@ -1324,7 +1321,7 @@ pub(crate) fn start_from(model: &mut Model, config: &config::Model) -> Result<()
     let backbone = weights::read_backbone(file, config.init_prefix.as_deref())?;
     let refused = |source| TrainError::Init { file: file.clone(), source };
     model.start_from(&backbone.tensors).map_err(refused)?;
-    note!("both backbones start from {}: {}", file.display(), backbone.describe());
+    note!("the backbone starts from {}: {}", file.display(), backbone.describe());
     Ok(())
 }
 
@@ -1574,7 +1571,7 @@ mod tests {
         assert_eq!(parts(&[], 1, &[1, 2, 8]), [Some(1), Some(1), Some(1)]);
         assert_eq!(parts(&["train.accumulate=4"], 1, &[1, 2, 8]), [Some(4), Some(2), Some(1)]);
         // Three ranks of twelve groups: at least the four parts it began with, six in all.
-        let twelve = ["model.bn_splits=12", "train.batch=48", "loss.queue=4800"];
+        let twelve = ["model.bn_splits=12", "train.batch=48", "method.queue=4800"];
         assert_eq!(parts(&twelve, 4, &[1, 2, 3, 4, 5]), [Some(4), Some(2), Some(2), Some(1), None]);
     }
 }

@@ -101,7 +101,8 @@ fn arithmetic(config: &Config) {
     let again = Config::from_toml(&config.to_toml(), "again").expect("what is legal stays legal");
     // Not a number is not itself.
     assert_eq!(again.to_toml(), config.to_toml());
-    let (parameters, model) = (shapes::parameters(&config.model), shapes::model_bytes(config));
+    let (net, design) = (&config.model, config.design());
+    let (parameters, model) = (shapes::parameters(net, &design), shapes::model_bytes(net, &design));
     assert!(parameters > 0 && model > parameters && shapes::checkpoint_bytes(config) > model);
     for ranks in [1, 3, 64] {
         for (device, way) in [
@@ -152,13 +153,13 @@ proptest! {
 fn the_largest_configuration_of_all_holds() {
     let largest = [
         "train.batch=1048576",
-        "loss.queue=16777216",
+        "method.queue=16777216",
         "model.width=512",
-        "model.dim=8192",
+        "method.dim=8192",
         "model.bn_splits=4",
         "model.backbone=resnet101",
         "model.stem=cifar",
-        "model.local_head=9c-9c",
+        "method.local_head=9c-9c",
         "views.crops.size=4096",
         "views.patches.size=4095",
         "views.patches.grid.patch=1365",

@@ -18,7 +18,8 @@ use detco::dist::c10d::C10d;
 use detco::dist::local::Local;
 use detco::dist::meeting::Meeting;
 use detco::dist::{Collective, DistError, Move, check, world};
-use detco::model::{Draws, Model, Scope};
+use detco::method::LOCAL;
+use detco::model::{Draws, Model};
 use detco::optim::Sgd;
 use detco::shim::c10d::{Role, Store};
 use detco::step::{At, StepReport, update};
@@ -33,13 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn config(folder: &Path, sets: &[&str]) -> Config {
     let small = [
         "model.width=8",
-        "model.dim=16",
+        "method.dim=16",
         "model.bn_splits=6",
         "train.batch=24",
         "optim.lr=0.02",
         "optim.lr_batch=24",
-        "loss.queue=72",
-        "loss.ema=0.9",
+        "method.queue=72",
+        "method.ema=0.9",
     ];
     let file = folder.join("sets");
     let more = std::fs::read_to_string(file).unwrap_or_default();
@@ -135,10 +136,8 @@ fn kind_of(name: &str) -> &'static str {
 }
 
 fn losses(report: &StepReport) -> Vec<(String, Tensor)> {
-    let terms = report
-        .terms
-        .iter()
-        .map(|term| (format!("loss.{}.{}", term.level, term.pair), Tensor::from(term.loss)));
+    let terms =
+        report.terms.iter().map(|term| (format!("loss.{}", term.name), Tensor::from(term.loss)));
     [("loss".to_string(), Tensor::from(report.loss))].into_iter().chain(terms).collect()
 }
 
@@ -300,7 +299,7 @@ fn a_slow_rank_is_named_before_the_timeout() {
 fn differs(config: Config, world: &C10d) {
     let trainer = Trainer::new(config, Kind::Float);
     let queues = || -> Vec<Tensor> {
-        trainer.model.queues.rings(Scope::Local).iter().map(Tensor::shallow_clone).collect()
+        trainer.model.queues.of(LOCAL).iter().map(Tensor::shallow_clone).collect()
     };
     check::compare(world, 40, &[("queues", queues())]).unwrap();
     if world.rank() == 1 {

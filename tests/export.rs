@@ -399,8 +399,8 @@ fn features_are_torchvisions() {
 
     let folder = tempfile::tempdir().unwrap();
     for (recipe, arch) in [("moco-v2-r50", "resnet18"), ("moco-v2-r50", "resnet50")] {
-        let mut config = Config::load(recipe, &[format!("model.backbone={arch}")]).unwrap();
-        config.loss.queue = 256;
+        let sets = [format!("model.backbone={arch}"), "method.queue=256".to_string()];
+        let config = Config::load(recipe, &sets).unwrap();
         let mut model = Model::new(&config, tch::Device::Cpu).unwrap();
         // Statistics as training would leave them, not the 0 and 1 they start with.
         tch::manual_seed(21);

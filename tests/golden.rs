@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use detco::config::{Config, PATCHES, RECIPES};
+use detco::method::Moco;
 use support::{detco_ok, path, shards};
 
 const STEPS: usize = 5;
@@ -25,12 +26,10 @@ const TOLERANCE: f64 = 2e-4;
 /// What makes a recipe small. The learning rate is, too: what a ReLU decides otherwise on another processor, at
 /// the recipes' rates, moves the fourth loss by two percent. Losses then show everything but the size of the
 /// updates, which tests/parity.rs compares number by number. Everything else stays as the recipe has it.
-const SMALL: [&str; 13] = [
+const SMALL: [&str; 11] = [
     "model.backbone=resnet18",
     "model.width=8",
-    "model.dim=16",
     "model.bn_splits=2",
-    "loss.queue=64",
     "train.batch=8",
     "train.device=cpu",
     "train.precision=f32",
@@ -52,6 +51,9 @@ fn losses(recipe: &str, data: &Path, run: &Path) -> Vec<f64> {
     sets.push(format!("train.threads={}", numerical::set_threads()));
     if config.views.group(PATCHES).is_some() {
         sets.extend(["views.patches.size=36", "views.patches.grid.patch=8"].map(String::from));
+    }
+    if config.method.as_a::<Moco>().is_some() {
+        sets.extend(["method.dim=16", "method.queue=64"].map(String::from));
     }
     for set in &sets {
         args.extend(["--set", set]);

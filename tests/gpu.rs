@@ -109,7 +109,7 @@ fn deterministic_steps_on_a_gpu_have_the_same_bits() {
 #[ignore = "needs a GPU"]
 fn kernels_on_a_gpu_are_libtorchs_operations() {
     let (gpu, _turn) = gpu();
-    let sets = ["train.precision=f32", "model.backbone=resnet50", "model.local_head=pirl"];
+    let sets = ["train.precision=f32", "model.backbone=resnet50", "method.local_head=pirl"];
     let mut plain = Trainer::new(gpu, &sets);
     let mut fused = Trainer::new(gpu, &sets);
     plain.model.normalise_by(Norms::Libtorch);

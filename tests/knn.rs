@@ -341,7 +341,7 @@ fn monitor(sets: &[&str; 3]) {
     let dry = |test: &str| {
         let test = format!("monitor.knn_test=['{test}']");
         let sets =
-            ["--set", "train.batch=4", "--set", "model.bn_splits=2", "--set", "loss.queue=8"];
+            ["--set", "train.batch=4", "--set", "model.bn_splits=2", "--set", "method.queue=8"];
         let monitor = ["--set", "monitor.knn_every_epochs=1", "--set", &test, "--dry-run"];
         let start = ["train", "moco-v2-small", "--data", train, "--set", "train.device=cpu"];
         let output = detco(&[&start[..], &sets, &monitor].concat());

@@ -29,7 +29,7 @@ fn an_independent_reader_sees_the_events() {
     let mut metrics = Metrics::open(folder.path(), Start::New).unwrap();
     let mut record = Record::new(1 << 40, 3);
     record.push(names::LOSS, 9.25);
-    record.push(names::term(2, "gl"), -0.5);
+    record.push(names::reading("loss", "res2/gl"), -0.5);
     metrics.write(&record).unwrap();
     metrics.sync().unwrap();
     drop(metrics);

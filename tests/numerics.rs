@@ -7,7 +7,8 @@ mod narrow;
 use detco::batch::Batch;
 use detco::config::{CROPS, Config};
 use detco::dist::local::Local;
-use detco::loss::{Embeddings, Scale, contrast, score, total};
+use detco::method::parts::info_nce::total;
+use detco::method::{Met, Method, Moco};
 use detco::model::{Draws, Model, Norms};
 use detco::optim::Sgd;
 use detco::shim::norm::copies;
@@ -136,7 +137,7 @@ fn channels_last_trains_as_channels_first() {
 fn steps_with_the_kernels_are_those_with_libtorch() {
     let cases: [&[&str]; 2] = [
         &["train.accumulate=2"],
-        &["model.backbone=resnet50", "model.width=8", "model.local_head=pirl"],
+        &["model.backbone=resnet50", "model.width=8", "method.local_head=pirl"],
     ];
     for more in cases {
         let sets = [more, &["train.layout=channels-last"]].concat();
@@ -244,7 +245,8 @@ fn a_refused_step_does_not_reach_the_next() {
     let next = launch(model, sgd, &Local, config, &batch("next", Kind::Float), at(2)).unwrap();
     assert!(!refused.wait().unwrap().applied);
     assert!(next.wait().unwrap().applied);
-    without.model.follow(without.config.loss.ema).unwrap(); // the key encoder has followed once more
+    let ema = without.config.design().teacher.unwrap().ema;
+    without.model.follow(ema).unwrap(); // the key encoder has followed once more
     assert!(without.step(&batch("next", Kind::Float), 2).applied);
     for ((name, a), (_, b)) in with.state().iter().zip(without.state()) {
         if !name.starts_with("queue.") {
@@ -256,29 +258,32 @@ fn a_refused_step_does_not_reach_the_next() {
 /// The terms take the memory of one term's logits and their softmax; the definition that of many.
 #[test]
 fn the_loss_holds_one_terms_logits_at_a_time() {
-    let config = config(&["loss.queue=16384"]);
+    let config = config(&["method.queue=16384"]);
     let model = Model::new(&config, Device::Cpu).unwrap();
+    let moco: &Moco = config.method.as_a().unwrap();
     let n = 16;
     let unit = |name: String| {
-        let x = Draws::new(1, &name, 0).normal(&[n, config.model.dim], 1.0);
+        let x = Draws::new(1, &name, 0).normal(&[n, moco.dim], 1.0);
         (&x / x.norm_scalaropt_dim(2, [1], true)).set_requires_grad(name.starts_with('q'))
     };
-    let draw = |side: &str| Embeddings {
-        global: (0..4).map(|level| unit(format!("{side}.g{level}"))).collect(),
-        local: (0..4).map(|level| unit(format!("{side}.l{level}"))).collect(),
+    let draw = |side: &str| -> Vec<Tensor> {
+        let names = ["g", "l"].into_iter().flat_map(|s| (0..4).map(move |l| format!("{s}{l}")));
+        names.map(|name| unit(format!("{side}.{name}"))).collect()
     };
     let (query, key) = (draw("q"), draw("k"));
-    let one = (n * (1 + config.loss.queue) * 4) as f64;
+    let one = (n * (1 + moco.queue) * 4) as f64;
     let peak = |of: &dyn Fn()| {
         let meter = Meter::begin().unwrap();
         of();
         meter.read().unwrap().1 as f64 / one
     };
-    let weights = &config.loss.level_weights;
-    let scale = Scale { temperature: 0.2, level_weights: weights, share: 1.0 };
-    let values = query.detach();
-    let scored = peak(&|| drop(score(&values, &key, &model.queues, scale)));
-    let defined = peak(&|| total(&contrast(&query, &key, &model.queues, 0.2), weights).backward());
+    let met = |outputs| {
+        let (targets, queues) = (key.as_slice(), &model.queues);
+        Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share: 1.0 }
+    };
+    let values: Vec<Tensor> = query.iter().map(Tensor::detach).collect();
+    let scored = peak(&|| drop(moco.score(&met(&values))));
+    let defined = peak(&|| total(&moco.contrast(&met(&query))).backward());
     println!("in logits of a term: {scored:.2} against {defined:.2}");
     assert!(scored < 2.2, "{scored}");
     assert!(defined > 12.0, "{defined}");

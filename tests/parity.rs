@@ -17,174 +17,27 @@
 //! to 1e-7 in every step. The last tests plant faults and other rounding, and look at what this comparison says.
 #![cfg(feature = "train")]
 
+#[path = "support/comparison.rs"]
+mod comparison;
 #[path = "support/numerical.rs"]
 mod numerical;
+#[path = "support/reference.rs"]
+mod reference;
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::collections::HashMap;
 
+use comparison::{CLEAN_STEPS, Comparison, ROUNDING};
 use detco::batch::Batch;
 use detco::config::{Backbone, Config};
 use detco::dist::local::Local;
-use detco::model::{Draws, Model, Moments, Scope};
+use detco::method::{GLOBAL, Moco};
+use detco::model::{Draws, Model, Moments};
 use detco::optim::Sgd;
 use detco::step::{At, permutation, update_watched};
 use numerical::{error, set_threads};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use reference::{Reference, STEPS, dtype};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
-
-fn python() -> PathBuf {
-    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
-    let python = std::env::var_os("DETCO_PYTHON").map_or_else(own, PathBuf::from);
-    assert!(python.is_file(), "no Python at {}: run `cargo xtask setup`", python.display());
-    python
-}
-
-/// A script of `tools/reference` at work. Its `tensors.py` says how tensors travel.
-struct Reference {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-/// What a tensor's bytes follow.
-#[derive(Serialize, Deserialize)]
-struct Head {
-    name: String,
-    dtype: String,
-    shape: Vec<i64>,
-}
-
-impl Reference {
-    fn start(script: &str, settings: &Value) -> Reference {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/reference").join(script);
-        let mut child = Command::new(python())
-            .arg(script)
-            // torchvision makes this folder, which stays empty, wherever it is told to.
-            .env("TORCHINDUCTOR_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        writeln!(input, "{settings}").unwrap();
-        Reference { child, input, output }
-    }
-
-    fn send<N: AsRef<str>, T: AsRef<Tensor>>(&mut self, group: &[(N, T)]) {
-        for (name, tensor) in group {
-            let (name, tensor) = (name.as_ref().to_string(), tensor.as_ref());
-            let head = Head { name, dtype: dtype(tensor.kind()).into(), shape: tensor.size() };
-            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-            tensor.copy_data_u8(&mut bytes, tensor.numel());
-            writeln!(self.input, "{}", serde_json::to_string(&head).unwrap()).unwrap();
-            self.input.write_all(&bytes).unwrap();
-        }
-        writeln!(self.input).unwrap();
-    }
-
-    /// The next tensor of a group, `None` at its end.
-    fn receive(&mut self) -> Option<(String, Tensor)> {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line).unwrap();
-        assert!(read > 0, "the reference ended early");
-        if line == "\n" {
-            return None;
-        }
-        let Head { name, dtype: theirs, shape } = serde_json::from_str(&line).unwrap();
-        let kinds = [Kind::Float, Kind::Double, Kind::Int64];
-        let kind = kinds.into_iter().find(|kind| dtype(*kind) == theirs).unwrap();
-        let numbers = usize::try_from(shape.iter().product::<i64>()).unwrap();
-        let mut bytes = vec![0; numbers * kind.elt_size_in_bytes()];
-        self.output.read_exact(&mut bytes).unwrap();
-        Some((name, Tensor::from_data_size(&bytes, &shape, kind)))
-    }
-
-    fn end(self) {
-        let Reference { mut child, input, output } = self;
-        drop((input, output));
-        let status = child.wait().expect("the reference was started by this test");
-        assert!(status.success(), "the reference failed: {status}");
-    }
-}
-
-/// What torch calls it.
-fn dtype(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Float => "float32",
-        Kind::Double => "float64",
-        Kind::Int64 => "int64",
-        kind => panic!("nothing here is compared in {kind:?}"),
-    }
-}
-
-/// What differs in the tensors of a kind.
-#[derive(Default)]
-struct Differences {
-    /// [`error`] of each tensor after each step.
-    errors: BTreeMap<String, [f64; STEPS as usize]>,
-    /// Squares of `|a - b|` and of `|b|`, of all tensors together, after each step.
-    squares: [(f64, f64); STEPS as usize],
-}
-
-impl Differences {
-    fn worst_of(&self, step: usize) -> f64 {
-        self.errors.values().map(|by_step| by_step[step]).fold(0.0, f64::max)
-    }
-}
-
-/// All differences of a comparison, by kind.
-#[derive(Default)]
-struct Comparison(BTreeMap<String, Differences>);
-
-impl Comparison {
-    fn note(&mut self, kind: &str, name: &str, step: u64, ours: &Tensor, theirs: &Tensor) {
-        let (step, error) = (step as usize, error(ours, theirs));
-        assert!(!error.is_nan(), "{kind} {name} is not a number");
-        let differences = self.0.entry(kind.to_string()).or_default();
-        differences.errors.entry(name.to_string()).or_default()[step] = error;
-        let square =
-            |t: Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
-        let (off, all) = &mut differences.squares[step];
-        *off += square(ours.detach().to_kind(Kind::Double) - theirs.to_kind(Kind::Double));
-        *all += square(theirs.detach());
-    }
-
-    /// What is not as it should be, a line each; `clean_steps` of [`STEPS`] have to be without crossings.
-    fn faults(&self, kind_of_numbers: Kind, clean_steps: usize) -> Vec<String> {
-        let double = kind_of_numbers == Kind::Double;
-        let mut faults = Vec::new();
-        for (kind, Differences { errors, squares }) in &self.0 {
-            let bound = match kind.as_str() {
-                "counters" => 0.0,
-                _ if double => ROUNDING_IN_FLOAT64,
-                _ => ROUNDING,
-            };
-            let crosses = !double && CROSSED.contains(&kind.as_str());
-            let needed = if crosses { clean_steps } else { STEPS as usize };
-            for (name, by_step) in errors {
-                let clean = by_step.iter().filter(|error| **error <= bound).count();
-                if clean < needed {
-                    let by_step = by_step.map(|error| format!("{error:.1e}")).join(" ");
-                    faults.push(format!("{kind}: {name} is off by {by_step}, step by step"));
-                }
-            }
-            for (step, (off, all)) in squares.iter().enumerate() {
-                let share = (off / all.max(f64::MIN_POSITIVE)).sqrt();
-                if crosses && share > CROSSINGS_MAX {
-                    let step = step + 1;
-                    faults
-                        .push(format!("{kind} together are off by {share:.1e} after step {step}"));
-                }
-            }
-        }
-        faults
-    }
-}
 
 /// What our side of the comparison holds after a step: kind, name, tensor.
 type Readings = Vec<(String, String, Tensor)>;
@@ -196,23 +49,6 @@ struct Case {
     size: i64,
     patch: i64,
 }
-
-const STEPS: u64 = 5;
-
-/// What a crossed threshold changes: gradients, and what a step makes of them. Key weights and queues are made
-/// before, from the reference's own state.
-const CROSSED: [&str; 3] = ["gradients", "momentum", "query weights"];
-/// Steps of [`STEPS`] in which no crossing may reach a tensor. Both sides call the same libtorch, whose kernels round
-/// alike but for a few: on an Intel and an AMD processor, held to SSE4, AVX2 and AVX-512, at most one step of
-/// five was touched. A fault of a term, a weight or the momentum's decay is there in four or five.
-const CLEAN_STEPS: usize = 2;
-/// How much of all gradients, in length, crossings may change in a step. [`Twist::last_bits`] makes everything
-/// cross that can, and stays below it.
-const CROSSINGS_MAX: f64 = 0.02;
-/// float32's own errors after one step of a deep network.
-const ROUNDING: f64 = 1e-4;
-/// Five free steps amplify float64's 1e-15 to 1e-9.
-const ROUNDING_IN_FLOAT64: f64 = 1e-7;
 
 fn name_of(backbone: Backbone) -> String {
     serde_json::to_value(backbone).unwrap().as_str().unwrap().to_string()
@@ -239,12 +75,21 @@ fn draw_views(case: &Case, config: &Config, kind: Kind) -> Vec<(String, Tensor)>
                 views.push((format!("{step}.{scope}.{view}"), pixels.to_kind(kind)));
             };
             add("global", &[n, 3, case.size, case.size]);
-            if config.model.local {
+            if moco(config).local {
                 add("local", &[n, 9, 3, case.patch, case.patch]);
             }
         }
     }
     views
+}
+
+fn moco(config: &Config) -> &Moco {
+    config.method.as_a().unwrap()
+}
+
+/// `5.gg`, as the reference calls `res5/gg`.
+fn short(term: &str) -> String {
+    term.trim_start_matches("res").replace('/', ".")
 }
 
 fn state(model: &Model, sgd: &Sgd) -> Readings {
@@ -316,7 +161,7 @@ fn comparison(case: &Case, groups: i64, kind: Kind, twist: Twist) -> Comparison 
     let mut sets: Vec<String> = case.sets.iter().map(ToString::to_string).collect();
     sets.push(format!("model.bn_splits={groups}"));
     let config = Config::load(case.recipe, &sets).unwrap();
-    let (n, lr) = (config.train.batch, config.base_lr());
+    let (n, lr, method) = (config.train.batch, config.base_lr(), moco(&config));
     let (momentum, decay) = (config.optim.momentum, config.optim.weight_decay);
     let mut model = Model::new(&config, Device::Cpu).unwrap();
     model.convert(kind);
@@ -326,12 +171,12 @@ fn comparison(case: &Case, groups: i64, kind: Kind, twist: Twist) -> Comparison 
     let shuffles: Vec<Vec<i64>> =
         (0..STEPS).map(|step| permutation(config.seed, step, n as usize)).collect();
     let settings = json!({
-        "backbone": name_of(config.model.backbone), "levels": config.model.levels,
-        "local": config.model.local, "head": config.model.head,
-        "local_head": config.model.local_head, "dim": config.model.dim,
-        "bn_splits": config.model.bn_splits, "temperature": config.loss.temperature,
-        "level_weights": config.loss.level_weights, "queue": config.loss.queue,
-        "ema": config.loss.ema, "batch": n, "lr": lr, "momentum": momentum,
+        "backbone": name_of(config.model.backbone), "levels": method.levels,
+        "local": method.local, "head": method.head,
+        "local_head": method.local_head, "dim": method.dim,
+        "bn_splits": config.model.bn_splits, "temperature": method.temperature,
+        "level_weights": method.level_weights, "queue": method.queue,
+        "ema": method.ema, "batch": n, "lr": lr, "momentum": momentum,
         "weight_decay": decay, "threads": threads, "shuffles": shuffles,
         "dtype": dtype(kind), "loss_in_float64": true,
         "wrong_factors": twist.wrong_factors.iter().copied().collect::<HashMap<_, _>>(),
@@ -353,7 +198,7 @@ fn comparison(case: &Case, groups: i64, kind: Kind, twist: Twist) -> Comparison 
                 twist.pixels(&name, &views[&name])
             })
         };
-        let local = config.model.local.then(|| view("local"));
+        let local = method.local.then(|| view("local"));
         let batch = Batch::of_pairs(view("global"), local);
         let mut ours = Readings::new();
         let report = update_watched(
@@ -364,10 +209,9 @@ fn comparison(case: &Case, groups: i64, kind: Kind, twist: Twist) -> Comparison 
             &batch,
             At { step, learning_rate: lr },
             &mut |terms| {
-                for term in terms {
-                    let level = config.model.levels[term.index];
-                    let name = format!("logits.{level}.{}", term.pair);
-                    ours.push(("logits".into(), name, term.logits.detach().copy()));
+                for (term, logits) in terms {
+                    let name = format!("logits.{}", short(term));
+                    ours.push(("logits".into(), name, logits.detach().copy()));
                 }
             },
         )
@@ -377,7 +221,7 @@ fn comparison(case: &Case, groups: i64, kind: Kind, twist: Twist) -> Comparison 
 
         ours.push(("losses".into(), "loss".into(), Tensor::from(report.loss)));
         for term in &report.terms {
-            let name = format!("loss.{}.{}", term.level, term.pair);
+            let name = format!("loss.{}", short(&term.name));
             ours.push(("losses".into(), name, Tensor::from(term.loss)));
         }
         ours.extend(state(&model, &sgd));
@@ -421,8 +265,8 @@ const DETCO_18: Case = Case {
         "model.backbone=resnet18",
         "train.batch=4",
         "optim.lr_batch=4",
-        "loss.queue=16",
-        "loss.ema=0.9",
+        "method.queue=16",
+        "method.ema=0.9",
     ],
     size: 64,
     patch: 16,
@@ -430,21 +274,21 @@ const DETCO_18: Case = Case {
 
 const DETCO_50: Case = Case {
     recipe: "detco-r50",
-    sets: &["model.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "loss.queue=16"],
+    sets: &["method.local_head=pirl", "train.batch=4", "optim.lr_batch=4", "method.queue=16"],
     size: 64,
     patch: 16,
 };
 
 const MOCO_V2: Case = Case {
     recipe: "moco-v2-r50",
-    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=16"],
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "method.queue=16"],
     size: 64,
     patch: 0,
 };
 
 const MOCO_V1: Case = Case {
     recipe: "moco-v1-r50",
-    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "loss.queue=64"],
+    sets: &["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8", "method.queue=64"],
     size: 64,
     patch: 0,
 };
@@ -454,13 +298,13 @@ const SHALLOW: Case = Case {
     recipe: "detco-r50",
     sets: &[
         "model.backbone=resnet18",
-        "model.levels=[2, 3]",
-        "loss.level_weights=[0.5, 2.0]",
-        "model.local_head=9c-9c",
-        "model.dim=16",
+        "method.levels=[2, 3]",
+        "method.level_weights=[0.5, 2.0]",
+        "method.local_head=9c-9c",
+        "method.dim=16",
         "train.batch=8",
         "optim.lr_batch=8",
-        "loss.queue=16",
+        "method.queue=16",
     ],
     size: 32,
     patch: 16,
@@ -550,7 +394,7 @@ fn features_equal_torchvisions(backbone: &str) {
     let images = Draws::new(7, "images", 0).normal(&[4, 3, 96, 64], 1.0);
     // Running statistics that are nobody's default.
     let mut seen = Moments::default();
-    drop(tch::no_grad(|| model.query.embed(&images, Scope::Global, 2, &mut seen).unwrap()));
+    drop(tch::no_grad(|| model.query.embed(&images, GLOBAL, 2, &mut seen).unwrap()));
     model.query.settle(&seen).unwrap();
 
     let settings = json!({ "backbone": backbone, "threads": threads });

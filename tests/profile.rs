@@ -161,7 +161,7 @@ fn what_training_would_do_is_foretold() {
         "{text}"
     );
     assert!(
-        text.contains("warning: loss.queue = 65536 keys are more than the 64 samples"),
+        text.contains("warning: method.queue = 65536 keys are more than the 64 samples"),
         "{text}"
     );
     let text = run(&[&skip[..], &["data.bad_share_max=0.05"]].concat());

@@ -486,7 +486,7 @@ fn a_rank_that_stops_while_it_saves_is_given_up() {
         "checkpoint.every_epochs=0",
         "checkpoint.every_steps=1",
         "model.width=16",
-        "loss.queue=24000", // files that take a moment
+        "method.queue=24000", // files that take a moment
         "dist.timeout_seconds=5",
         "dist.slow_seconds=4",
     ];

@@ -552,7 +552,7 @@ fn labels_that_are_no_numbers_stop_only_who_counts_classes() {
 fn a_record_is_of_its_own_updates() {
     let (folder, data) = shards(8); // four steps an epoch
     let run = folder.path().join("run");
-    let sets = ["train.epochs=3", "loss.fill_first=false", "optim.schedule=cosine"];
+    let sets = ["train.epochs=3", "method.fill_first=false", "optim.schedule=cosine"];
     detco_ok(&new_run(&data, &run, &sets));
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -815,7 +815,7 @@ fn a_dry_run_knows_ranks_monitor_disk_and_bad_samples() {
         "kNN monitor    32 samples against 32",
         "checkpoints    a checkpoint takes ",
         ", 4 kept and one being written ",
-        "warning: loss.queue = 64 keys are more than the 32 samples",
+        "warning: method.queue = 64 keys are more than the 32 samples",
         "GB free for each rank",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
@@ -831,7 +831,7 @@ fn a_dry_run_knows_ranks_monitor_disk_and_bad_samples() {
     assert!(error.contains("none.pth"), "{error}");
     assert!(!text.contains("will stop"), "{text}");
     // By arithmetic: 0.9 TB are not touched.
-    let huge = ["model.width=512", "model.local_head=9c-9c", "model.backbone=resnet101"];
+    let huge = ["model.width=512", "method.local_head=9c-9c", "model.backbone=resnet101"];
     let args = dry(&huge, &[]);
     let output = support::detco(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let both = [output.stdout, output.stderr].concat();
@@ -854,15 +854,19 @@ fn a_dry_run_knows_ranks_monitor_disk_and_bad_samples() {
 fn what_no_machine_has_memory_for_is_an_error() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");
-    let wide =
-        ["model.width=512", "model.local_head=9c-9c", "model.backbone=resnet101", "model.dim=8192"];
+    let wide = [
+        "model.width=512",
+        "method.local_head=9c-9c",
+        "model.backbone=resnet101",
+        "method.dim=8192",
+    ];
     let error = detco_fails(&new_run(&data, &run, &wide), 1);
     assert!(
         error.contains("no memory for the model") || error.contains("no room for a checkpoint"),
         "{error}"
     );
     for (set, bound) in [
-        ("loss.queue=9007199254740992", "at most 16777216"),
+        ("method.queue=9007199254740992", "at most 16777216"),
         ("train.batch=1073741824", "1 to 1048576"),
         ("data.cache_size=\"9000000TB\"", "at most 1 EiB"),
         ("model.width=100000", "1 to 512"),

@@ -164,7 +164,11 @@ mod knn {
             workers: args.workers,
             ..KnnOptions::default()
         };
-        let encoder = if args.key { &model.key } else { &model.query };
+        let encoder = match (args.key, &model.key) {
+            (false, _) => &model.query,
+            (true, Some(key)) => key,
+            (true, None) => bail!("--key: the run's method has no key encoder"),
+        };
         // indicatif draws on standard error, and only where that is a terminal.
         let bar = ProgressBar::new(0);
         let template = "features {bar:24} {pos}/{len}  {per_sec}  left {eta}";
@@ -234,9 +238,8 @@ mod knn {
                 format!("{}: not the shape of a ResNet-18, 34, 50 or 101", args.run.display())
             })?;
             let size = if shape.stem == Stem::Cifar { 32 } else { 224 };
-            let mut config = Config { model: shape, ..Config::default() };
-            config.loss.queue = 1; // not used
-            let mut model = Model::new(&config, device(&config)?)?;
+            let config = Config { model: shape, ..Config::default() };
+            let mut model = Model::bare(&config, device(&config)?)?;
             model.start_from(&backbone).with_context(|| args.run.display().to_string())?;
             return Ok((model, size, args.run.display().to_string()));
         }

@@ -238,11 +238,15 @@ fn sets(config: &Config, cluster: &Cluster) -> Vec<String> {
     let size = config.train.batch / config.model.bn_splits;
     let sizes = (2..=each).filter(|size| each % size == 0);
     let groups = sizes.min_by_key(|of| (of - size).abs()).map(|of| ranks * (each / of));
-    let queue = (config.loss.queue as f64 / batch as f64).round().max(1.0) as i64 * batch;
+    let had = config.design().queue;
+    let queue = match had {
+        0 => 0,
+        had => (had as f64 / batch as f64).round().max(1.0) as i64 * batch,
+    };
     let wanted = [
         ("train.batch", config.train.batch, batch),
         ("model.bn_splits", config.model.bn_splits, groups.unwrap_or(config.model.bn_splits)),
-        ("loss.queue", config.loss.queue, queue),
+        ("method.queue", had, queue),
     ];
     let changed = wanted.into_iter().filter(|(_, had, has)| had != has);
     changed.map(|(key, _, value)| format!("{key}={value}")).collect()
@@ -428,7 +432,7 @@ mod tests {
         };
         assert!(of("detco-r50", 8, 32).0.is_empty(), "the recipe as it is");
         let (found, _) = of("detco-r50", 3, 32);
-        assert_eq!(found, ["train.batch=96", "model.bn_splits=3", "loss.queue=65568"]);
+        assert_eq!(found, ["train.batch=96", "model.bn_splits=3", "method.queue=65568"]);
         for recipe in ["detco-r50", "moco-v2-cifar", "detco-small"] {
             for (gpus, batch) in [(1, 2), (1, 7), (2, 32), (3, 33), (7, 5), (32, 64), (64, 256)] {
                 let (sets, config) = of(recipe, gpus, batch);

@@ -75,24 +75,11 @@ pub mod names {
         format!("loader/cpu_ms/{stage}")
     }
 
-    /// One of the twelve terms, without its level's weight: `loss/res5/gg`.
-    pub fn term(level: u8, pair: &str) -> String {
-        format!("loss/res{level}/{pair}")
-    }
-
-    /// Mean logit of the positives (divided by the temperature): `positive/res5/gg`.
-    pub fn positive(level: u8, pair: &str) -> String {
-        format!("positive/res{level}/{pair}")
-    }
-
-    /// Mean logit of the negatives: `negative/res5/gg`.
-    pub fn negative(level: u8, pair: &str) -> String {
-        format!("negative/res{level}/{pair}")
-    }
-
-    /// Share of samples whose positive is above every negative: `accuracy/res5/gg`.
-    pub fn accuracy(level: u8, pair: &str) -> String {
-        format!("accuracy/res{level}/{pair}")
+    /// What was read of one of the loss's terms, without its weight: `loss/res5/gg`; mean logits of positives
+    /// and negatives, divided by the temperature: `positive/res5/gg`, `negative/res5/gg`; the share of samples
+    /// whose positive is above every negative: `accuracy/res5/gg`.
+    pub fn reading(reading: &str, term: &str) -> String {
+        format!("{reading}/{term}")
     }
 
     /// Standard deviation of the query embeddings, averaged over dimensions; 1/√d is even spread,

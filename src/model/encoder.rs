@@ -4,24 +4,21 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Scope;
 use super::head::Projection;
-use super::norm::{self, Moments, Norm, Norms};
+use super::norm::{self, Moments, Norm, Norms, Settling};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
-use crate::shapes::{self, PATCHES};
+use crate::method::Design;
 use crate::shim::ShimError;
 use crate::shim::{norm as shim_norm, step as shim};
 
 /// Backbone and heads. Parameters are named `backbone.<torchvision's name>`,
-/// `global.<level>.<layer>.weight`, `local.<level>.<layer>.weight`.
+/// `<scope>.<level>.<layer>.weight`.
 #[derive(Debug)]
 pub struct Encoder {
-    levels: Vec<u8>,
     backbone: ResNet,
-    global: Vec<Projection>,
-    local: Vec<Projection>,
+    heads: Vec<Projection>,
     parameters: Vec<(String, Tensor)>,
     buffers: Vec<(String, Tensor)>,
     /// Whether [`Encoder::embed`] runs convolutions and linear layers in bfloat16.
@@ -34,49 +31,27 @@ pub struct Encoder {
 
 impl Encoder {
     /// A trained encoder, drawn from the seed.
-    pub(super) fn draw(config: &Config, seed: u64, device: Device) -> Encoder {
-        Encoder::build(config, Builder::draw(seed, device))
+    pub(super) fn draw(config: &Config, design: &Design, seed: u64, device: Device) -> Encoder {
+        Encoder::build(config, design, Builder::draw(seed, device))
     }
 
     /// An encoder without gradients that starts as a copy.
-    pub(super) fn copy(config: &Config, other: &Encoder, device: Device) -> Encoder {
+    pub(super) fn copy(
+        config: &Config,
+        design: &Design,
+        other: &Encoder,
+        device: Device,
+    ) -> Encoder {
         let values: HashMap<String, Tensor> = other.tensors().into_iter().collect();
-        Encoder::build(config, Builder::copy(&values, device))
+        Encoder::build(config, design, Builder::copy(&values, device))
     }
 
-    fn build(config: &Config, mut build: Builder<'_>) -> Encoder {
-        let b = &mut build;
-        let backbone = ResNet::new(b, "backbone", config);
-        let levels = config.levels.clone();
-        let mut heads = |scope: &str, sizes: Vec<shapes::Projection>| -> Vec<Projection> {
-            let named = levels.iter().map(|level| format!("{scope}.{level}")).zip(&sizes);
-            named.map(|(name, sizes)| Projection::new(b, &name, sizes)).collect()
-        };
-        let [global, local] = shapes::Projection::of(config);
-        let (global, local) = (heads("global", global), heads("local", local));
+    fn build(config: &Config, design: &Design, mut build: Builder<'_>) -> Encoder {
+        let backbone = ResNet::new(&mut build, "backbone", config);
+        let heads = design.heads.iter().map(|head| Projection::new(&mut build, head)).collect();
         let Builder { parameters, buffers, .. } = build;
         let (in_bf16, channels_last, norms) = (false, false, Norms::Libtorch);
-        Encoder {
-            levels,
-            backbone,
-            global,
-            local,
-            parameters,
-            buffers,
-            in_bf16,
-            channels_last,
-            norms,
-        }
-    }
-
-    /// Levels with a head, ascending.
-    pub fn levels(&self) -> &[u8] {
-        &self.levels
-    }
-
-    /// Whether there are local heads.
-    pub fn has_local(&self) -> bool {
-        !self.local.is_empty()
+        Encoder { backbone, heads, parameters, buffers, in_bf16, channels_last, norms }
     }
 
     /// Trained tensors; they share memory and gradient with the encoder.
@@ -98,10 +73,10 @@ impl Encoder {
         self.tensors().into_iter().filter_map(strip).collect()
     }
 
-    /// Embeddings of unit length, `[n, d]` for each level, with batch statistics.
+    /// Outputs of a scope's heads, `[rows, width]` each, with batch statistics.
     ///
-    /// `images` are `[n, 3, h, w]`, or `[n, 9, 3, p, p]` for [`Scope::Local`]. Each of the `groups`
-    /// contiguous n/`groups` samples is normalised by its own statistics (with all nine patches of
+    /// `images` are `[n, 3, h, w]`, or of several a sample `[n, images, 3, h, w]`. Each of the `groups`
+    /// contiguous n/`groups` samples is normalised by its own statistics (with all images of
     /// its samples). Nothing changes: what was seen is added to `moments`.
     ///
     /// # Errors
@@ -109,23 +84,23 @@ impl Encoder {
     pub fn embed(
         &self,
         images: &Tensor,
-        scope: Scope,
+        scope: &str,
         groups: i64,
         moments: &mut Moments,
     ) -> Result<Vec<Tensor>, ShimError> {
         let rows = flat(images);
-        let last = self.levels[self.levels.len() - 1];
         if self.channels_last {
             let mut norm = match self.norms {
                 Norms::Libtorch => Norm::Blocks { groups, moments },
                 Norms::Kernels => Norm::Fused { groups, moments },
             };
-            let maps = self.backbone.forward(&rows, &mut norm, last)?;
-            self.project(&maps, scope, Tensor::shallow_clone)
+            let maps = self.backbone.forward(&rows, &mut norm, self.last_level(scope))?;
+            self.project(&maps, scope, &mut norm, Tensor::shallow_clone)
         } else {
             let mut norm = Norm::Dealt { groups, moments };
-            let maps = self.backbone.forward(&deal(&rows, groups), &mut norm, last)?;
-            self.project(&maps, scope, |pooled| collect(pooled, groups))
+            let rows = deal(&rows, groups);
+            let maps = self.backbone.forward(&rows, &mut norm, self.last_level(scope))?;
+            self.project(&maps, scope, &mut norm, |pooled| collect(pooled, groups))
         }
     }
 
@@ -134,31 +109,38 @@ impl Encoder {
         self.in_bf16
     }
 
-    /// Embeddings as [`Encoder::embed`] gives them, with running statistics instead of the batch's.
+    /// Outputs as [`Encoder::embed`] gives them, with running statistics instead of the batch's.
     ///
     /// # Errors
     /// As [`Encoder::embed`].
-    pub fn embed_frozen(&self, images: &Tensor, scope: Scope) -> Result<Vec<Tensor>, ShimError> {
-        let last = self.levels[self.levels.len() - 1];
-        let maps = self.backbone.forward(&flat(images), &mut Norm::Running, last)?;
-        self.project(&maps, scope, Tensor::shallow_clone)
+    pub fn embed_frozen(&self, images: &Tensor, scope: &str) -> Result<Vec<Tensor>, ShimError> {
+        let mut norm = Norm::Running;
+        let maps = self.backbone.forward(&flat(images), &mut norm, self.last_level(scope))?;
+        self.project(&maps, scope, &mut norm, Tensor::shallow_clone)
+    }
+
+    /// The highest stage that a scope's heads read.
+    fn last_level(&self, scope: &str) -> u8 {
+        self.heads_of(scope).map(|head| head.level).max().unwrap_or(5)
+    }
+
+    fn heads_of<'a>(&'a self, scope: &'a str) -> impl Iterator<Item = &'a Projection> {
+        self.heads.iter().filter(move |head| head.scope == scope)
     }
 
     fn project(
         &self,
         maps: &[Tensor],
-        scope: Scope,
+        scope: &str,
+        norm: &mut Norm<'_>,
         arrange: impl Fn(&Tensor) -> Tensor,
     ) -> Result<Vec<Tensor>, ShimError> {
-        let (heads, patches) = match scope {
-            Scope::Global => (&self.global, 1),
-            Scope::Local => (&self.local, PATCHES),
+        let project = |head: &Projection| {
+            let features = arrange(&pool(&maps[usize::from(head.level) - 2])?);
+            let output = widened(head.forward(&features, norm));
+            Ok(if head.unit { unit(&output) } else { output })
         };
-        let project = |(head, &level): (&Projection, &u8)| {
-            let features = arrange(&pool(&maps[usize::from(level) - 2])?);
-            Ok(unit(&widened(head.forward(&features, patches))))
-        };
-        heads.iter().zip(&self.levels).map(project).collect()
+        self.heads_of(scope).map(project).collect()
     }
 
     /// Maps of Res2..Res5, `[n, c, h', w']`, of images `[n, 3, h, w]`, with running statistics and
@@ -201,10 +183,16 @@ impl Encoder {
         }
     }
 
+    /// Every normalisation that took part in a pass.
+    fn settling(&self, moments: &Moments) -> Vec<Settling> {
+        let heads = self.heads.iter().flat_map(|head| head.settling(moments));
+        self.backbone.settling(moments).into_iter().chain(heads).collect()
+    }
+
     /// What one pass saw, averaged over the groups: mean and unbiased variance of every normalisation, side by
     /// side `[2 c of each]`. None if the pass had none.
     pub fn seen(&self, moments: &Moments) -> Option<Tensor> {
-        tch::no_grad(|| norm::mean_of(&self.backbone.settling(moments)))
+        tch::no_grad(|| norm::mean_of(&self.settling(moments)))
     }
 
     /// Moves the running statistics towards what one pass saw.
@@ -236,7 +224,7 @@ impl Encoder {
         seen: &Tensor,
         applied: Option<&Tensor>,
     ) -> Result<(), ShimError> {
-        tch::no_grad(|| norm::settle_all(&self.backbone.settling(moments), seen, applied))
+        tch::no_grad(|| norm::settle_all(&self.settling(moments), seen, applied))
     }
 }
 
@@ -244,7 +232,7 @@ fn share(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
-/// `[n, 9, 3, p, p]` to `[9n, 3, p, p]`; other images as they are.
+/// `[n, images, 3, h, w]` to `[images * n, 3, h, w]`; other images as they are.
 fn flat(images: &Tensor) -> Tensor {
     if images.dim() == 5 { images.flatten(0, 1) } else { images.shallow_clone() }
 }

@@ -1,92 +1,119 @@
-//! Projection heads: pooled features to embeddings.
+//! Heads: pooled features to outputs.
 
 use tch::Tensor;
 
+use super::norm::{BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
-use crate::shapes;
+use crate::method::{HeadDesign, Layer};
 
 #[derive(Debug)]
-pub(super) struct Linear {
+struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
-    fn new(build: &mut Builder<'_>, name: &str, [from, to]: shapes::Linear) -> Linear {
+    fn new(build: &mut Builder<'_>, name: &str, [from, to]: [i64; 2], bias: bool) -> Linear {
         let init = Init::Linear { fan_in: from };
         Linear {
             weight: build.parameter(format!("{name}.weight"), &[to, from], init),
-            bias: build.parameter(format!("{name}.bias"), &[to], init),
+            bias: bias.then(|| build.parameter(format!("{name}.bias"), &[to], init)),
         }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        x.linear(&self.weight, self.bias.as_ref())
     }
 }
 
-/// Linear layers with ReLU between them, named as torch names an `nn.Sequential` of them: `0`, `2`.
 #[derive(Debug)]
-pub(super) struct Mlp(Vec<Linear>);
+enum Step {
+    Linear(Linear),
+    Norm(BatchNorm),
+    Relu,
+}
 
-impl Mlp {
-    fn new(build: &mut Builder<'_>, name: &str, sizes: &[shapes::Linear]) -> Mlp {
-        let layer = |(i, size): (usize, &shapes::Linear)| {
-            Linear::new(build, &format!("{name}.{}", 2 * i), *size)
+/// Layers, named as torch names an `nn.Sequential` of them: `0`, `1`, ...
+#[derive(Debug)]
+struct Sequential(Vec<Step>);
+
+impl Sequential {
+    fn new(build: &mut Builder<'_>, name: &str, layers: &[Layer]) -> Sequential {
+        let mut layer = |(i, layer): (usize, &Layer)| match *layer {
+            Layer::Linear { from, to, bias } => {
+                Step::Linear(Linear::new(build, &format!("{name}.{i}"), [from, to], bias))
+            }
+            Layer::Norm { width, shift } => {
+                Step::Norm(BatchNorm::with_shift(build, &format!("{name}.{i}"), width, shift))
+            }
+            Layer::Relu => Step::Relu,
         };
-        Mlp(sizes.iter().enumerate().map(layer).collect())
+        Sequential(layers.iter().enumerate().map(&mut layer).collect())
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
+    fn forward(&self, x: &Tensor, norm: &mut Norm<'_>) -> Tensor {
         let mut x = x.shallow_clone();
-        for (i, layer) in self.0.iter().enumerate() {
-            if i > 0 {
-                x = x.relu_();
-            }
-            x = layer.forward(&x);
+        for step in &self.0 {
+            x = match step {
+                Step::Linear(linear) => linear.forward(&x),
+                Step::Norm(bn) => bn.forward_rows(&x, norm),
+                Step::Relu => x.relu_(),
+            };
         }
         x
     }
+
+    fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        self.0.iter().filter_map(|step| match step {
+            Step::Norm(bn) => Some(bn),
+            Step::Linear(_) | Step::Relu => None,
+        })
+    }
 }
 
-/// One level's head of one scope.
+/// A head.
 #[derive(Debug)]
-pub(super) enum Projection {
-    /// On the features as they are: `[n, c]` or, of nine patches, `[n, 9c]`.
-    Whole(Mlp),
-    /// PIRL (Misra and van der Maaten, 2020): each patch by itself, then all together.
-    Patches { patch: Mlp, join: Linear },
+pub(super) struct Projection {
+    pub(super) scope: String,
+    pub(super) level: u8,
+    pub(super) unit: bool,
+    joined: i64,
+    each: Option<Sequential>,
+    whole: Sequential,
 }
 
 impl Projection {
-    pub(super) fn new(
-        build: &mut Builder<'_>,
-        name: &str,
-        sizes: &shapes::Projection,
-    ) -> Projection {
-        let shapes::Projection { each, whole } = sizes;
-        match (each.as_slice(), whole.as_slice()) {
-            ([_, ..], [join]) => Projection::Patches {
-                patch: Mlp::new(build, &format!("{name}.patch"), each),
-                join: Linear::new(build, &format!("{name}.join"), *join),
-            },
-            _ => Projection::Whole(Mlp::new(build, name, whole)),
-        }
+    pub(super) fn new(build: &mut Builder<'_>, head: &HeadDesign) -> Projection {
+        let name = head.name();
+        let each = (!head.each.is_empty())
+            .then(|| Sequential::new(build, &format!("{name}.patch"), &head.each));
+        let whole = match (&each, head.whole.as_slice()) {
+            // One layer behind those of patches has a name and no number.
+            (Some(_), &[Layer::Linear { from, to, bias }]) => {
+                let join = Linear::new(build, &format!("{name}.join"), [from, to], bias);
+                Sequential(vec![Step::Linear(join)])
+            }
+            (Some(_), layers) => Sequential::new(build, &format!("{name}.join"), layers),
+            (None, layers) => Sequential::new(build, &name, layers),
+        };
+        let (scope, level, unit, joined) = (head.scope.clone(), head.level, head.unit, head.joined);
+        Projection { scope, level, unit, joined, each, whole }
     }
 
-    /// Features `[n, c]`, or of patches `[9n, c]` with the nine of a sample adjacent, to `[n, d]`,
-    /// not yet of unit length. Patches stay in the order they come: never sorted back.
-    pub(super) fn forward(&self, features: &Tensor, patches: i64) -> Tensor {
-        match self {
-            Projection::Whole(mlp) => {
-                let (rows, c) = (features.size()[0], features.size()[1]);
-                mlp.forward(&features.reshape([rows / patches, patches * c]))
-            }
-            Projection::Patches { patch, join } => {
-                let each = patch.forward(features);
-                let (rows, d) = (each.size()[0], each.size()[1]);
-                join.forward(&each.reshape([rows / patches, patches * d]))
-            }
-        }
+    /// Features `[images * n, c]`, those of a sample adjacent, to `[images / joined * n, width]`, not yet of
+    /// unit length. Patches stay in the order they come: never sorted back.
+    pub(super) fn forward(&self, features: &Tensor, norm: &mut Norm<'_>) -> Tensor {
+        let each = match &self.each {
+            Some(each) => each.forward(features, norm),
+            None => features.shallow_clone(),
+        };
+        let (rows, c) = (each.size()[0], each.size()[1]);
+        self.whole.forward(&each.reshape([rows / self.joined, self.joined * c]), norm)
+    }
+
+    /// Every normalisation that took part in a pass.
+    pub(super) fn settling(&self, moments: &Moments) -> Vec<Settling> {
+        let each = self.each.iter().flat_map(Sequential::norms);
+        each.chain(self.whole.norms()).filter_map(|bn| bn.settling(moments)).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Two encoders and their queues: backbone, heads, normalisation, negative keys.
+//! Encoders and queues: backbone, heads, normalisation, negative keys.
 //!
 //! Pure: tensors in, tensors out. No rank, no clock, no disk, no global random state. A forward
 //! pass changes nothing; what batch normalisation saw comes back as [`Moments`], and whoever runs
@@ -7,44 +7,25 @@
 mod encoder;
 mod head;
 mod norm;
-mod queue;
 mod resnet;
 mod weights;
 
 use std::collections::HashMap;
-use std::fmt;
 
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
 pub use encoder::Encoder;
 pub use norm::{Moments, Norms};
-pub use queue::Queues;
-pub use weights::Draws;
 
 use crate::config::Config;
 use crate::device;
+pub use crate::draws::Draws;
+use crate::method::parts::queue;
+use crate::method::{Design, HeadDesign, Queues};
 use crate::shapes;
 use crate::shim::ShimError;
 use crate::shim::step as shim;
-
-/// Which view of a sample: the crop or its nine patches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// One crop.
-    Global,
-    /// Nine jigsaw patches, in the shuffled order they come in.
-    Local,
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Scope::Global => "global",
-            Scope::Local => "local",
-        })
-    }
-}
 
 /// Why a model could not be made or filled.
 #[derive(Debug, Error)]
@@ -59,12 +40,14 @@ pub enum ModelError {
     },
     /// More than the system gives.
     #[error(
-        "no memory for the model: two encoders and the queues take {:.1} GB: lower model.width, loss.queue or \
-         model.dim, or take another model.local_head", *bytes as f64 / 1e9
+        "no memory for the model: encoders and queues take {:.1} GB: lower model.width{}{lighter}",
+        *bytes as f64 / 1e9, if lighter.is_empty() { "" } else { ", " }
     )]
     Memory {
         /// What it takes.
         bytes: i64,
+        /// Keys of the method whose lower values take less.
+        lighter: &'static str,
     },
     /// Tensors that the model has and the source does not.
     #[error("{} of {expected} tensors are missing: {}", names.len(), preview(names))]
@@ -109,7 +92,7 @@ pub enum ModelError {
     /// libtorch failed.
     #[error(transparent)]
     Shim(#[from] ShimError),
-    /// A ring position outside the queue.
+    /// A position outside the queue.
     #[error("the queue's pointer is {found}, expected 0 to below {length}")]
     Pointer {
         /// The pointer as found.
@@ -129,14 +112,16 @@ fn preview(names: &[String]) -> String {
     text
 }
 
-/// The query encoder, the key encoder that follows it, and the queues of negative keys.
+/// The encoder that is trained, the key encoder that follows it and queues, as far as the method has them.
 #[derive(Debug)]
 pub struct Model {
-    /// Trained by gradient.
+    /// What the method declares.
+    pub design: Design,
+    /// Trained by gradient: the student, whose outputs are queries.
     pub query: Encoder,
     /// Starts as a copy of `query` and follows it; never has gradients.
-    pub key: Encoder,
-    /// Negative keys of each level and scope.
+    pub key: Option<Encoder>,
+    /// Negative keys of each head.
     pub queues: Queues,
 }
 
@@ -148,39 +133,60 @@ impl Model {
     /// # Errors
     /// When libtorch cannot use `device`.
     pub fn new(config: &Config, device: Device) -> Result<Model, ModelError> {
+        Model::of(config, config.design(), device)
+    }
+
+    /// A backbone alone, without heads, for evaluation.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn bare(config: &Config, device: Device) -> Result<Model, ModelError> {
+        Model::of(config, Design::default(), device)
+    }
+
+    fn of(config: &Config, design: Design, device: Device) -> Result<Model, ModelError> {
         let probe = Tensor::zeros([1], (Kind::Float, Device::Cpu));
         // tch's other calls would panic where this one says why.
         drop(probe.f_to_device(device).map_err(|source| ModelError::Device { device, source })?);
-        has_room(config, device)?;
-        let query = Encoder::draw(&config.model, config.seed, device);
-        let key = Encoder::copy(&config.model, &query, device);
-        let queues = Queues::draw(config, device);
-        let mut model = Model { query, key, queues };
-        for encoder in [&mut model.query, &mut model.key] {
+        has_room(config, &design, device)?;
+        let mut query = Encoder::draw(&config.model, &design, config.seed, device);
+        let copy = || Encoder::copy(&config.model, &design, &query, device);
+        let mut key = design.teacher.is_some().then(copy);
+        let queues = draw_queues(&design, config.seed, device);
+        for encoder in [&mut query].into_iter().chain(&mut key) {
             encoder.in_bf16 = device::in_bf16(&config.train, device);
             if device::channels_last(config, device) {
                 encoder.put_channels_last()?;
             }
         }
+        let mut model = Model { design, query, key, queues };
         if device::has_kernels(config, device) {
             model.normalise_by(Norms::Kernels);
         }
         Ok(model)
     }
 
+    /// The encoders, the trained one first.
+    pub fn encoders(&self) -> impl Iterator<Item = &Encoder> {
+        [&self.query].into_iter().chain(&self.key)
+    }
+
+    /// The encoders, the trained one first.
+    pub fn encoders_mut(&mut self) -> impl Iterator<Item = &mut Encoder> {
+        [&mut self.query].into_iter().chain(&mut self.key)
+    }
+
     /// Changes who normalises groups of channels-last maps: libtorch on a CPU, on a GPU the kernels
     /// where they load. A CPU has the kernels too, to test them; they are slow there.
     pub fn normalise_by(&mut self, norms: Norms) {
-        self.query.norms = norms;
-        self.key.norms = norms;
+        self.encoders_mut().for_each(|encoder| encoder.norms = norms);
     }
 
     /// Changes the element type of everything that is not a counter. Training is in float32; in
     /// float64, two programs can be compared without ReLUs that rounding puts on the other side of
     /// zero. Comes before the optimizer, whose buffers take the parameters' type.
     pub fn convert(&mut self, kind: Kind) {
-        self.query.convert(kind);
-        self.key.convert(kind);
+        self.encoders_mut().for_each(|encoder| encoder.convert(kind));
         self.queues.convert(kind);
     }
 
@@ -194,20 +200,20 @@ impl Model {
         let weights = |encoder: &Encoder| -> Vec<Tensor> {
             encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect()
         };
-        shim::lerp(&weights(&self.key), &weights(&self.query), 1.0 - ema)
+        match &self.key {
+            Some(key) => shim::lerp(&weights(key), &weights(&self.query), 1.0 - ema),
+            None => Ok(()),
+        }
     }
 
-    /// Every tensor of the state: `query.…`, `key.…`, `queue.global.<level>` and
-    /// `queue.local.<level>` `[d, k]`, `queue.pointer`. Detached, sharing memory with the model
-    /// (but for the pointer).
+    /// Every tensor of the state: `query.…`, `key.…`, `queue.<head>` such as `queue.global.5` `[d, k]`,
+    /// `queue.pointer`. Detached, sharing memory with the model (but for the pointer).
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let prefixed = |prefix: &'static str, encoder: &Encoder| {
             encoder.tensors().into_iter().map(move |(name, t)| (format!("{prefix}.{name}"), t))
         };
-        prefixed("query", &self.query)
-            .chain(prefixed("key", &self.key))
-            .chain(self.queues.tensors())
-            .collect()
+        let key = self.key.iter().flat_map(|key| prefixed("key", key));
+        prefixed("query", &self.query).chain(key).chain(self.queues.tensors()).collect()
     }
 
     /// Takes over a state of exactly the tensors of [`Model::tensors`].
@@ -223,7 +229,11 @@ impl Model {
             .zip(&own)
             .find(|(_, (name, _))| name == queue::POINTER)
             .map_or(0, |(tensor, _)| tensor.int64_value(&[]));
-        self.queues.set_pointer(pointer)?;
+        let length = self.queues.length();
+        if !self.queues.is_empty() && !(0..length).contains(&pointer) {
+            return Err(ModelError::Pointer { found: pointer, length });
+        }
+        self.queues.set_pointer(pointer);
         copy_all(&own, &checked);
         Ok(())
     }
@@ -239,18 +249,35 @@ impl Model {
             !name.ends_with("num_batches_tracked") || backbone.iter().any(|(b, _)| b == name)
         });
         copy_all(&own, &check(&own, backbone)?);
-        let query: Vec<_> = self.query.tensors().into_iter().map(|(_, tensor)| tensor).collect();
-        copy_all(&self.key.tensors(), &query);
+        if let Some(key) = &self.key {
+            let query: Vec<_> = self.query.tensors().into_iter().map(|(_, t)| t).collect();
+            copy_all(&key.tensors(), &query);
+        }
         Ok(())
     }
 }
 
+/// Random directions for each head, until real keys have replaced them.
+fn draw_queues(design: &Design, seed: u64, device: Device) -> Queues {
+    let queue = |head: &HeadDesign| {
+        let name = head.name();
+        let shape = [head.width, design.queue];
+        let keys = Draws::new(seed, &format!("queue.{name}"), 0).normal(&shape, 1.0);
+        let lengths = keys.norm_scalaropt_dim(2, [0], true).clamp_min(1e-12);
+        (name, (keys / lengths).to_device(device))
+    };
+    let with_queue = design.heads.iter().filter(|_| design.queue > 0);
+    Queues::new(with_queue.map(queue).collect())
+}
+
 /// Whether the system gives a CPU as much memory as the model takes, all at once. Nothing of it is touched.
-fn has_room(config: &Config, device: Device) -> Result<(), ModelError> {
-    let bytes = shapes::model_bytes(config);
+fn has_room(config: &Config, design: &Design, device: Device) -> Result<(), ModelError> {
+    let bytes = shapes::model_bytes(&config.model, design);
     let room = Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX));
     match room {
-        Err(_) if device == Device::Cpu => Err(ModelError::Memory { bytes }),
+        Err(_) if device == Device::Cpu => {
+            Err(ModelError::Memory { bytes, lighter: design.lighter })
+        }
         _ => Ok(()),
     }
 }

@@ -140,13 +140,26 @@ pub(super) struct BatchNorm {
 
 impl BatchNorm {
     pub(super) fn new(build: &mut Builder<'_>, name: &str, channels: i64) -> BatchNorm {
+        BatchNorm::with_shift(build, name, channels, true)
+    }
+
+    /// Whose offset is trained, or stays 0.
+    pub(super) fn with_shift(
+        build: &mut Builder<'_>,
+        name: &str,
+        channels: i64,
+        shift: bool,
+    ) -> BatchNorm {
         let slot = build.norms;
         build.norms += 1;
-        let c = &[channels];
+        let (c, zero) = (&[channels], Init::Constant(0.0));
         BatchNorm {
             slot,
             weight: build.parameter(format!("{name}.weight"), c, Init::Constant(1.0)),
-            bias: build.parameter(format!("{name}.bias"), c, Init::Constant(0.0)),
+            bias: match shift {
+                true => build.parameter(format!("{name}.bias"), c, zero),
+                false => build.buffer(format!("{name}.bias"), c, zero),
+            },
             running_mean: build.buffer(format!("{name}.running_mean"), c, Init::Constant(0.0)),
             running_var: build.buffer(format!("{name}.running_var"), c, Init::Constant(1.0)),
             num_batches_tracked: build.buffer(
@@ -183,6 +196,22 @@ impl BatchNorm {
             }
         };
         Ok(Shared::of(map))
+    }
+
+    /// Normalises rows `[n, c]`, of which each group is a contiguous part.
+    pub(super) fn forward_rows(&self, x: &Tensor, norm: &mut Norm<'_>) -> Tensor {
+        match norm {
+            Norm::Running => self.with_running(x),
+            Norm::Dealt { groups, moments }
+            | Norm::Blocks { groups, moments }
+            | Norm::Fused { groups, moments } => {
+                let (groups, n, c) = (*groups, x.size()[0], x.size()[1]);
+                let apart = x.reshape([groups, n / groups, c]).transpose(0, 1);
+                let side_by_side = apart.reshape([n / groups, groups * c]);
+                let y = self.with_own(&side_by_side, groups, moments);
+                y.reshape([n / groups, groups, c]).transpose(0, 1).reshape([n, c])
+            }
+        }
     }
 
     /// Normalises `x`, and `other` by a layer `of` its own; a ReLU of their sum.

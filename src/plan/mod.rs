@@ -55,7 +55,8 @@
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::shapes::{self, Projection};
+use crate::method::{HeadDesign, PassDesign};
+use crate::shapes;
 
 /// CPU milliseconds per image from JPEG to the four views of DetCo, without a profile: 307 images/s
 /// per core (`benches/record/2026-11-23-views.md`, an AMD EPYC with AVX2).
@@ -199,18 +200,29 @@ pub struct Limits {
 impl Load {
     /// The parts of a configuration's model that are sent.
     pub fn of(config: &Config) -> Load {
-        let model = &config.model;
-        let crop = u64::from(config.crop_size()).pow(2);
-        let pixels = crop + config.patch_size().map_or(0, |patch| 9 * u64::from(patch).pow(2));
-        let scopes = if model.local { 2 } else { 1 };
-        let embedding_values = model.dim as u64 * model.levels.len() as u64 * scopes;
+        let design = config.design();
+        let pixels = |pass: &PassDesign| {
+            let edge = config.views.group(&pass.group).map_or(0, |group| group.images().1);
+            pass.images as u64 * u64::from(edge).pow(2)
+        };
+        let all: u64 = design.passes.iter().map(pixels).sum();
+        let first = design.passes.first().map_or(0, pixels);
+        let has_teacher = design.teacher.is_some();
+        // Of the teacher, or of a student whose rows are coupled.
+        let rows = |pass: &PassDesign, head: &HeadDesign| pass.images / head.joined * head.width;
+        let outputs = design
+            .passes
+            .iter()
+            .flat_map(|pass| design.heads_of(&pass.scope).map(move |head| rows(pass, head)));
+        let gathered = has_teacher || design.is_coupled;
+        let later = design.passes.iter().skip(1).flat_map(|pass| design.heads_of(&pass.scope));
         Load {
             parameters: parameters(config),
-            image_values: 3 * pixels,
-            embedding_values,
+            image_values: if has_teacher { 3 * all } else { 0 },
+            embedding_values: if gathered { outputs.sum::<i64>() as u64 } else { 0 },
             bucket: (config.dist.bucket_mb << 20) as f64,
-            local_parameters: local_parameters(config),
-            crops: crop as f64 / pixels as f64,
+            local_parameters: later.map(HeadDesign::parameters).sum::<i64>() as u64,
+            crops: first as f64 / all.max(1) as f64,
         }
     }
 
@@ -237,13 +249,7 @@ impl Load {
 /// Numbers that training changes: convolutions, the scales and offsets of batch normalisation, heads
 /// with their biases.
 pub fn parameters(config: &Config) -> u64 {
-    shapes::parameters(&config.model) as u64
-}
-
-/// Of the local heads.
-fn local_parameters(config: &Config) -> u64 {
-    let [_, local] = Projection::of(&config.model);
-    local.iter().map(Projection::parameters).sum::<i64>() as u64
+    shapes::parameters(&config.model, &config.design()) as u64
 }
 
 impl Cluster {
@@ -345,6 +351,7 @@ impl Cluster {
 mod tests {
     use super::*;
     use crate::config::Backbone;
+    use crate::method::{GLOBAL, LOCAL};
     use crate::shapes::{Conv, ResNet};
 
     fn load() -> Load {
@@ -486,8 +493,9 @@ mod tests {
             assert_eq!(backbone, expected, "{name:?}");
         }
         // c = 256, 512, 1024, 2048: c c + c + 128 c + 128, and 9 c c + c + 128 c + 128.
-        let of = |heads: Vec<Projection>| heads.iter().map(Projection::parameters).sum::<i64>();
-        let [global, local] = Projection::of(&Config::default().model).map(of);
+        let design = Config::default().design();
+        let of = |scope| design.heads_of(scope).map(HeadDesign::parameters).sum::<i64>();
+        let [global, local] = [GLOBAL, LOCAL].map(of);
         assert_eq!(global, 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
         assert_eq!(local, 9 * 5_570_560 + 3_840 + 128 * 3_840 + 4 * 128);
     }

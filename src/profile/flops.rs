@@ -2,9 +2,10 @@
 //! trainer by the speed of its device.
 
 use crate::config::Config;
-use crate::shapes::{Conv, Projection, ResNet};
+use crate::method::{Design, HeadDesign, PassDesign};
+use crate::shapes::{Conv, ResNet};
 
-/// Forward passes that an image's query view counts for: the forward pass and, at twice its cost,
+/// Forward passes that an image of the student counts for: the forward pass and, at twice its cost,
 /// the backward pass.
 const TRAINED: f64 = 3.0;
 
@@ -24,21 +25,22 @@ pub fn backbone(config: &Config, side: u64) -> u64 {
     total as u64
 }
 
-/// Multiply-adds of the heads on one image's global view, and on its patch set.
-fn heads(config: &Config) -> [u64; 2] {
-    Projection::of(&config.model)
-        .map(|heads| heads.iter().map(Projection::multiply_adds).sum::<i64>() as u64)
+/// Multiply-adds of a pass over one sample: the backbone on each of its images, and the heads.
+pub fn pass(config: &Config, design: &Design, pass: &PassDesign) -> u64 {
+    let edge = config.views.group(&pass.group).map_or(0, |group| u64::from(group.images().1));
+    let heads = design.heads_of(&pass.scope);
+    let heads: i64 = heads.map(|head| HeadDesign::multiply_adds(head, pass.images)).sum();
+    pass.images as u64 * backbone(config, edge) + heads as u64
 }
 
-/// Floating-point operations of one training step an image: the query's forward and backward pass
-/// and the key's forward pass, over the global view and, with local views, the nine patches.
+/// Floating-point operations of one training step a sample: the student's forward and backward passes, and
+/// the teacher's forward passes, if there is one.
 pub fn training(config: &Config) -> f64 {
-    let [global_heads, local_heads] = heads(config);
-    let mut forward = backbone(config, u64::from(config.crop_size())) + global_heads;
-    if let Some(patch) = config.patch_size() {
-        forward += 9 * backbone(config, u64::from(patch)) + local_heads;
-    }
-    2.0 * forward as f64 * (TRAINED + 1.0)
+    let design = config.design();
+    let forward: u64 = design.passes.iter().map(|one| pass(config, &design, one)).sum();
+    let teacher = if design.teacher.is_some() { 1.0 } else { 0.0 };
+    let again = if design.is_coupled && config.train.accumulate > 1 { 1.0 } else { 0.0 };
+    2.0 * forward as f64 * (TRAINED + teacher + again)
 }
 
 /// Floating-point operations of one supervised step an image: one view, forward and backward.
@@ -50,6 +52,7 @@ pub fn supervised(config: &Config) -> f64 {
 mod tests {
     use super::*;
     use crate::config::{Backbone, Stem};
+    use crate::method::Moco;
 
     fn with(backbone: Backbone, stem: Stem) -> Config {
         let mut config = Config::default();
@@ -76,7 +79,8 @@ mod tests {
     fn a_step_is_four_forward_passes_over_both_scopes() {
         let mut config = with(Backbone::Resnet50, Stem::Imagenet);
         let whole = training(&config);
-        config.model.local = false;
+        let moco = config.method.as_a::<Moco>().unwrap().clone();
+        config.method = Moco { local: false, ..moco }.into();
         let global = training(&config);
         assert!((global / 1e9 - 8.0 * 4.089).abs() < 0.2, "{global}");
         // Nine patches of 64 pixels: 9 * (64 / 224)^2 = 0.73 of a view, and the heads.

@@ -60,7 +60,8 @@ Tensor aligned(const Tensor& grad, const Tensor& like) {
 // launches. Where `skip` (one float on the device, or null) is 1, nothing changes.
 extern "C" int32_t detco_step_sgd(const Tensor* const* parameters, const Tensor* const* gradients,
                                   const Tensor* const* buffers, int64_t count, double decay,
-                                  double momentum, double rate, const Tensor* skip, char* message,
+                                  double momentum, double rate, int32_t nesterov,
+                                  const Tensor* skip, char* message,
                                   int64_t message_len) noexcept {
   return detco::guarded(message, message_len, [&] {
     at::NoGradGuard no_grad;
@@ -73,7 +74,7 @@ extern "C" int32_t detco_step_sgd(const Tensor* const* parameters, const Tensor*
     std::optional<Tensor> found_inf;
     if (skip != nullptr) found_inf = *skip;
     at::_fused_sgd_(into, from, momenta, decay, momentum, rate, /*dampening=*/0.0,
-                    /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false,
+                    /*nesterov=*/nesterov != 0, /*maximize=*/false, /*is_first_step=*/false,
                     /*grad_scale=*/std::nullopt, found_inf);
   });
 }

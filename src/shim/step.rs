@@ -23,6 +23,7 @@ mod ffi {
             decay: f64,
             momentum: f64,
             rate: f64,
+            nesterov: i32,
             skip: *const C_tensor,
             message: *mut c_char,
             message_len: i64,
@@ -219,9 +220,11 @@ pub struct Rates {
     pub momentum: f64,
     /// Learning rate.
     pub learning: f64,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
 }
 
-/// One update by `torch.optim.SGD`'s arithmetic (no dampening, no Nesterov; buffers that start at
+/// One update by `torch.optim.SGD`'s arithmetic (no dampening; buffers that start at
 /// zero, and stay so without momentum) of all parameters in a few launches. Where `skip`, one float on the device, is 1, nothing
 /// changes.
 ///
@@ -255,6 +258,7 @@ pub fn sgd(
                 rates.decay,
                 rates.momentum,
                 rates.learning,
+                i32::from(rates.nesterov),
                 skip,
                 message,
                 message_len,
@@ -750,7 +754,7 @@ mod tests {
 
     #[test]
     fn sgd_skips_where_the_device_says_so() {
-        let rates = Rates { decay: 0.1, momentum: 0.5, learning: 2.0 };
+        let rates = Rates { decay: 0.1, momentum: 0.5, learning: 2.0, nesterov: false };
         let tensors = |value: f64| [Tensor::full([2, 3], value, CPU)];
         let (parameter, gradient, buffer) = (tensors(1.0), tensors(0.4), tensors(3.0));
         let flag = |value: f64| Tensor::full([1], value, CPU);
@@ -766,7 +770,7 @@ mod tests {
 
     #[test]
     fn sgd_reads_gradients_that_lie_otherwise_in_memory() {
-        let rates = Rates { decay: 0.0, momentum: 0.0, learning: 1.0 };
+        let rates = Rates { decay: 0.0, momentum: 0.0, learning: 1.0, nesterov: false };
         let gradient = Tensor::arange(2 * 3 * 4 * 4, CPU).view([2, 3, 4, 4]);
         let parameter = channels_last(&gradient.zeros_like()).unwrap();
         let buffer = parameter.zeros_like();

@@ -134,8 +134,7 @@ fn normal(path: &Path, name: &str, tensor: &Tensor) -> Result<Tensor, WeightsErr
     Ok(normal)
 }
 
-/// The network that a backbone's tensors are of: which ResNet, which stem, which width. As
-/// evaluation needs it: no patches, one head. `None` for other depths.
+/// The network that a backbone's tensors are of: which ResNet, which stem, which width. `None` for other depths.
 pub fn shape(backbone: &[(String, Tensor)]) -> Option<config::Model> {
     let find = |wanted: &str| backbone.iter().find(|(name, _)| name == wanted).map(|(_, t)| t);
     let blocks = [1, 2, 3, 4].map(|stage| {
@@ -155,12 +154,5 @@ pub fn shape(backbone: &[(String, Tensor)]) -> Option<config::Model> {
         [width, 3, 3, 3] => (width, Stem::Cifar),
         _ => return None,
     };
-    Some(config::Model {
-        backbone: resnet,
-        stem,
-        width,
-        levels: vec![5],
-        local: false,
-        ..config::Model::default()
-    })
+    Some(config::Model { backbone: resnet, stem, width, ..config::Model::default() })
 }

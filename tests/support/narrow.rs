@@ -4,10 +4,10 @@
 pub(crate) const NARROW: [&str; 8] = [
     "model.backbone=resnet18",
     "model.width=16",
-    "model.dim=32",
+    "method.dim=32",
     "model.bn_splits=4",
     "train.batch=16",
     "optim.lr_batch=16",
-    "loss.queue=64",
-    "loss.ema=0.9",
+    "method.queue=64",
+    "method.ema=0.9",
 ];

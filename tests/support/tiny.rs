@@ -4,8 +4,8 @@
 pub(crate) const TINY: &[&str] = &[
     "model.width=8",
     "model.bn_splits=2",
-    "model.dim=16",
-    "loss.queue=64",
+    "method.dim=16",
+    "method.queue=64",
     "train.batch=8",
     "train.device=cpu",
     "train.threads=1",

@@ -14,8 +14,8 @@ use crate::support::{DETCO, path};
 const TINY: &[&str] = &[
     "model.width=8",
     "model.bn_splits=12",
-    "model.dim=16",
-    "loss.queue=96",
+    "method.dim=16",
+    "method.queue=96",
     "train.batch=24",
     "train.threads=1",
     "optim.lr=0.02",

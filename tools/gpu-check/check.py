@@ -76,7 +76,7 @@ class Sizes:
         self.decode_batch = 64 if not smoke else 16
         self.patience = 1 if not smoke else 4  # of limits: a machine without a GPU is slow
         self.bench = [] if not smoke else ["--warm-up", 1, "--windows", 1, "--steps", 2]
-        small = ["model.backbone=resnet18", "loss.queue=64", "views.crops.size=32", "views.patches.grid.patch=16"]
+        small = ["model.backbone=resnet18", "method.queue=64", "views.crops.size=32", "views.patches.grid.patch=16"]
         small += ["model.width=8", "model.bn_splits=2"]
         self.sets = [word for one in small for word in ("--set", one)] if smoke else []
         self.torch = []
@@ -85,7 +85,7 @@ class Sizes:
             self.torch += "--windows 1 --backend eager --bn-splits 2 --precision f32".split()
         self.cifar = []
         if smoke:
-            self.cifar = ["train.batch=16", "optim.lr_batch=16", "loss.queue=64", "train.epochs=2"]
+            self.cifar = ["train.batch=16", "optim.lr_batch=16", "method.queue=64", "train.epochs=2"]
             self.cifar += ["model.width=8", "monitor.every_steps=2"]
 
 

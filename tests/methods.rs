@@ -1,0 +1,296 @@
+//! SimCLR and Rotation: against PyTorch, on several ranks against one, and after a kill.
+//!
+//! The other side of the first is `tools/reference/rows_reference.py`.
+#![cfg(feature = "train")]
+
+#[expect(dead_code, reason = "only float64 is compared here")]
+#[path = "support/comparison.rs"]
+mod comparison;
+#[path = "support/numerical.rs"]
+mod numerical;
+#[path = "support/reference.rs"]
+mod reference;
+#[expect(dead_code, reason = "nothing here fails on purpose")]
+mod support;
+#[expect(dead_code, reason = "of ranks, only what starts, ends and compares them")]
+#[path = "support/world.rs"]
+mod world;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use comparison::Comparison;
+use detco::batch::Batch;
+use detco::checkpoint;
+use detco::config::{Backbone, CROPS, Config};
+use detco::dist::local::Local;
+use detco::method::{Rotation, Simclr};
+use detco::model::{Draws, Model};
+use detco::optim::Sgd;
+use detco::step::{At, update};
+use detco_shards::views::{Note, Rect};
+use numerical::set_threads;
+use reference::{Reference, STEPS, dtype};
+use serde_json::{Value, json};
+use support::{detco_ok, path, shards};
+use tch::{Device, Kind, Tensor};
+use world::{Ranks, losses, wait_for_step};
+
+/// Blobs of colour and some noise, which differ as photographs do.
+fn picture(name: &str, view: u64, n: i64) -> Tensor {
+    let blobs = Draws::new(7, name, 0).normal(&[n, 3, 4, 4], 1.0);
+    let blobs = blobs.upsample_bilinear2d([64, 64], false, None, None);
+    blobs + Draws::new(8, name, view).normal(&[n, 3, 64, 64], 0.3)
+}
+
+/// A note of a view that is to be turned.
+fn note(rotation: u8) -> Note {
+    let crop = Rect { left: 0, top: 0, width: 64, height: 64 };
+    Note { picture: [64, 64], crop, flip: false, rotation, permutation: None }
+}
+
+/// What the script needs to know of a method.
+fn settings(config: &Config) -> Value {
+    if let Some(simclr) = config.method.as_a::<Simclr>() {
+        let Simclr { dim, norm, temperature } = simclr;
+        return json!({ "method": "simclr", "dim": dim, "norm": norm, "temperature": temperature, "views": 2 });
+    }
+    let rotation: &Rotation = config.method.as_a().unwrap();
+    json!({ "method": "rotation", "rotations": rotation.rotations, "views": 1 })
+}
+
+/// Five free steps in float64, where rounding does not carry units across their ReLU.
+fn compare(recipe: &str, sets: &[&str]) {
+    let threads = set_threads();
+    let small = ["model.backbone=resnet18", "train.batch=8", "optim.lr_batch=8"];
+    let sets: Vec<String> = small.iter().chain(sets).map(ToString::to_string).collect();
+    let config = Config::load(recipe, &sets).unwrap();
+    let (n, lr, optim) = (config.train.batch, config.base_lr(), &config.optim);
+    let mut model = Model::new(&config, Device::Cpu).unwrap();
+    model.convert(Kind::Double);
+    let mut sgd = Sgd::of(model.query.parameters(), optim);
+    let mut settings = settings(&config);
+    let count = settings["views"].as_u64().unwrap();
+    let name = |step: u64, view: u64| format!("{step}.crops.{view}");
+    let of_step = |step: u64| (0..count).map(move |view| (step, view));
+    let views: Vec<(String, Tensor)> = (0..STEPS)
+        .flat_map(of_step)
+        .map(|(step, view)| {
+            (name(step, view), picture(&step.to_string(), view, n).to_kind(Kind::Double))
+        })
+        .collect();
+    let turns = |step: u64| -> Vec<u8> {
+        let mut draw = Draws::new(9, "turns", step);
+        (0..n).map(|_| draw.below(4) as u8).collect()
+    };
+    let names =
+        |of: Vec<(String, Tensor)>| of.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let backbone = match config.model.backbone {
+        Backbone::Resnet18 => "resnet18",
+        other => panic!("{other:?} is not compared"),
+    };
+    let more = json!({
+        "backbone": backbone, "bn_splits": config.model.bn_splits, "lr": lr, "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay, "nesterov": optim.nesterov, "trust": optim.trust,
+        "decay_vectors": optim.decay_vectors, "optimizer": optim.optimizer, "threads": threads,
+        "dtype": dtype(Kind::Double), "steps": STEPS, "trained": names(model.query.parameters()),
+        "turns": (0..STEPS).map(turns).collect::<Vec<_>>(),
+    });
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let mut reference = Reference::start("rows_reference.py", &settings);
+    reference.send(&model.tensors());
+    reference.send(&views);
+    let views: HashMap<String, Tensor> = views.into_iter().collect();
+    let (mut comparison, mut trace) = (Comparison::default(), Vec::new());
+    for step in 0..STEPS {
+        let crops: Vec<Tensor> =
+            of_step(step).map(|(step, view)| views[&name(step, view)].copy()).collect();
+        let notes = turns(step).into_iter().map(note).collect();
+        let batch = Batch::new(vec![(CROPS.to_string(), crops)])
+            .with_notes(vec![(CROPS.to_string(), vec![notes])]);
+        let at = At { step, learning_rate: lr };
+        let report = update(&mut model, &mut sgd, &Local, &config, &batch, at).unwrap();
+        assert!(report.applied);
+        trace.push(format!("{:.4}", report.loss));
+        let mut ours: HashMap<String, Tensor> = model.tensors().into_iter().collect();
+        ours.insert("loss".into(), Tensor::from(report.loss));
+        let gradients = model.query.parameters().into_iter();
+        ours.extend(gradients.map(|(name, p)| (format!("grad.{name}"), p.grad())));
+        ours.extend(sgd.tensors().into_iter().map(|(name, t)| (format!("momentum.{name}"), t)));
+        while let Some((name, theirs)) = reference.receive() {
+            let ours = ours.remove(&name).unwrap_or_else(|| panic!("not compared: {name}"));
+            let kind = name.split('.').next().unwrap();
+            let kind = if name.contains("running") { "statistics" } else { kind };
+            comparison.note(kind, &name, step, &ours, &theirs);
+        }
+        assert!(ours.is_empty(), "the reference has no {:?}", ours.keys());
+    }
+    reference.end();
+    println!("{recipe} {sets:?}: losses {}", trace.join(" "));
+    let faults = comparison.faults(Kind::Double, STEPS as usize);
+    assert!(faults.is_empty(), "{}", faults.join("\n  "));
+}
+
+#[test]
+fn simclr_trains_as_pytorch_does() {
+    compare("simclr-r50", &["model.bn_splits=1", "optim.weight_decay=0.01"]);
+}
+
+#[test]
+fn simclr_in_groups_and_parts_trains_as_pytorch_does() {
+    compare("simclr-r50", &["model.bn_splits=4", "train.accumulate=2"]);
+}
+
+#[test]
+fn simclr_by_sgd_without_norms_in_its_head_trains_as_pytorch_does() {
+    let sets = ["optim.optimizer=sgd", "optim.lr=0.05", "method.norm=false", "model.bn_splits=2"];
+    compare("simclr-r50", &sets);
+}
+
+#[test]
+fn rotation_trains_as_pytorch_does() {
+    compare("rotation-r50", &["model.bn_splits=1", "optim.lr=0.05"]);
+}
+
+#[test]
+fn rotation_in_groups_and_parts_trains_as_pytorch_does() {
+    let sets = ["model.bn_splits=4", "train.accumulate=2", "optim.nesterov=true", "optim.lr=0.05"];
+    compare("rotation-r50", &[&sets[..], &["optim.decay_vectors=false"]].concat());
+}
+
+#[test]
+fn rotation_by_one_drawn_turn_trains_as_pytorch_does() {
+    let sets = ["method.rotations=1", "views.crops.rotate=true", "optim.lr=0.05"];
+    compare("rotation-r50", &[&sets[..], &["model.bn_splits=2"]].concat());
+}
+
+/// Milliseconds an update.
+const TINY: &[&str] = &[
+    "model.backbone=resnet18",
+    "model.width=8",
+    "model.bn_splits=4",
+    "train.batch=16",
+    "train.threads=1",
+    "optim.lr=0.05",
+    "optim.lr_batch=16",
+    "optim.warmup_start=0.5",
+    "views.crops.size=32",
+    "monitor.every_steps=1",
+    "monitor.collapse_share=0",
+    "data.workers=1",
+    "train.device=cpu",
+];
+
+const RECIPES: [(&str, &[&str]); 3] = [
+    ("simclr-r50", &[]),
+    ("rotation-r50", &[]),
+    ("rotation-cifar", &["method.rotations=1", "views.crops.rotate=true"]),
+];
+
+fn new_run<'a>(recipe: &'a str, data: &'a Path, run: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", recipe, "--data", path(data), "--out", path(run)];
+    args.extend(TINY.iter().chain(more).flat_map(|set| ["--set", set]));
+    args
+}
+
+/// Momentum after one step is the gradient; then losses of free steps.
+#[test]
+fn several_ranks_make_the_gradient_of_one() {
+    let (folder, data) = shards(12); // 48 samples: 3 steps an epoch
+    for (recipe, sets) in RECIPES {
+        let mut runs = Vec::new();
+        for ranks in ["1", "2", "4"] {
+            let run = folder.path().join(format!("{recipe}.{ranks}"));
+            let first = folder.path().join(format!("{recipe}.{ranks}.first"));
+            for (run, steps) in [(&first, "train.steps_max=1"), (&run, "train.steps_max=4")] {
+                let mut args = new_run(recipe, &data, run, &[sets, &[steps]].concat());
+                args.extend(["--ranks", ranks]);
+                detco_ok(&args);
+            }
+            let momentum: BTreeMap<String, Tensor> = checkpoint::open(&first, None)
+                .unwrap()
+                .optim_tensors()
+                .unwrap()
+                .into_iter()
+                .collect();
+            runs.push((losses(&run), momentum));
+        }
+        let length = |t: &Tensor| t.square().sum(Kind::Double).sqrt().double_value(&[]);
+        for (losses, momentum) in &runs[1..] {
+            let (mut off, mut all) = (0.0, 0.0);
+            for (name, one) in &runs[0].1 {
+                off += length(&(&momentum[name] - one)).powi(2);
+                all += length(one).powi(2);
+            }
+            let off = (off / all).sqrt();
+            assert!(off < 1e-3 && all > 0.0, "{recipe}: gradients {off:.1e}");
+            for (step, loss) in losses {
+                let off = (loss / runs[0].0[step] - 1.0).abs();
+                println!("{recipe} step {step}: {loss:.5} {off:.1e}");
+                assert!(off < 2e-3, "{recipe} step {step}: loss {loss}, not {}", runs[0].0[step]);
+            }
+        }
+    }
+}
+
+/// Losses, weights, statistics and momentum after a SIGKILL of one rank and a signal that stops all are those of
+/// a run that nobody has ended.
+fn resumes_to_the_same_bits(recipe: &str, sets: &[&str], ranks: usize) {
+    let (folder, data) = shards(12); // 48 samples: 3 steps an epoch
+    let (run, whole) = (folder.path().join("run"), folder.path().join("whole"));
+    let long = ["train.epochs=5000", "checkpoint.every_epochs=0", "checkpoint.every_steps=5"];
+    let start = |run: &Path, more: &[&str]| {
+        let args = new_run(recipe, &data, run, &[sets, &long, more].concat());
+        let args = [&args[..], &["--or-resume"]].concat();
+        Ranks::start(folder.path(), &vec![args; ranks])
+    };
+    let mut world = start(&run, &[]);
+    wait_for_step(&run, 6, &mut world.children[0]);
+    world.signal(ranks - 1, "KILL");
+    world.codes();
+    let made = losses(&run).len() as u64;
+    let mut world = start(&run, &[]);
+    wait_for_step(&run, made + 2, &mut world.children[0]);
+    world.signal(0, "TERM");
+    assert_eq!(world.codes(), vec![Some(75); ranks], "{}", world.said(0));
+    let last = checkpoint::open(&run, None).unwrap().state.step + 4;
+    let steps = format!("train.steps_max={last}");
+    for run in [&run, &whole] {
+        let mut world = start(run, &[&steps]);
+        assert_eq!(world.codes(), vec![Some(0); ranks], "{}", world.said(0));
+    }
+    assert_eq!(losses(&run), losses(&whole), "{recipe}, {ranks} ranks");
+    for file in ["model.safetensors", "optim.safetensors"] {
+        let bytes = |run: &Path| std::fs::read(run.join("checkpoints/latest").join(file)).unwrap();
+        assert!(bytes(&run) == bytes(&whole), "{file} of {recipe}, {ranks} ranks");
+    }
+}
+
+#[test]
+fn resumed_runs_have_the_bits_of_whole_runs() {
+    for (recipe, sets) in RECIPES {
+        for ranks in [1, 2] {
+            resumes_to_the_same_bits(recipe, sets, ranks);
+        }
+    }
+}
+
+/// What a run will take is said by arithmetic, without a key encoder and queues.
+#[test]
+fn a_dry_run_says_what_a_method_takes() {
+    let (folder, data) = shards(12);
+    for (recipe, sets) in RECIPES {
+        let run = folder.path().join("run");
+        let mut args = new_run(recipe, &data, &run, sets);
+        args.push("--dry-run");
+        let said = detco_ok(&args);
+        for part in ["query encoder", "momentum", "activations", "steps"] {
+            assert!(said.contains(part), "{recipe}: {said}");
+        }
+        for none in ["key encoder", "queues"] {
+            let line = said.lines().find(|line| line.trim_start().starts_with(none)).unwrap();
+            assert!(line.trim_end().ends_with(" 0.0 MB"), "{recipe}: {line}");
+        }
+        assert!(!run.exists());
+    }
+}
