@@ -339,8 +339,7 @@ impl DeviceBatch<Cuda> {
         Some(Pointers { views, layout: layout.clone(), number: *number })
     }
 
-    /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
-    /// not wait.
+    /// Makes later work on `stream` wait until the views are rendered. The host does not wait.
     ///
     /// # Errors
     /// When the driver fails.
@@ -374,8 +373,8 @@ impl DeviceBatch<Cuda> {
         Ok(Some(Image { width: frame.width, height: frame.height, pixels }))
     }
 
-    /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
-    /// only when that is done. Call it after the last use, before dropping; a batch that is dropped
+    /// Releases the buffers behind the work queued on `stream`: the next batch overwrites them only when
+    /// that is done. Call it after the last use, before dropping; a batch that is dropped
     /// without makes the host wait for the whole device before its buffers are used again.
     ///
     /// # Errors
@@ -621,8 +620,8 @@ impl Engine for Cuda {
     }
 }
 
-/// Puts a mark behind what is queued on a stream. Where that fails the work is waited for instead:
-/// whoever asks the mark later would find it reached.
+/// Records an event behind the work queued on a stream. If that fails the work is waited for instead, since an
+/// event that was never recorded counts as reached.
 fn mark(event: &Event, stream: &Stream) -> Result<(), CudaError> {
     event.record(stream).or_else(|error| {
         stream.synchronize()?;
