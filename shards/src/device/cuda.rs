@@ -339,7 +339,8 @@ impl DeviceBatch<Cuda> {
         Some(Pointers { views, layout: layout.clone(), number: *number })
     }
 
-    /// Makes later work on `stream` wait until the views are rendered. The host does not wait.
+    /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
+    /// not wait.
     ///
     /// # Errors
     /// When the driver fails.
@@ -373,8 +374,8 @@ impl DeviceBatch<Cuda> {
         Ok(Some(Image { width: frame.width, height: frame.height, pixels }))
     }
 
-    /// Releases the buffers behind the work queued on `stream`: the next batch overwrites them only when
-    /// that is done. Call it after the last use, before dropping; a batch that is dropped
+    /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
+    /// only when that is done. Call it after the last use, before dropping; a batch that is dropped
     /// without makes the host wait for the whole device before its buffers are used again.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ pub fn batches_held(batches_ahead: usize) -> usize {
     batches_ahead.max(1) + 1
 }
 
-/// The addresses of a batch's views on its device: channels last, normalised.
+/// Where the views of a batch lie on its device: numbers channels last, normalised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
     /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
