@@ -42,8 +42,8 @@ pub fn with_help(threads: usize, body: &(impl Fn() + Sync)) {
     });
 }
 
-/// Threads of one kind, joined when dropped. Whoever owns a pool drops the channels that feed it
-/// first; a pool never stops a thread by force.
+/// Threads of one kind, joined when dropped. The owner of a pool drops the channels that feed it first; a pool
+/// never stops a thread by force.
 #[derive(Debug, Default)]
 pub struct Pool {
     threads: Vec<JoinHandle<()>>,

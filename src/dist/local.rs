@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::{Collective, DistError, Move};
 
-/// The world of a single process. Whoever runs it sees to signals itself.
+/// The world of a single process, whose caller handles signals.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Local;
 

@@ -210,7 +210,7 @@ pub trait Collective: Debug {
     /// When a rank is lost.
     fn after_first(&self) -> Result<(), DistError>;
 
-    /// Says what this rank does from now on, for those who wait for it.
+    /// Sets the phase of this rank, which ranks that wait for it can read.
     fn at(&self, step: u64, what: Move);
 
     /// Whether this rank was asked to stop.

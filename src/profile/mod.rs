@@ -1,7 +1,7 @@
 //! Profiling: measures the data path as it runs in training and names the bottleneck.
 //!
 //! [`measure`] runs the loader itself, with its threads, slabs and channels, before a consumer that
-//! takes what comes or one that is as fast as a trainer; [`verdict`] turns the counters into a
+//! takes each batch at once or at the speed of a trainer; [`verdict`] turns the counters into a
 //! bottleneck and a number to act on; [`training`] writes the same counters from a training run and
 //! reads them back. Needs no libtorch.
 

@@ -231,7 +231,7 @@ impl Stream {
         &self.device
     }
 
-    /// Lets what is queued here from now on wait for `event`. The host does not wait.
+    /// Makes later work on this stream wait for `event`. The host does not wait.
     ///
     /// # Errors
     /// When the driver fails.
@@ -317,7 +317,7 @@ impl Event {
         Ok(Event { handle, device: Arc::clone(device) })
     }
 
-    /// Puts the mark behind what is queued on `stream` now.
+    /// Records the event behind the work queued on `stream`.
     ///
     /// # Errors
     /// When the driver fails, as it does for a stream of another device.
@@ -327,7 +327,7 @@ impl Event {
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
-    /// The driver's handle, for who waits by themselves. Valid as long as the event.
+    /// The driver's handle, for code that waits by itself. Valid as long as the event.
     #[cfg(feature = "nvjpeg")]
     pub(crate) fn handle(&self) -> *mut c_void {
         self.handle.cast()

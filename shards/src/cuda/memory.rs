@@ -119,7 +119,7 @@ impl<'a> DeviceSlice<'a> {
 
 /// Page-locked bytes of the host: what the device copies from and to by itself.
 ///
-/// A buffer remembers the last copy that touches it; whoever wants its bytes waits for that copy.
+/// A buffer remembers the last copy that touches it; access to its bytes waits for that copy.
 #[derive(Debug)]
 pub struct PinnedBuffer {
     /// Of `len` initialised bytes.

@@ -621,8 +621,8 @@ impl Engine for Cuda {
     }
 }
 
-/// Puts a mark behind what is queued on a stream. Where that fails the work is waited for instead:
-/// whoever asks the mark later would find it reached.
+/// Records an event behind the work queued on a stream. If that fails the work is waited for instead, since an
+/// event that was never recorded counts as reached.
 fn mark(event: &Event, stream: &Stream) -> Result<(), CudaError> {
     event.record(stream).or_else(|error| {
         stream.synchronize()?;

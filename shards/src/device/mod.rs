@@ -77,7 +77,7 @@ pub fn batches_held(batches_ahead: usize) -> usize {
     batches_ahead.max(1) + 1
 }
 
-/// The addresses of a batch's views on its device: channels last, normalised.
+/// Where the views of a batch lie on its device: numbers channels last, normalised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
     /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
@@ -198,8 +198,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Whether there is a batch decoder.
     fn batches(&self) -> bool;
 
-    /// Makes buffers ready for the next batch; whoever read them is done, or will be in the order
-    /// of the device.
+    /// Prepares buffers for the next batch; their readers are done, or will be in the device's order.
     fn recycle(&self, buffers: &mut Self::Buffers) -> Result<(), Self::Error>;
 
     /// Decodes one image into its slot. What was in the slot before is gone, also on error.
@@ -210,8 +209,8 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         job: Job<'_>,
     ) -> Result<By, Failure<Self::Error>>;
 
-    /// Whether the batch decoder takes this image, a baseline one. Asked by the workers, which have the time
-    /// to look at all of it: one bad image may fail a batch.
+    /// Whether the batch decoder supports this baseline image. Called by the workers, which have the time to
+    /// check all of it: one bad image may fail a batch.
     fn takes(&self, worker: &mut Self::Worker, job: Job<'_>) -> Result<bool, Self::Error>;
 
     /// Decodes images together that were all taken. With `wait` it returns when they are decoded, for measuring.

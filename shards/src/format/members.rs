@@ -1,8 +1,8 @@
 //! The list of a walked shard's files that the cache keeps, so that the shard need not be walked or fetched
 //! to be opened again.
 //!
-//! It is not an index: names may contain any byte, and samples are formed when the list is read, as when a
-//! shard is walked. Lines of `OFFSET SIZE NAME` under a first line with the shard's
+//! Not an index: names may hold any byte here, and whatever is a sample is decided when the list is
+//! read, as it is when the shard is. Lines of `OFFSET SIZE NAME` under a first line with the shard's
 //! size, and a last one with the CRC-32C of all before it. In names, spaces, `%` and whatever is no
 //! printable ASCII stand as `%20`.
 

@@ -2,8 +2,8 @@
 //!
 //! Touching a page of a map beyond the end of its file, or one that the disk cannot deliver, raises
 //! SIGBUS, whose default is the end of the process. The handler here puts a page of zeros in the
-//! place of such a page and marks the map. Whoever read the bytes asks for the mark afterwards
-//! ([`Watch::hit`]) and throws away what came of them. It never touches memory outside the maps
+//! place of such a page and marks the map. The reader of the bytes asks for the mark afterwards
+//! ([`Watch::hit`]) and discards the result. It never touches memory outside the maps
 //! that are watched: any other SIGBUS goes to the handler that was there before, or has its
 //! default.
 //!

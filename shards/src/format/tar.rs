@@ -1,4 +1,4 @@
-//! Walks a tar without copying a byte: names and payloads are slices of what it is given.
+//! The tar reader: walks an archive without copying; names and payloads are slices of its bytes.
 //!
 //! Read: ustar and its prefix, pax `path`, `linkpath` and `size` (local and global headers, Solaris'
 //! too), GNU long names, GNU volume labels, base-256 numbers, headers older than ustar. Refused, with
@@ -21,7 +21,7 @@ const BLOCK_LEN: usize = 512;
 /// Largest payload that eleven octal digits express (8 GiB - 1 byte).
 pub const SIZE_MAX: u64 = 0o77_777_777_777;
 
-/// What is wrong with a tar, and where.
+/// A fault of a tar and its offset.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("offset {offset}: {fault}")]
 pub struct TarError {
@@ -31,7 +31,7 @@ pub struct TarError {
     pub fault: TarFault,
 }
 
-/// What is wrong with a tar.
+/// A fault of a tar.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TarFault {
     /// Not a tar: a file that `zstd`, `gzip` or the like has written.
@@ -117,7 +117,7 @@ pub enum TarFault {
     Sparse,
 }
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.

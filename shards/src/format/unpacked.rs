@@ -1,4 +1,4 @@
-//! What `tar -x` would make of a tar: its files by path, links and repeated names settled.
+//! The files of a tar as `tar -x` would unpack them, with links and repeated names resolved.
 //!
 //! As GNU tar unpacks: a later member of a name replaces the earlier one; a hard link is another name
 //! of the file that its target was at that point of the archive; a symbolic link is followed, to files
@@ -19,7 +19,7 @@ const LINKS_MAX: u32 = 40;
 /// times the members of the archive.
 const THROUGH_LINKS_MAX: (u64, u64) = (1 << 16, 4);
 
-/// Why a member gives no file.
+/// Why a member does not become a file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MemberFault {
     /// Its target is nowhere in the archive.
@@ -72,7 +72,7 @@ pub enum MemberFault {
     },
 }
 
-/// Something that unpacking leaves, or does not.
+/// An entry of an unpacked tar, or a member that does not become one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     /// A file, at an offset of the archive.
@@ -88,7 +88,7 @@ pub enum Item {
     Replaced,
     /// A device, a pipe or the like.
     Special,
-    /// A member that gives no file.
+    /// A member that does not become a file.
     Fault(MemberFault),
 }
 

@@ -252,7 +252,7 @@ pub enum SkipReason {
     /// A later member has the same path.
     #[error("replaced by a later member of the same name, or by a file beside its tar")]
     Replaced,
-    /// It has no label, while most other images have one.
+    /// Most other images have a label, it has none.
     #[error("no label: most of the others have one")]
     NoLabel,
     /// Its label is a word where those of most others are numbers.

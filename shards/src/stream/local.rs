@@ -158,7 +158,7 @@ impl Notices {
         }
     }
 
-    /// Reports samples with more pictures than the one that is read.
+    /// Samples with more pictures than the one that is read.
     fn several(&self, shards: &[Shard]) {
         let mut found = shards.iter().filter_map(|shard| Some((shard, shard.table.several()?)));
         let Some((shard, (mut count, key, taken, other))) = found.next() else { return };

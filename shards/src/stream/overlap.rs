@@ -1,4 +1,4 @@
-//! Warns when data sets that are read as one share images, which is legal and seldom intended.
+//! Whether data sets that are read as one hold the same images: legal, and seldom meant.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

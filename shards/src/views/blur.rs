@@ -23,7 +23,7 @@ pub(super) const RING: usize = 16;
 #[cfg(target_arch = "x86_64")]
 pub(super) const ROOM: usize = 32;
 
-/// What the passes hand on.
+/// The buffers between the passes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug)]
 pub(super) struct Rings<'a> {
@@ -74,7 +74,8 @@ impl Kernel {
     }
 }
 
-/// How many pixels around it a blurred pixel depends on, where loops are there for parts of a picture.
+/// The blur radius: how many pixels around it a blurred pixel depends on, if there are loops for parts of a
+/// picture.
 pub(super) fn reach(sigma: f32) -> Option<usize> {
     let Kernel { radius, .. } = Kernel::gaussian(sigma);
     (radius <= RADIUS_MAX).then_some(PASSES * (radius + 1))

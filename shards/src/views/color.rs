@@ -68,8 +68,8 @@ pub(super) fn shift(turns: f32) -> u8 {
     (f64::from(turns) * 255.0) as i32 as u8
 }
 
-/// What becomes of a pixel. Not a closure: those cannot be told to be inlined always, and one that is
-/// not is called for each pixel, without vectors.
+/// An operation on one pixel. Not a closure: a closure cannot be marked `inline(always)`, and one that is not
+/// inlined is called for each pixel, without vector code.
 trait Pixel: Copy {
     fn map(self, pixel: [u8; 3]) -> [u8; 3];
 }

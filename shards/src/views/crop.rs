@@ -1,4 +1,4 @@
-//! Which part of an image a view shows.
+//! Crops: the part of an image that a view shows.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Patches: a view is cut into a grid, and from each cell a patch at a place of its own.
+//! Patches: a view is cut into a grid, and a patch is taken from each cell at its own random offset.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{PoisonError, RwLock};

@@ -1,6 +1,6 @@
 //! RandAugment (Cubuk et al., 2020): operations drawn from a list of fifteen, all at one magnitude.
 //!
-//! DetCo's second version names it without its rng. List, strengths and noise here are those of
+//! DetCo's second version uses it and gives no parameters. List, strengths and noise here are those of
 //! timm's `rand-n2-m10-mstd0.5`, which the contrastive recipes of its time used (InfoMin in
 //! PyContrast). Pixels are those of Pillow's `ImageOps`, `ImageEnhance` and `Image.transform`.
 
@@ -12,7 +12,7 @@ use super::step::RandAugment;
 
 /// The strongest magnitude; timm's scale.
 const MAGNITUDE_MAX: f64 = 10.0;
-/// What lies outside a turned image: ImageNet's mean.
+/// The fill outside a rotated image: ImageNet's mean.
 const OUTSIDE: [u8; 3] = [124, 116, 104];
 
 impl RandAugment {
@@ -132,7 +132,7 @@ pub(super) fn solarize_add(view: &mut Planes, add: u8) {
     for_values(view, |value| if value < 128 { value.saturating_add(add) } else { value });
 }
 
-/// Memory of what reads pixels that it has written: the picture as it was.
+/// Scratch memory of operations that read pixels they have written: the original image.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     before: Planes,

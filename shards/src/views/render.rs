@@ -1,4 +1,4 @@
-//! Pixels and a plan in, a view out.
+//! The renderer: from pixels and a plan to a view.
 
 use super::plan::{GridPlan, Op, ViewPlan};
 use super::planes::Planes;
@@ -12,9 +12,9 @@ pub struct Renderer {
     vectors: Vectors,
     geometry: geometry::Scratch,
     scratch: Scratch,
-    /// The view that is worked on.
+    /// The view in work.
     view: Planes,
-    /// A patch of it, and what its blur reaches.
+    /// A patch of it, with the pixels within its blur radius.
     patch: Planes,
     /// A picture that was resized as a whole.
     resized: Image,
@@ -166,7 +166,7 @@ impl Renderer {
     }
 }
 
-/// Operations at the end of a plan that are done to each patch by itself.
+/// Operations at the end of a plan that are applied to each patch separately.
 #[derive(Debug, Clone, Copy)]
 struct Tail<'a> {
     /// The factor of a contrast before them. It comes in two parts: the mean of the whole view, and the
@@ -177,8 +177,8 @@ struct Tail<'a> {
     reach: usize,
 }
 
-/// What has to be done to a whole view, and what may be done to its patches: two fifths of the view are
-/// in none. In plain loops nothing is, so that they show what should come out.
+/// Splits a plan's operations into those on the whole view and those on its patches, which cover three fifths
+/// of it. Plain loops apply all of them to the whole view, as the reference.
 #[inline(always)]
 fn split(ops: &[Op], vectors: Vectors) -> (&[Op], Tail<'_>) {
     let (mut first, mut contrast, mut reach) = (ops, None, 0);
@@ -220,8 +220,8 @@ fn blend_flat(vectors: Vectors, view: &mut Planes, from: u8, factor: f32) {
 }
 
 impl Scratch {
-    /// Does `op` to a picture; a blur to what lies in the box `within`, `[left, top, width, height]`, and
-    /// what is around it may lose its meaning.
+    /// Applies `op` to a picture. A blur covers the box `within`, `[left, top, width, height]`, and may clobber
+    /// pixels around it.
     #[inline(always)]
     fn apply(&mut self, op: &Op, within: [usize; 4], vectors: Vectors, view: &mut Planes) {
         #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Random numbers with an address, and arithmetic that will give the same ones in ten years.
+//! Random numbers by address, with arithmetic that gives the same numbers on any platform.
 //!
 //! A stream is xoshiro256++ seeded from (run seed, epoch, sample, view) alone. Everything that turns
 //! its words into numbers is written here in integer and basic IEEE 754 operations (`+ - * / sqrt`,

@@ -1,4 +1,4 @@
-//! What is done to a view after its crop: a list of steps, each with its probability.
+//! Augmentation steps after the crop: a list, each with its probability.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

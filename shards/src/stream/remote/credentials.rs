@@ -128,7 +128,7 @@ impl Credentials {
     }
 }
 
-/// Whether a URL leads to Hugging Face, and nobody listens on the way.
+/// Whether a URL leads to Hugging Face over an encrypted connection.
 pub(super) fn is_hub(url: &Url) -> bool {
     let host = url.host_str().unwrap_or("");
     let of = |domain: &str| {

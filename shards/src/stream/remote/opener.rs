@@ -153,7 +153,7 @@ fn begins_as_manifest(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// Whether the bytes begin like an index.
+/// Something that begins as an index does.
 fn begins_as_index(bytes: &[u8]) -> bool {
     bytes.strip_prefix(index::VERSION.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }

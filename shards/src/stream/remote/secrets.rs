@@ -103,7 +103,7 @@ impl Secrets {
         Failure::Final(RemoteFault::Denied { answer: status.to_string(), advice })
     }
 
-    /// The beginning of a web page with the secrets removed.
+    /// A page, as far as it may be shown.
     pub(super) fn page(&self, head: &[u8], address: &Address) -> Option<RemoteFault> {
         http::page(head).map(|fault| match fault {
             RemoteFault::Page { what, begins } => {
