@@ -1,6 +1,7 @@
 //! The learning rate of a step: arithmetic on the config, no state.
 
 use crate::config::{Config, Schedule, SchedulePer};
+use crate::method::{EmaSchedule, TeacherDesign};
 
 /// Learning rate of step `step` of epoch `epoch`, both from 0: the base rate, scaled linearly with
 /// the batch, times the warm-up or the schedule; 0 while the method only fills its queues.
@@ -36,6 +37,17 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
 /// Updates that only fill the queues.
 pub fn steps_to_fill(config: &Config) -> u64 {
     (config.design().fill / config.train.batch.max(1)) as u64
+}
+
+/// Momentum of the teacher for the update after `done` of `steps`.
+pub fn ema(teacher: TeacherDesign, done: u64, steps: u64) -> f64 {
+    match teacher.schedule {
+        EmaSchedule::Constant => teacher.ema,
+        EmaSchedule::Cosine => {
+            let share = (done as f64 / steps.max(1) as f64).min(1.0);
+            1.0 - (1.0 - teacher.ema) * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+        }
+    }
 }
 
 /// Updates of a whole run.
@@ -90,6 +102,19 @@ mod tests {
         close(learning_rate(&config, 0, 256, 5000), 0.03);
         close(learning_rate(&config, 2, 55, 100), 0.0);
         assert!(learning_rate(&config, 2, 56, 100) > 0.0);
+    }
+
+    #[test]
+    fn the_teachers_momentum_stays_or_rises_to_1() {
+        let of = |set: &str| {
+            let config = Config::load("detco-r50", &[set.into()]).unwrap();
+            config.design().teacher.unwrap()
+        };
+        close(ema(of("method.ema_schedule=constant"), 70, 100), 0.999);
+        let rising = of("method.ema_schedule=cosine");
+        for (done, expected) in [(0, 0.999), (50, 0.9995), (100, 1.0), (200, 1.0)] {
+            close(ema(rising, done, 100), expected);
+        }
     }
 
     #[test]

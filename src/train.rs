@@ -44,7 +44,7 @@ use crate::metrics::{self, Metrics, MetricsError, Progress, Record, names};
 use crate::model::{Encoder, Model, ModelError};
 use crate::optim::Sgd;
 use crate::profile::training;
-use crate::schedule::{learning_rate, steps_in_all};
+use crate::schedule::{ema, learning_rate, steps_in_all};
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
 use crate::shim::panics::caught;
@@ -634,7 +634,7 @@ impl Lead {
 /// What somebody has changed of the mathematics in a run's copy of its configuration.
 fn edits(path: &Path, config: &Config) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
-    match Config::from_toml(&text, "it") {
+    match Config::from_checkpoint(&text, "it") {
         Ok(copy) => match harmless(config, copy) {
             Err(TrainError::ResumeChanges { changes }) => Some(changes),
             _ => None,
@@ -874,6 +874,12 @@ impl Run {
     fn update(&mut self, fed: Fed, wait: Wait) -> Result<(), TrainError> {
         let (learning_rate, epoch) = (self.learning_rate(), self.cursor.epoch);
         let at = At { step: self.step, learning_rate };
+        if let Some(teacher) = self.config.design().teacher {
+            // Of all epochs, wherever train.steps_max ends them.
+            let each = self.order.steps_per_epoch();
+            let steps = u64::from(self.config.train.epochs).saturating_mul(each);
+            self.model.set_ema(ema(teacher, self.step, steps));
+        }
         let Run { model, sgd, config, world, feed, .. } = self;
         let pending = step::launch(model, sgd, &**world, config, &fed.batch, at)?;
         feed.give_back(fed)?;

@@ -3,6 +3,8 @@
 //! Data alone. The memory sum, the plan, the profile, the dry run, checkpoints and metrics read it, none of
 //! them makes a pass for it, and none of them knows a method by its name. Needs no libtorch.
 
+use serde::{Deserialize, Serialize};
+
 /// A method's declaration, for one backbone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Design {
@@ -178,6 +180,18 @@ pub struct PassDesign {
 pub struct TeacherDesign {
     /// Momentum, m: `teacher = m * teacher + (1 - m) * student`.
     pub ema: f64,
+    /// How it goes over a run.
+    pub schedule: EmaSchedule,
+}
+
+/// How a teacher's momentum goes over a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmaSchedule {
+    /// The same in every step.
+    Constant,
+    /// `1 - (1 - m) * (cos(pi * step / steps) + 1) / 2`: from m to 1 (BYOL).
+    Cosine,
 }
 
 /// A term of the loss, which is the sum of all terms times their weights.

@@ -11,8 +11,8 @@ use tch::Tensor;
 #[cfg(feature = "train")]
 use super::parts::info_nce::{self, Contrast};
 use super::{
-    Around, Design, HeadDesign, Layer, Logits, Method, PassDesign, Refused, TeacherDesign,
-    TermDesign, refuse_unless,
+    Around, Design, EmaSchedule, HeadDesign, Layer, Logits, Method, PassDesign, Refused,
+    TeacherDesign, TermDesign, refuse_unless,
 };
 #[cfg(feature = "train")]
 use super::{Met, Queues, Scores, Seen, StepError};
@@ -85,6 +85,8 @@ pub struct Moco {
     pub fill_first: bool,
     /// Momentum of the key encoder, m: `key = m * key + (1 - m) * query`.
     pub ema: f64,
+    /// Whether it stays, or rises to 1.
+    pub ema_schedule: EmaSchedule,
 }
 
 impl Default for Moco {
@@ -100,6 +102,7 @@ impl Default for Moco {
             queue: 65_536,
             fill_first: false,
             ema: 0.999,
+            ema_schedule: EmaSchedule::Constant,
         }
     }
 }
@@ -178,7 +181,7 @@ impl Method for Moco {
             groups: passes.iter().map(|pass| pass.group.clone()).collect(),
             heads: global.chain(local).collect(),
             passes,
-            teacher: Some(TeacherDesign { ema: self.ema }),
+            teacher: Some(TeacherDesign { ema: self.ema, schedule: self.ema_schedule }),
             queue: self.queue,
             fill: if self.fill_first { self.queue } else { 0 },
             terms: terms.collect(),

@@ -32,7 +32,9 @@ use tch::Tensor;
 use crate::batch::Batch;
 #[cfg(feature = "train")]
 use crate::shim::ShimError;
-pub use design::{Design, HeadDesign, Layer, Logits, PassDesign, TeacherDesign, TermDesign};
+pub use design::{
+    Design, EmaSchedule, HeadDesign, Layer, Logits, PassDesign, TeacherDesign, TermDesign,
+};
 #[cfg(feature = "train")]
 pub use error::StepError;
 pub use moco::{CROPS, GLOBAL, Head, LOCAL, LocalHead, Moco, PATCHES};

@@ -206,6 +206,13 @@ impl Model {
         }
     }
 
+    /// Sets the momentum of the next EMA steps, which [`Model::new`] takes from the method.
+    pub fn set_ema(&mut self, ema: f64) {
+        if let Some(teacher) = &mut self.design.teacher {
+            teacher.ema = ema;
+        }
+    }
+
     /// Every tensor of the state: `query.…`, `key.…`, `queue.<head>` such as `queue.global.5` `[d, k]`,
     /// `queue.pointer`. Detached, sharing memory with the model (but for the pointer).
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
