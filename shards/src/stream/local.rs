@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::overlap::{self, Overlap};
-use super::{Opened, Shard, Source};
+use super::{Opened, Shard, Source, braces};
 use crate::format::index::{IndexText, Table, shards_in};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
@@ -53,7 +53,7 @@ fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
         return literal(Path::new(spec), paths).map_err(|why| why.into_error(fail));
     }
     let reason = |error: String| fail(SpecFault::Pattern { reason: error });
-    let words = webdataset::braceexpand(spec).map_err(|error| reason(error.to_string()))?;
+    let words = braces::expand(spec).map_err(reason)?;
     for word in words {
         if Path::new(&word).exists() {
             literal(Path::new(&word), paths).map_err(|why| why.into_error(fail))?;

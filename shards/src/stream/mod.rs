@@ -4,6 +4,7 @@
 //! each as slices of mapped memory. It copies no image, keeps about fifty bytes a sample, and writes
 //! nothing but the cache of shards that lie elsewhere.
 
+mod braces;
 mod local;
 mod overlap;
 pub mod remote;

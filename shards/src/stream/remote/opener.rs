@@ -19,6 +19,7 @@ use crate::format::index::{self, Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
+use crate::stream::braces;
 
 /// Indexes are fetched by so many threads: each waits for a server most of its time.
 const OPENERS: usize = 16;
@@ -56,7 +57,7 @@ pub(super) fn addresses(word: &str) -> Result<Vec<Address>, ShardError> {
         ShardError::Spec { spec: shown(word), fault }
     };
     // What is wrong is told without the word: it may hold a secret.
-    let urls = webdataset::braceexpand(word).map_err(|_| fail("its braces do not match".into()))?;
+    let urls = braces::expand(word).map_err(fail)?;
     let address = |url: &String| {
         let address = Address::parse(url)?;
         match address.url().path().contains(['*', '[']) {
