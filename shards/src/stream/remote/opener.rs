@@ -15,7 +15,7 @@ use super::shelf::{self, Item};
 use super::store::{About, Failure, Object, Told, Web};
 use crate::cache::{Admitted, Cache, Dear};
 use crate::files::hex;
-use crate::format::index::{self, Ends, Table};
+use crate::format::index::{Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
@@ -152,11 +152,6 @@ enum Small {
 /// Something that begins as a manifest does.
 fn begins_as_manifest(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
-}
-
-/// Something that begins as an index does.
-fn begins_as_index(bytes: &[u8]) -> bool {
-    bytes.strip_prefix(index::VERSION.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }
 
 impl Opener {
@@ -459,7 +454,7 @@ impl Opener {
         }
         let object = self.web.object(&address)?;
         let limit = item.about.bytes.min(INDEX_MAX);
-        let text = match self.small(&object, limit, begins_as_index)? {
+        let text = match self.small(&object, limit, Table::is_index)? {
             Small::There(text) => text,
             Small::None | Small::Refused(_) => return Ok(None),
             Small::Other(why) => {
