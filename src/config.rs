@@ -292,7 +292,9 @@ impl std::str::FromStr for Bytes {
     fn from_str(text: &str) -> Result<Bytes, String> {
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| "a number, or a number with a unit")?;
+        let number: u64 = number
+            .parse()
+            .map_err(|_| "expected a number of bytes, or one with a unit: 200GB, 64 GiB")?;
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1,
             "kb" => 1_000,
@@ -1130,8 +1132,24 @@ fn from_table(table: toml::Table, origin: &str) -> Result<Config, ConfigError> {
     Config::deserialize(toml::Value::Table(table)).map_err(|error| {
         let message = error.to_string().trim_end().to_string();
         let hint = nearest_key(&message).unwrap_or_default();
-        ConfigError::Parse { origin: origin.to_string(), message, hint }
+        ConfigError::Parse { origin: origin.to_string(), message: plain(message), hint }
     })
+}
+
+/// serde's words for types and keys in those of a configuration.
+fn plain(message: String) -> String {
+    const WORDS: [(&str, &str); 9] = [
+        ("unknown field", "unknown key"),
+        ("unknown variant", "unknown value"),
+        ("expected i64", "expected an integer"),
+        ("expected u64", "expected an integer, 0 or more"),
+        ("expected u32", "expected an integer, 0 or more"),
+        ("expected usize", "expected an integer, 0 or more"),
+        ("expected u8", "expected an integer, 0 or more"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+    ];
+    WORDS.iter().fold(message, |text, (from, to)| text.replace(from, to))
 }
 
 /// `train.batch=64` into the table; the value is TOML, or a string if it is not.
@@ -1304,8 +1322,8 @@ mod tests {
             ("views.crops=3", "views is a list"),
             ("views.crops.steps.blurr.p=0.5", "none of this list: jitter, gray, blur, flip"),
             ("views.crops.size.x=3", "no table"),
-            ("views.crops.sise=3", "unknown field `sise`"),
-            ("views.crops.steps.gray.q=3", "unknown field `q`"),
+            ("views.crops.sise=3", "unknown key `sise`"),
+            ("views.crops.steps.gray.q=3", "unknown key `q`"),
             ("views.crops.steps.gray.p=3", "views.crops.steps.gray.p = 3: must lie in [0, 1]"),
             ("views.crops.count=1", "views.crops = 1 views: expected two views without a grid"),
             ("views.patches.count=0", "views.patches = 0 views: expected two views with a grid"),
@@ -1383,7 +1401,7 @@ mod tests {
         for wrong in ["cache_size=many", "cache_size=7 apples", "window=0", "window=most"] {
             assert!(load(&format!("data.{wrong}")).is_err(), "{wrong}");
         }
-        assert_eq!("-1".parse::<Bytes>(), Err("a number, or a number with a unit".into()));
+        assert!("-1".parse::<Bytes>().unwrap_err().contains("or one with a unit: 200GB"));
         assert!("99999999999999GiB".parse::<Bytes>().is_err());
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "nvjpeg")]
 use detco_shards::cuda::{CudaError, Stream};
-use detco_shards::device::{Decode, Decoding, Number, Pointers, Setup, Share};
+use detco_shards::device::{Decode, Decoding, Number, Setup, Share};
 use detco_shards::pipeline::{Filled, Views};
 use detco_shards::views::Note;
 use tch::Device;
@@ -206,15 +206,9 @@ impl Feed {
         let form = Form::of(config, device);
         let samples = config.train.batch as usize / ranks;
         let bytes = samples * config.training_views().bytes();
-        let feeder = match source {
-            Source::Host(_) => Some(Feeder::new(form, bytes)?),
-            _ => None,
-        };
+        let feeder = source.fills_slabs().then(|| Feeder::new(form, bytes)).transpose()?;
         #[cfg(feature = "nvjpeg")]
-        let gpu = match source {
-            Source::Gpu(loader, _) => Some(loader.engine().device().clone()),
-            _ => None,
-        };
+        let gpu = source.gpu().cloned();
         let groups = config.training_views().groups.into_iter();
         Ok(Feed {
             form,
@@ -247,19 +241,12 @@ impl Feed {
     }
 
     fn tensors(&mut self, taken: Taken, wait: &mut Wait) -> Result<Fed, FeedError> {
-        let (n, pointers) = match &taken {
-            Taken::Host(_) => (0, None),
-            Taken::Twin(batch) => (batch.len(), batch.pointers()),
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => {
-                if let Some(stream) = self.stream()? {
-                    batch.wait_on(&stream)?;
-                }
-                (batch.len(), batch.pointers())
-            }
-        };
-        match taken {
-            Taken::Host(filled) => {
+        #[cfg(feature = "nvjpeg")]
+        if let Some(stream) = self.stream()? {
+            taken.wait_on(&stream)?;
+        }
+        match taken.into_slab() {
+            Ok(filled) => {
                 if filled.layout().is_none_or(|layout| layout.views() == 0) {
                     return Err(FeedError::NoViews);
                 }
@@ -268,19 +255,19 @@ impl Feed {
                 let batch = feeder.batch(filled, |filled| Sections::of(filled), queued)?;
                 Ok(Fed { batch, lent: None })
             }
-            taken => {
+            Err(taken) => {
                 wait.queued()?;
-                self.lend(taken, n, pointers)
+                self.lend(taken)
             }
         }
     }
 
-    /// Tensors over the first `n` samples.
-    fn lend(&self, taken: Taken, n: usize, at: Option<Pointers>) -> Result<Fed, FeedError> {
-        let at = at.ok_or(FeedError::NoViews)?;
+    /// Tensors over a device's batch.
+    fn lend(&self, taken: Taken) -> Result<Fed, FeedError> {
+        let (n, at) = (taken.samples().len(), taken.pointers().ok_or(FeedError::NoViews)?);
         let form = self.form;
-        assert_eq!(at.number == Number::Bf16, form.bf16, "the pipeline was opened for this form");
-        assert!(n <= at.layout.n(), "{n} samples in room for {}", at.layout.n());
+        assert_eq!(at.number() == Number::Bf16, form.bf16, "the pipeline was opened for this form");
+        assert!(n <= at.layout().n(), "{n} samples in room for {}", at.layout().n());
         let lent = Lent { loan: Loan::new()?, taken: Some(taken) };
         let n = n as i64;
         let over = |address: u64, sizes: &[i64], strides: &[i64]| {
@@ -292,8 +279,8 @@ impl Feed {
             Ok::<_, ShimError>(if form.channels_last { lies } else { lies.contiguous() })
         };
         let image = |edge: i64| [3 * edge * edge, 1, 3 * edge, 3];
-        let (mut groups, mut addresses) = (Vec::new(), at.views.iter());
-        for section in at.layout.sections() {
+        let (mut groups, mut addresses) = (Vec::new(), at.views().iter());
+        for section in at.layout().sections() {
             let shape: Vec<i64> = section.shape.iter().map(|length| *length as i64).collect();
             let (sizes, strides) = match shape[..] {
                 [patches, edge, ..] if shape.len() == 4 => {
@@ -343,7 +330,7 @@ impl Feed {
     fn release(&self, mut lent: Lent) -> Result<(), FeedError> {
         let taken = lent.taken.take();
         #[cfg(feature = "nvjpeg")]
-        if let (Some(Taken::Gpu(batch)), Some(stream)) = (&taken, self.stream()?) {
+        if let (Some(batch), Some(stream)) = (&taken, self.stream()?) {
             batch.release_on(&stream)?;
         }
         drop(taken);

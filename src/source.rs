@@ -4,15 +4,17 @@
 //! Order, views, substitutes and counters are the same whoever decodes.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "nvjpeg")]
-use detco_shards::cuda::{Device, Stream};
-use detco_shards::device::{
-    Counts, Decoding, DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Host, Share,
-};
+use detco_shards::cuda::{CudaError, Device, Stream};
 #[cfg(feature = "nvjpeg")]
-use detco_shards::device::{Cuda, GpuError};
+use detco_shards::device::GpuError;
+use detco_shards::device::{
+    Counts, Decoding, DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Engine, Pointers,
+    Share,
+};
 use detco_shards::format::ShardError;
 use detco_shards::order::Cursor;
 use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions, PipelineError};
@@ -68,28 +70,203 @@ impl From<DeviceError<GpuError>> for SourceError {
     }
 }
 
-/// A loader that runs.
-#[derive(Debug)]
-pub enum Source {
-    /// Into slabs.
-    Host(Box<Loader>),
-    /// Onto a device's twin in host memory.
-    Twin(Box<DeviceLoader<Host>>),
-    /// Onto a GPU; and a stream for [`Source::pass`].
+/// What the trainer asks of a loader onto a device, whichever device it is.
+trait Pipeline: fmt::Debug + Send {
+    fn next(&mut self) -> Option<Result<Taken, SourceError>>;
+    fn pass(&self, batch: Taken) -> Result<(), SourceError>;
+    fn counters(&self) -> &Arc<Stats>;
+    fn set(&self) -> &Arc<ShardSet>;
+    fn slabs(&self) -> (usize, usize);
+    fn counts(&self) -> Counts;
+    fn refusal(&self) -> Option<String>;
     #[cfg(feature = "nvjpeg")]
-    Gpu(Box<DeviceLoader<Cuda>>, Stream),
+    fn gpu(&self) -> Option<&Arc<Device>>;
+}
+
+/// What the trainer asks of a batch on a device.
+trait OnDevice: fmt::Debug + Send {
+    fn cursor(&self) -> Cursor;
+    fn samples(&self) -> &[u64];
+    fn labels(&self) -> Result<Vec<Option<u32>>, ShardError>;
+    fn note(&self, group: &str, view: usize, slot: usize) -> Note;
+    fn bad(&self) -> &[BadSample];
+    fn pointers(&self) -> Option<Pointers>;
+    #[cfg(feature = "nvjpeg")]
+    fn wait_on(&self, stream: &Stream) -> Result<(), CudaError>;
+    #[cfg(feature = "nvjpeg")]
+    fn release_on(&self, stream: &Stream) -> Result<(), CudaError>;
+}
+
+impl<E: Engine> OnDevice for DeviceBatch<E> {
+    fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    fn samples(&self) -> &[u64] {
+        &self.samples
+    }
+
+    fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
+        self.labels()
+    }
+
+    fn note(&self, group: &str, view: usize, slot: usize) -> Note {
+        self.note(group, view, slot)
+    }
+
+    fn bad(&self) -> &[BadSample] {
+        &self.bad
+    }
+
+    fn pointers(&self) -> Option<Pointers> {
+        self.pointers()
+    }
+
+    #[cfg(feature = "nvjpeg")]
+    fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.wait_on(stream)
+    }
+
+    #[cfg(feature = "nvjpeg")]
+    fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.release_on(stream)
+    }
+}
+
+/// A loader onto a device, and on a GPU a stream for [`Source::pass`].
+#[derive(Debug)]
+struct Onto<E: Engine> {
+    loader: DeviceLoader<E>,
+    #[cfg(feature = "nvjpeg")]
+    stream: Option<Stream>,
+}
+
+impl<E: Engine> Pipeline for Onto<E>
+where
+    SourceError: From<DeviceError<E::Error>>,
+{
+    fn next(&mut self) -> Option<Result<Taken, SourceError>> {
+        Some(match self.loader.next()? {
+            Ok(batch) => Ok(Taken(Batch::Device(Box::new(batch)))),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    fn pass(&self, batch: Taken) -> Result<(), SourceError> {
+        #[cfg(feature = "nvjpeg")]
+        if let (Some(stream), Batch::Device(batch)) = (&self.stream, &batch.0) {
+            batch.wait_on(stream).map_err(GpuError::from)?;
+            batch.release_on(stream).map_err(GpuError::from)?;
+        }
+        drop(batch);
+        Ok(())
+    }
+
+    fn counters(&self) -> &Arc<Stats> {
+        self.loader.counters()
+    }
+
+    fn set(&self) -> &Arc<ShardSet> {
+        self.loader.set()
+    }
+
+    fn slabs(&self) -> (usize, usize) {
+        self.loader.slabs()
+    }
+
+    fn counts(&self) -> Counts {
+        self.loader.counts()
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.loader.refusal()
+    }
+
+    #[cfg(feature = "nvjpeg")]
+    fn gpu(&self) -> Option<&Arc<Device>> {
+        self.loader.engine().gpu()
+    }
+}
+
+/// A loader that runs: into slabs, or onto a device.
+#[derive(Debug)]
+pub struct Source(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Host(Box<Loader>),
+    Device(Box<dyn Pipeline>),
 }
 
 /// A batch. Dropping it gives its memory back.
 #[derive(Debug)]
-pub enum Taken {
+pub struct Taken(Batch);
+
+#[derive(Debug)]
+enum Batch {
     /// In a slab.
     Host(Filled),
-    /// In memory of a device's twin.
-    Twin(Box<DeviceBatch<Host>>),
-    /// On a GPU, or about to be there.
-    #[cfg(feature = "nvjpeg")]
-    Gpu(Box<DeviceBatch<Cuda>>),
+    /// On a device, or about to be there.
+    Device(Box<dyn OnDevice>),
+}
+
+/// How a [`Source`] is started, and what its batches are made by, in words.
+pub struct Starter {
+    name: String,
+    start: Box<Start>,
+}
+
+type Start =
+    dyn FnOnce(&Arc<ShardSet>, LoaderOptions, Share, Option<u32>) -> Result<Source, SourceError>;
+
+impl fmt::Debug for Starter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Starter").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Starter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl From<Decoding> for Starter {
+    fn from(decoding: Decoding) -> Starter {
+        let name = decoding.to_string();
+        let start = |set: &Arc<ShardSet>, options, share, copied_by| {
+            Source::start(set, options, decoding, share, copied_by)
+        };
+        Starter { name, start: Box::new(start) }
+    }
+}
+
+impl Starter {
+    /// Batches by this engine, which has this name.
+    pub fn of<E: Engine>(name: &str, engine: E) -> Starter
+    where
+        SourceError: From<DeviceError<E::Error>>,
+    {
+        let start = |set: &Arc<ShardSet>, loader, share, _: Option<u32>| {
+            let options = DeviceOptions { loader, share };
+            Ok(Source::onto(DeviceLoader::start(Arc::clone(set), engine, options)?))
+        };
+        Starter { name: name.to_owned(), start: Box::new(start) }
+    }
+
+    /// As [`Source::start`].
+    ///
+    /// # Errors
+    /// As [`Source::start`].
+    pub fn start(
+        self,
+        set: &Arc<ShardSet>,
+        options: LoaderOptions,
+        share: Share,
+        copied_by: Option<u32>,
+    ) -> Result<Source, SourceError> {
+        (self.start)(set, options, share, copied_by)
+    }
 }
 
 impl Source {
@@ -106,19 +283,30 @@ impl Source {
         copied_by: Option<u32>,
     ) -> Result<Source, SourceError> {
         let set = Arc::clone(set);
-        let of_device = |loader| DeviceOptions { loader, share };
-        Ok(match decoding {
-            Decoding::Cpu { .. } => Source::Host(Box::new(loader(set, options, copied_by)?)),
-            Decoding::Twin(host) => {
-                Source::Twin(Box::new(DeviceLoader::start(set, host, of_device(options))?))
+        match decoding {
+            Decoding::Cpu { .. } => {
+                Ok(Source(Kind::Host(Box::new(loader(set, options, copied_by)?))))
             }
             #[cfg(feature = "nvjpeg")]
             Decoding::Nvjpeg(cuda) => {
-                let stream = Stream::new(cuda.device()).map_err(GpuError::from)?;
-                let loader = DeviceLoader::start(set, *cuda, of_device(options))?;
-                Source::Gpu(Box::new(loader), stream)
+                let stream = Some(Stream::new(cuda.device()).map_err(GpuError::from)?);
+                let options = DeviceOptions { loader: options, share };
+                let loader = DeviceLoader::start(set, *cuda, options)?;
+                Ok(Source(Kind::Device(Box::new(Onto { loader, stream }))))
             }
-        })
+        }
+    }
+
+    /// A loader that was started onto a device.
+    fn onto<E: Engine>(loader: DeviceLoader<E>) -> Source
+    where
+        SourceError: From<DeviceError<E::Error>>,
+    {
+        Source(Kind::Device(Box::new(Onto {
+            loader,
+            #[cfg(feature = "nvjpeg")]
+            stream: None,
+        })))
     }
 
     /// The next batch; `None` at the end. A GPU may not have made it yet: what reads it must be
@@ -128,19 +316,12 @@ impl Source {
     /// What ends the run.
     #[expect(clippy::should_implement_trait, reason = "no caller iterates")]
     pub fn next(&mut self) -> Option<Result<Taken, SourceError>> {
-        match self {
-            Source::Host(loader) => {
-                Some(loader.next()?.map(Taken::Host).map_err(SourceError::from))
+        match &mut self.0 {
+            Kind::Host(loader) => {
+                let taken = |filled| Taken(Batch::Host(filled));
+                Some(loader.next()?.map(taken).map_err(SourceError::from))
             }
-            Source::Twin(loader) => Some(match loader.next()? {
-                Ok(batch) => Ok(Taken::Twin(Box::new(batch))),
-                Err(error) => Err(error.into()),
-            }),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => Some(match loader.next()? {
-                Ok(batch) => Ok(Taken::Gpu(Box::new(batch))),
-                Err(error) => Err(error.into()),
-            }),
+            Kind::Device(loader) => loader.next(),
         }
     }
 
@@ -150,32 +331,25 @@ impl Source {
     /// # Errors
     /// When the device failed.
     pub fn pass(&self, batch: Taken) -> Result<(), SourceError> {
-        #[cfg(feature = "nvjpeg")]
-        if let (Source::Gpu(_, stream), Taken::Gpu(batch)) = (self, &batch) {
-            batch.wait_on(stream).map_err(GpuError::from)?;
-            batch.release_on(stream).map_err(GpuError::from)?;
+        match &self.0 {
+            Kind::Host(_) => Ok(()),
+            Kind::Device(loader) => loader.pass(batch),
         }
-        drop(batch);
-        Ok(())
     }
 
     /// The counters themselves.
     pub fn counters(&self) -> &Arc<Stats> {
-        match self {
-            Source::Host(loader) => loader.counters(),
-            Source::Twin(loader) => loader.counters(),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => loader.counters(),
+        match &self.0 {
+            Kind::Host(loader) => loader.counters(),
+            Kind::Device(loader) => loader.counters(),
         }
     }
 
     /// The shards that are read.
     pub fn set(&self) -> &Arc<ShardSet> {
-        match self {
-            Source::Host(loader) => loader.set(),
-            Source::Twin(loader) => loader.set(),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => loader.set(),
+        match &self.0 {
+            Kind::Host(loader) => loader.set(),
+            Kind::Device(loader) => loader.set(),
         }
     }
 
@@ -186,31 +360,39 @@ impl Source {
 
     /// How many buffers circulate, and the bytes of one.
     pub fn slabs(&self) -> (usize, usize) {
-        match self {
-            Source::Host(loader) => loader.slabs(),
-            Source::Twin(loader) => loader.slabs(),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => loader.slabs(),
+        match &self.0 {
+            Kind::Host(loader) => loader.slabs(),
+            Kind::Device(loader) => loader.slabs(),
         }
     }
 
     /// Who decoded how many images; none where the CPU decodes all.
     pub fn counts(&self) -> Option<Counts> {
-        match self {
-            Source::Host(_) => None,
-            Source::Twin(loader) => Some(loader.counts()),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => Some(loader.counts()),
+        match &self.0 {
+            Kind::Host(_) => None,
+            Kind::Device(loader) => Some(loader.counts()),
         }
     }
 
     /// What the GPU said of the first image or batch that it refused although it decodes such ones.
     pub fn refusal(&self) -> Option<String> {
-        match self {
-            Source::Host(_) => None,
-            Source::Twin(loader) => loader.refusal(),
-            #[cfg(feature = "nvjpeg")]
-            Source::Gpu(loader, _) => loader.refusal(),
+        match &self.0 {
+            Kind::Host(_) => None,
+            Kind::Device(loader) => loader.refusal(),
+        }
+    }
+
+    /// Whether batches come in slabs.
+    pub(crate) fn fills_slabs(&self) -> bool {
+        matches!(self.0, Kind::Host(_))
+    }
+
+    /// The GPU that makes the batches.
+    #[cfg(feature = "nvjpeg")]
+    pub(crate) fn gpu(&self) -> Option<&Arc<Device>> {
+        match &self.0 {
+            Kind::Host(_) => None,
+            Kind::Device(loader) => loader.gpu(),
         }
     }
 }
@@ -255,21 +437,17 @@ fn loader(
 impl Taken {
     /// Where it stands in the run.
     pub fn cursor(&self) -> Cursor {
-        match self {
-            Taken::Host(filled) => filled.cursor,
-            Taken::Twin(batch) => batch.cursor,
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => batch.cursor,
+        match &self.0 {
+            Batch::Host(filled) => filled.cursor,
+            Batch::Device(batch) => batch.cursor(),
         }
     }
 
     /// The samples it holds, substitutes included, in slot order.
     pub fn samples(&self) -> &[u64] {
-        match self {
-            Taken::Host(filled) => &filled.samples,
-            Taken::Twin(batch) => &batch.samples,
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => &batch.samples,
+        match &self.0 {
+            Batch::Host(filled) => &filled.samples,
+            Batch::Device(batch) => batch.samples(),
         }
     }
 
@@ -278,11 +456,9 @@ impl Taken {
     /// # Errors
     /// A class that is no number.
     pub fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
-        match self {
-            Taken::Host(filled) => filled.labels(),
-            Taken::Twin(batch) => batch.labels(),
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => batch.labels(),
+        match &self.0 {
+            Batch::Host(filled) => filled.labels(),
+            Batch::Device(batch) => batch.labels(),
         }
     }
 
@@ -291,21 +467,51 @@ impl Taken {
     /// # Panics
     /// Where the recipe has no such view, or the batch no such slot.
     pub fn note(&self, group: &str, view: usize, slot: usize) -> Note {
-        match self {
-            Taken::Host(filled) => filled.note(group, view, slot),
-            Taken::Twin(batch) => batch.note(group, view, slot),
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => batch.note(group, view, slot),
+        match &self.0 {
+            Batch::Host(filled) => filled.note(group, view, slot),
+            Batch::Device(batch) => batch.note(group, view, slot),
         }
     }
 
     /// Samples that could not be used, in slot order.
     pub fn bad(&self) -> &[BadSample] {
-        match self {
-            Taken::Host(filled) => &filled.bad,
-            Taken::Twin(batch) => &batch.bad,
-            #[cfg(feature = "nvjpeg")]
-            Taken::Gpu(batch) => &batch.bad,
+        match &self.0 {
+            Batch::Host(filled) => &filled.bad,
+            Batch::Device(batch) => batch.bad(),
+        }
+    }
+
+    /// The slab that holds it; otherwise the batch, on its device.
+    pub(crate) fn into_slab(self) -> Result<Filled, Taken> {
+        match self.0 {
+            Batch::Host(filled) => Ok(filled),
+            batch => Err(Taken(batch)),
+        }
+    }
+
+    /// Where a device's views lie as normalised numbers.
+    pub(crate) fn pointers(&self) -> Option<Pointers> {
+        match &self.0 {
+            Batch::Host(_) => None,
+            Batch::Device(batch) => batch.pointers(),
+        }
+    }
+
+    /// Lets what is queued on `stream` from now on wait until the views are rendered.
+    #[cfg(feature = "nvjpeg")]
+    pub(crate) fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        match &self.0 {
+            Batch::Host(_) => Ok(()),
+            Batch::Device(batch) => batch.wait_on(stream),
+        }
+    }
+
+    /// Has its memory used again only behind what is queued on `stream` now.
+    #[cfg(feature = "nvjpeg")]
+    pub(crate) fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        match &self.0 {
+            Batch::Host(_) => Ok(()),
+            Batch::Device(batch) => batch.release_on(stream),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use detco_shards::device::{Counts, Decoding};
+use detco_shards::device::Counts;
 use detco_shards::format::ShardError;
 use detco_shards::limits;
 use detco_shards::order::{Cursor, Order};
@@ -48,7 +48,7 @@ use crate::schedule::{ema, learning_rate, steps_in_all};
 use crate::shim::ShimError;
 use crate::shim::c10d::Member;
 use crate::shim::panics::caught;
-use crate::source::{Source, SourceError, Taken, who_decoded};
+use crate::source::{Source, SourceError, Starter, Taken, who_decoded};
 use crate::step::{self, At, Pending, StepError, StepReport};
 use crate::weights::{self, WeightsError};
 
@@ -257,11 +257,11 @@ impl TrainError {
 
 /// Trains until the end, a signal, or an error; with the ranks that have come to `meeting`.
 pub fn train(start: Start, meeting: Option<Meeting>) -> Result<Outcome, TrainError> {
-    train_from(start, meeting, &|config, found| feed::decoding(config, found))
+    train_from(start, meeting, &|config, found| Ok(feed::decoding(config, found)?.into()))
 }
 
 /// Says who decodes for a run of this config on this device.
-pub type Decoder<'a> = &'a dyn Fn(&Config, &Found) -> Result<Decoding, ConfigError>;
+pub type Decoder<'a> = &'a dyn Fn(&Config, &Found) -> Result<Starter, ConfigError>;
 
 /// As [`train`], with batches from whom `decoder` names. For tests: no GPU is needed to train from
 /// the twin of one.
@@ -770,7 +770,7 @@ impl Run {
             Device::Cuda(index) => Some(index as u32),
             _ => None,
         };
-        let source = Source::start(&set, options, decoding, feed::share(&config), copied_by)?;
+        let source = decoding.start(&set, options, feed::share(&config), copied_by)?;
         let feed = Feed::new(&config, device, &source, member.size)?;
         let world = entrance.world.take().map_or(World::One(Local), World::Several);
         let window = Window::from(Mark::now(&source, world.bytes_sent(), step));

@@ -16,9 +16,9 @@ use detco::checkpoint::{self, Saved};
 use detco::config::{CROPS, Config, ConfigError};
 use detco::device::Found;
 use detco::feed::{self, Feed, FeedError, Wait};
-use detco::source::Source;
+use detco::source::{Source, Starter};
 use detco::train::{self, Outcome, Start, TrainError};
-use detco_shards::device::{Decoding, Host, Share};
+use detco_shards::device::{Host, Share};
 use detco_shards::order::Order;
 use detco_shards::pipeline::LoaderOptions;
 use detco_shards::stream::ShardSet;
@@ -35,8 +35,9 @@ fn config(recipe: &str, data: &Path, sets: &[&str]) -> Config {
 }
 
 /// The twin, as a GPU would be opened for this config.
-fn twin(config: &Config, found: &Found) -> Result<Decoding, ConfigError> {
-    Ok(Decoding::Twin(Host::new(true).normalising(feed::number(config, found.device))))
+fn twin(config: &Config, found: &Found) -> Result<Starter, ConfigError> {
+    let host = Host::new(true).normalising(feed::number(config, found.device));
+    Ok(Starter::of("a device's twin in host memory", host))
 }
 
 /// Whose batches a run reads.
@@ -208,8 +209,7 @@ fn feed(data: &Path) -> (Source, Feed, Config) {
     let order = Order::shuffled(set.len(), 8, 7).unwrap();
     let options = LoaderOptions::train(config.views.clone(), order, 7, 100);
     let twin = Host::new(true).normalising(feed::number(&config, Device::Cpu));
-    let source =
-        Source::start(&set, options, Decoding::Twin(twin), Share::Fixed(0.5), None).unwrap();
+    let source = Starter::of("twin", twin).start(&set, options, Share::Fixed(0.5), None).unwrap();
     let feed = Feed::new(&config, Device::Cpu, &source, 1).unwrap();
     (source, feed, config)
 }

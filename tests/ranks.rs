@@ -325,6 +325,47 @@ fn a_signal_on_one_rank_stops_all_after_the_same_step() {
     }
 }
 
+/// Steps whose kNN is written down.
+fn knn_steps(run: &Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let of_knn = lines.filter(|line| line.get("knn/top1").is_some());
+    of_knn.map(|line| line["step"].as_u64().unwrap()).collect()
+}
+
+/// kNN is rank 0's, while the others wait. A signal there stops all ranks before the next epoch, whichever it
+/// is sent to, and what was cut off is made up for once when they are started again.
+#[test]
+fn a_knn_that_a_signal_cuts_off_on_several_ranks_is_made_up_for() {
+    let (folder, data) = shards(60); // 240 samples: 10 steps an epoch, 480 samples a kNN
+    let run = folder.path().join("run");
+    let test = format!("monitor.knn_test=[{data:?}]");
+    let sets = ["--or-resume", "--set", &test, "--set", "monitor.knn_every_epochs=1"];
+    let more = ["--set", "train.epochs=6", "--set", "checkpoint.every_epochs=0"];
+    let args = new_run(&data, &run, &[&sets[..], &more].concat());
+    let start = || Ranks::start(folder.path(), &[args.clone(), args.clone()]);
+    let mut cut_off = 0;
+    for (epoch, rank) in [(1, 0), (2, 1), (3, 0), (4, 0), (5, 0)] {
+        let mut ranks = start();
+        wait_for_step(&run, 10 * epoch, &mut ranks.children[0]);
+        ranks.signal(rank, "TERM");
+        assert_eq!(ranks.codes(), [Some(75); 2], "{}{}", ranks.said(0), ranks.said(1));
+        let (saved, found) = (checkpoint::open(&run, None).unwrap().state.step, knn_steps(&run));
+        let whole: Vec<u64> = (0..=saved / 10).map(|epoch| 10 * epoch).collect();
+        if found != whole {
+            assert_eq!((saved, &found[..]), (10 * epoch, &whole[..whole.len() - 1]));
+            cut_off += 1;
+        }
+        // Rank 0 breaks it off for its own signal; after one of another rank's it ends it.
+        assert!(rank == 0 || found == whole, "{found:?} at step {saved}");
+    }
+    assert!(cut_off > 0, "no signal met a kNN");
+    let mut ranks = start();
+    assert_eq!(ranks.codes(), [Some(0); 2], "{}{}", ranks.said(0), ranks.said(1));
+    assert_eq!(knn_steps(&run), [0, 10, 20, 30, 40, 50, 60]);
+    assert_eq!(losses(&run).len(), 60);
+}
+
 #[test]
 fn the_launcher_hands_a_signal_on_and_returns_one_code() {
     let (folder, data) = shards(8);

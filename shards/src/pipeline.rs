@@ -206,7 +206,8 @@ impl BadSample {
 
     /// The commands that find all images like this one.
     fn finders(&self) -> String {
-        let folder = self.shard.parent().unwrap_or(Path::new(".")).display();
+        let folder = self.shard.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).display();
         format!(
             "`detco verify --decode {folder}` names all images that cannot be decoded, and \
              `detco pack --check` refuses them while packing"

@@ -335,9 +335,12 @@ fn pointers_lead_to_the_views_normalised() {
         let batch = device.next().unwrap().unwrap();
         let (views, at) = (of_device(&batch, &names).views, batch.pointers().unwrap());
         let sections = Recipe::detco().with_size(32).sections();
-        assert_eq!((at.layout.n(), at.layout.sections(), at.number), (16, &sections[..], number));
-        assert_eq!((at.view("patches", 1), at.view("crops", 2)), (Some(at.views[3]), None));
-        for (bytes, at) in views.iter().zip(at.views) {
+        assert_eq!(
+            (at.layout().n(), at.layout().sections(), at.number()),
+            (16, &sections[..], number)
+        );
+        assert_eq!((at.view("patches", 1), at.view("crops", 2)), (Some(at.views()[3]), None));
+        for (bytes, at) in views.iter().zip(at.views().to_vec()) {
             for (i, number) in numbers(at, bytes.len(), number).into_iter().enumerate() {
                 let exact = (f32::from(bytes[i]) / 255.0 - MEAN[i % 3]) / STD[i % 3];
                 assert!((number - exact).abs() <= exact.abs() * most, "{i}: {number} for {exact}");

@@ -277,13 +277,13 @@ impl Coming {
     /// Queues the copies as a trainer queues its step: behind the rendering, and before the batch's
     /// memory is used again.
     fn queue(batch: &DeviceBatch<Cuda>, at: &Pointers, stream: &Stream) -> Vec<PinnedBuffer> {
-        let lens = at.layout.view_bytes().map(|bytes| at.layout.n() * bytes * 4);
+        let lens = at.layout().view_bytes().map(|bytes| at.layout().n() * bytes * 4);
         batch.wait_on(stream).unwrap();
         if driver::is_here() && batch.cursor.step % 4 == 1 {
             // A slow step: the pipeline has filled all of its batches meanwhile.
             driver::hold(stream.handle(), 400);
         }
-        let copied = at.views.iter().zip(lens).map(|(address, len)| {
+        let copied = at.views().iter().zip(lens).map(|(address, len)| {
             // SAFETY: the batch's own memory, which is not used again before the stream is here.
             let slice = unsafe { DeviceSlice::from_raw(*address, len) };
             let mut pinned = PinnedBuffer::new(stream.device(), len).unwrap();

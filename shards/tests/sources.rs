@@ -442,7 +442,7 @@ fn most_labels_decide_how_classes_are_told() {
     };
     let odd = image(90);
     for (member, label, reason) in [
-        ("x.jpg", None, "no label: most of the others have one"),
+        ("x.jpg", None, "no label, and others have one"),
         ("x.jpg", Some("dog"), "the label `dog` is no class number, as those of most others are"),
     ] {
         let label = label.map(|label: &str| ("x.cls", label.as_bytes()));
@@ -575,7 +575,7 @@ fn labels_are_taken_from_a_text() {
     let error = labelled("W_0 b\nW_1 a\n", None, OnError::Fail).expect_err("strangers").to_string();
     assert!(error.contains("`W_0`"), "{error}");
     let left = labelled("V_0 b\nV_1 a\nV_2 b\n", None, OnError::Skip).expect("packs");
-    assert_eq!(left.faults(), [("V_3.JPEG", "no label: most of the others have one")]);
+    assert_eq!(left.faults(), [("V_3.JPEG", "no label, and others have one")]);
     let error =
         labelled("b\na\nb\nd\n", Some(names), OnError::Fail).expect_err("unknown").to_string();
     assert!(error.starts_with("V_3.JPEG: the class `d` is not in the list"), "{error}");

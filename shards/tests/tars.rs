@@ -639,3 +639,30 @@ fn compressed_tars_are_called_so() {
         }
     }
 }
+
+/// Files that people take for tars. A tar whose first member has such a name is one all the same.
+#[test]
+fn files_of_other_kinds_are_called_so() {
+    for (begins, said) in [
+        (&b"\n<!DOCTYPE html><p>Sign in"[..], "a web page"),
+        (b"<html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7", "`git lfs pull`"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "an image, a tar was expected"),
+        (b"\x89PNG\r\n\x1a\n", "an image, a tar was expected"),
+        (b"PK\x03\x04\x14", "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c\0", "a 7z archive"),
+    ] {
+        let long = [begins, &[b'.'; 2000]].concat();
+        for bytes in [begins, &long] {
+            let error = Walker::new(bytes).next().expect("a fault").expect_err("no tar");
+            assert!(error.offset == 0 && error.to_string().contains(said), "{said}: {error}");
+        }
+        let name: Vec<u8> = begins.iter().copied().filter(|byte| *byte != 0).collect();
+        let tar = [Header::new(&name, 1).with(b"x"), vec![0; 1024]].concat();
+        let member = Walker::new(&tar).next().expect("a member").expect("sound");
+        assert_eq!(member.name[..], name[..]);
+    }
+    let text = [b'a'; 2000];
+    let error = Walker::new(&text).next().expect("a fault").expect_err("no tar");
+    assert!(!error.to_string().contains("was expected"), "{error}");
+}

@@ -169,7 +169,7 @@ fn workers(text: &str) -> Result<Workers, String> {
 }
 
 fn number(text: &str, least: f64) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "a number".to_owned())?;
+    let number: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
     if number.is_finite() && number >= least {
         Ok(number)
     } else {

@@ -139,10 +139,11 @@ fn numbers(names: &[String]) -> Option<Vec<u32>> {
 }
 
 fn unknown(only: &[String]) -> Option<String> {
-    let classes = if only.len() == 1 { "class" } else { "classes" };
+    let (classes, are, their) =
+        if only.len() == 1 { ("class", "is", "its") } else { ("classes", "are", "their") };
     (!only.is_empty()).then(|| {
         format!(
-            "warning: {} {classes} of the test set are not in the train set, their samples count as \
+            "warning: {} {classes} of the test set {are} not in the train set, {their} samples count as \
              wrong: {}",
             only.len(),
             shown(only)

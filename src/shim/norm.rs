@@ -108,40 +108,11 @@ unsafe fn register(
     launch: *mut c_void,
     functions: &[*mut c_void; KERNELS.len()],
 ) -> Result<(), ShimError> {
-    // SAFETY: the caller's promise.
-    unsafe { hand_over(index as i64, launch, functions) }
-}
-
-/// Has the calling thread's maps on the CPU normalised by a stand-in for the driver and the kernels, to
-/// test them without a GPU; none where `launch` is null.
-///
-/// # Safety
-/// `launch` has the signature of `cuLaunchKernel`, knows the functions as the kernels of [`KERNELS`], in
-/// that order, has done what it is asked when it returns, and stays loaded until it is taken back.
-///
-/// # Errors
-/// When the shim is one of another version.
-#[doc(hidden)]
-pub unsafe fn stand_in(
-    launch: *mut c_void,
-    functions: &[*mut c_void; KERNELS.len()],
-) -> Result<(), ShimError> {
-    // SAFETY: the caller's promise.
-    unsafe { hand_over(-1, launch, functions) }
-}
-
-/// # Safety
-/// As [`register`] and [`stand_in`] have it.
-unsafe fn hand_over(
-    index: i64,
-    launch: *mut c_void,
-    functions: &[*mut c_void; KERNELS.len()],
-) -> Result<(), ShimError> {
     call(|message, message_len| {
         // SAFETY: the list is as long as said; the rest is the caller's promise.
         unsafe {
             ffi::detco_norm_register(
-                index,
+                index as i64,
                 launch,
                 functions.as_ptr(),
                 functions.len() as i64,

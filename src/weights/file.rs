@@ -394,7 +394,7 @@ fn unknown(path: &Path, head: &[u8]) -> WeightsError {
             [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed by zstd: unpack it first",
             [0x89, b'H', b'D', b'F', ..] => "it is HDF5, which Keras writes",
             [] => "it is empty",
-            _ => "it begins like no file of weights",
+            _ => "its first bytes are those of none of these",
         }
     };
     WeightsError::UnknownFormat { path: path.to_path_buf(), what }

@@ -229,7 +229,7 @@ pub enum WeightsError {
         known: String,
     },
     /// Nothing below the prefix that was asked for.
-    #[error("{path} holds no ResNet backbone below {prefix:?}; there is one below {known}")]
+    #[error("{path} holds no ResNet backbone below {prefix:?}, but below {known}")]
     NoSuchPrefix {
         /// The file.
         path: PathBuf,

@@ -152,7 +152,10 @@ fn preferred<'a>(
 
 fn list<'a>(found: impl ExactSizeIterator<Item = &'a Candidate>) -> String {
     let more = found.len().saturating_sub(LISTED_MAX);
-    let shown = found.take(LISTED_MAX).map(|candidate| format!("{:?}", candidate.prefix));
+    let shown = found.take(LISTED_MAX).map(|candidate| match &*candidate.prefix {
+        "" => "no prefix at all".to_owned(),
+        prefix => format!("{prefix:?}"),
+    });
     let mut list = shown.collect::<Vec<_>>().join(", ");
     if more > 0 {
         list.push_str(&format!(" and {more} more"));
@@ -420,7 +423,7 @@ mod tests {
         let error = chosen(&["rgb.", "flow.", "ema."], None).unwrap_err().to_string();
         assert!(error.contains("below \"rgb.\", \"flow.\"\nhint: --init-prefix"), "{error}");
         let error = chosen(&["rgb.", "flow."], Some("depth.")).unwrap_err().to_string();
-        assert!(error.contains("\"depth.\"; there is one below \"rgb.\", \"flow.\""), "{error}");
+        assert!(error.contains("\"depth.\", but below \"rgb.\", \"flow.\""), "{error}");
         assert_eq!(chosen(&["rgb.", "flow."], Some("flow")).unwrap().prefix, "flow.");
         let many: Vec<String> = (0..100_000).map(|i| format!("net{i}.")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();

@@ -4,7 +4,34 @@ use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use detco::shim::norm::{KERNELS, stand_in};
+use detco::shim::norm::KERNELS;
+
+unsafe extern "C" {
+    /// The shim's own (`src/shim/norm.cpp`): with the index -1, the calling thread's maps on the CPU are
+    /// normalised by these functions; by libtorch again where `launch` is null.
+    fn detco_norm_register(
+        index: i64,
+        launch: *mut c_void,
+        functions: *const *mut c_void,
+        count: i64,
+        message: *mut c_char,
+        message_len: i64,
+    ) -> i32;
+}
+
+/// Has the calling thread's maps normalised by a stand-in for the driver and its kernels.
+///
+/// # Safety
+/// `launch` has the signature of `cuLaunchKernel`, knows the functions as the kernels of [`KERNELS`], in
+/// that order, has done what it is asked when it returns, and stays loaded until it is taken back.
+unsafe fn stand_in(launch: *mut c_void, functions: &[*mut c_void; KERNELS.len()]) {
+    let mut message = [0; 256];
+    let (count, length) = (functions.len() as i64, message.len() as i64);
+    let (functions, said) = (functions.as_ptr(), message.as_mut_ptr());
+    // SAFETY: list and message are as long as said; the rest is the caller's promise.
+    let status = unsafe { detco_norm_register(-1, launch, functions, count, said, length) };
+    assert_eq!(status, 0, "the shim is of another version");
+}
 
 /// The library with the kernels, compiled once a process.
 fn library() -> &'static libloading::Library {
@@ -46,7 +73,7 @@ impl OnTheHost {
         // SAFETY: only the address is taken.
         let launch = unsafe { library().get::<*mut c_void>(b"launch\0") }.unwrap();
         // SAFETY: `launch` has the driver's signature and knows these kernels; the library stays loaded.
-        unsafe { stand_in(*launch, &kernels) }.unwrap();
+        unsafe { stand_in(*launch, &kernels) };
         OnTheHost(())
     }
 }
@@ -54,6 +81,6 @@ impl OnTheHost {
 impl Drop for OnTheHost {
     fn drop(&mut self) {
         // SAFETY: without a launcher the functions are not used.
-        unsafe { stand_in(std::ptr::null_mut(), &[std::ptr::null_mut(); KERNELS.len()]) }.unwrap();
+        unsafe { stand_in(std::ptr::null_mut(), &[std::ptr::null_mut(); KERNELS.len()]) };
     }
 }

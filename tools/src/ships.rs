@@ -12,7 +12,8 @@ use crate::shell;
 
 /// Workspaces of their own, with their lockfiles. The fuzz targets are built with the compiler that is
 /// there, for their code alone: fuzzing itself needs `cargo fuzz` and a nightly one's sanitizers.
-const OTHERS: [&str; 2] = ["shards/fuzz/Cargo.toml", "tools/peers/floor/Cargo.toml"];
+const OTHERS: [&str; 3] =
+    ["shards/fuzz/Cargo.toml", "tools/fuzz/Cargo.toml", "tools/peers/floor/Cargo.toml"];
 
 /// Licences that a dependency may have, at least one of those that it offers: all ask for no more
 /// than their text beside the program.

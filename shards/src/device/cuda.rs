@@ -330,24 +330,6 @@ pub struct CudaBuffers {
 }
 
 impl DeviceBatch<Cuda> {
-    /// Where the views lie; none in an empty batch. Valid until the batch is dropped, for work that
-    /// is queued behind [`DeviceBatch::wait_on`].
-    pub fn pointers(&self) -> Option<Pointers> {
-        let buffers = self.buffers()?;
-        let CudaBuffers { layout, number, views, .. } = buffers;
-        let views = slices(views).into_iter().map(DeviceSlice::address).collect();
-        Some(Pointers { views, layout: layout.clone(), number: *number })
-    }
-
-    /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
-    /// not wait.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
-        self.buffers().map_or(Ok(()), |buffers| stream.wait(&buffers.rendered))
-    }
-
     /// The driver's event (`CUevent`) behind the rendering, for those who wait by themselves. Valid
     /// until the batch is dropped.
     pub fn event(&self) -> Option<*mut c_void> {
@@ -372,20 +354,6 @@ impl DeviceBatch<Cuda> {
         let rows = pinned.bytes()?.chunks_exact(frame.pitch);
         let pixels = rows.flat_map(|bytes| &bytes[..row]).copied().collect();
         Ok(Some(Image { width: frame.width, height: frame.height, pixels }))
-    }
-
-    /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
-    /// only when that is done. Call it after the last use, before dropping; a batch that is dropped
-    /// without makes the host wait for the whole device before its buffers are used again.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
-        if let Some(buffers) = self.buffers() {
-            buffers.released.record(stream)?;
-            buffers.is_released.store(true, Ordering::Release);
-        }
-        Ok(())
     }
 }
 
@@ -462,6 +430,26 @@ impl Engine for Cuda {
     type Error = GpuError;
     type Buffers = CudaBuffers;
     type Worker = CudaWorker;
+
+    fn pointers(buffers: &CudaBuffers) -> Option<Pointers> {
+        let CudaBuffers { layout, number, views, .. } = buffers;
+        let views = slices(views).into_iter().map(DeviceSlice::address).collect();
+        Some(Pointers { views, layout: layout.clone(), number: *number })
+    }
+
+    fn gpu(&self) -> Option<&Arc<Device>> {
+        Some(self.device())
+    }
+
+    fn wait_on(buffers: &CudaBuffers, stream: &Stream) -> Result<(), CudaError> {
+        stream.wait(&buffers.rendered)
+    }
+
+    fn release_on(buffers: &CudaBuffers, stream: &Stream) -> Result<(), CudaError> {
+        buffers.released.record(stream)?;
+        buffers.is_released.store(true, Ordering::Release);
+        Ok(())
+    }
 
     fn buffers(&self, layout: &Layout, hands: usize) -> Result<CudaBuffers, GpuError> {
         let mut submit = lock(&self.submit);

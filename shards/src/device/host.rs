@@ -1,4 +1,4 @@
-//! The twin of a device in host memory: decodes and renders with the CPU's code.
+//! Host memory as a device: decodes and renders with the CPU's code.
 //!
 //! What the wiring does with a batch can so be held against [`Loader`](crate::pipeline::Loader),
 //! byte by byte, on a machine without a GPU; and so can what a trainer does with it, for the views
@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Batched, By, DeviceBatch, Engine, Failure, Job, Number, Pointers, Way};
+use super::{Batched, By, Engine, Failure, Job, Number, Pointers, Way};
 use crate::decode::{Components, Decoder, Image};
 use crate::slab::Layout;
 use crate::views::{MEAN, Renderer, STD, SamplePlan};
@@ -26,7 +26,7 @@ impl Host {
         Host { batches, number: None }
     }
 
-    /// The same, and its batches have [pointers](DeviceBatch::pointers) to normalised numbers.
+    /// The same, and its batches have [pointers](super::DeviceBatch::pointers) to normalised numbers.
     pub fn normalising(self, number: Number) -> Host {
         Host { number: Some(number), ..self }
     }
@@ -94,17 +94,6 @@ fn to_bf16(number: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
-impl DeviceBatch<Host> {
-    /// Where the numbers lie; none in an empty batch, or from a [`Host`] that does not normalise.
-    /// Valid until the batch is dropped.
-    pub fn pointers(&self) -> Option<Pointers> {
-        let HostBuffers { layout, numbers, .. } = self.buffers()?;
-        let numbers = numbers.as_ref()?;
-        let (views, layout) = (numbers.addresses(), layout.clone());
-        Some(Pointers { views, layout, number: numbers.number() })
-    }
-}
-
 impl HostBuffers {
     /// View `view` of a group, of all samples that the batch has room for: `[n, h, w, 3]` or
     /// `[n, patches, p, p, 3]`.
@@ -127,6 +116,13 @@ impl Engine for Host {
     type Error = Infallible;
     type Buffers = HostBuffers;
     type Worker = HostWorker;
+
+    fn pointers(buffers: &HostBuffers) -> Option<Pointers> {
+        let HostBuffers { layout, numbers, .. } = buffers;
+        let numbers = numbers.as_ref()?;
+        let (views, layout) = (numbers.addresses(), layout.clone());
+        Some(Pointers { views, layout, number: numbers.number() })
+    }
 
     fn buffers(&self, layout: &Layout, _threads: usize) -> Result<HostBuffers, Infallible> {
         let n = layout.n();

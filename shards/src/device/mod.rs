@@ -41,6 +41,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use serde::Serialize;
 use thiserror::Error;
 
+#[cfg(feature = "nvjpeg")]
+use crate::cuda::{CudaError, Device, Stream};
 use crate::decode::{Components, DecodeError, Format, Probe, probe};
 use crate::format::ShardError;
 use crate::order::Cursor;
@@ -77,18 +79,31 @@ pub fn batches_held(batches_ahead: usize) -> usize {
     batches_ahead.max(1) + 1
 }
 
-/// Where the views of a batch lie on its device: numbers channels last, normalised.
+/// Where the views of a batch lie on its device: numbers channels last, normalised. Made by the engines
+/// of this crate only: who reads the addresses relies on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointers {
-    /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
-    pub views: Vec<u64>,
-    /// What the views are. A short batch fills the first samples.
-    pub layout: Layout,
-    /// What the numbers are.
-    pub number: Number,
+    views: Vec<u64>,
+    layout: Layout,
+    number: Number,
 }
 
 impl Pointers {
+    /// The address of each view of all groups, in order: `[n, ...]` of its section's shape.
+    pub fn views(&self) -> &[u64] {
+        &self.views
+    }
+
+    /// What the views are. A short batch fills the first samples.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What the numbers are.
+    pub fn number(&self) -> Number {
+        self.number
+    }
+
     /// The address of view `view` of a group, if there is such.
     pub fn view(&self, group: &str, view: usize) -> Option<u64> {
         self.layout.number(group, view).map(|number| self.views[number])
@@ -235,6 +250,27 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     fn refusal(&self) -> Option<String> {
         None
     }
+
+    /// Where the views of a batch lie as normalised numbers; none where they are no such numbers.
+    fn pointers(buffers: &Self::Buffers) -> Option<Pointers>;
+
+    /// The GPU, where the device is one.
+    #[cfg(feature = "nvjpeg")]
+    fn gpu(&self) -> Option<&Arc<Device>> {
+        None
+    }
+
+    /// Lets what is queued on `stream` from now on wait until the views are rendered.
+    #[cfg(feature = "nvjpeg")]
+    fn wait_on(_buffers: &Self::Buffers, _stream: &Stream) -> Result<(), CudaError> {
+        Ok(())
+    }
+
+    /// Has the next batch in these buffers wait for what is queued on `stream` now.
+    #[cfg(feature = "nvjpeg")]
+    fn release_on(_buffers: &Self::Buffers, _stream: &Stream) -> Result<(), CudaError> {
+        Ok(())
+    }
 }
 
 /// Who decoded how many images.
@@ -346,6 +382,34 @@ impl<E: Engine> DeviceBatch<E> {
     /// A class that is no number.
     pub fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
         labels(&self.classes)
+    }
+
+    /// Where the views lie as normalised numbers; none in an empty batch, or from an engine that does not
+    /// normalise. Valid until the batch is dropped; of a GPU's, for work that is queued behind
+    /// `DeviceBatch::wait_on`.
+    pub fn pointers(&self) -> Option<Pointers> {
+        E::pointers(self.buffers()?)
+    }
+
+    /// Lets what is queued on `stream` from now on wait until the views are rendered. The host does
+    /// not wait.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    #[cfg(feature = "nvjpeg")]
+    pub fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.buffers().map_or(Ok(()), |buffers| E::wait_on(buffers, stream))
+    }
+
+    /// Gives the buffers back behind what is queued on `stream` now: the next batch overwrites them
+    /// only when that is done. Call it after the last use, before dropping; a GPU's batch that is dropped
+    /// without makes the host wait for the whole device before its buffers are used again.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    #[cfg(feature = "nvjpeg")]
+    pub fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.buffers().map_or(Ok(()), |buffers| E::release_on(buffers, stream))
     }
 
     /// The engine's buffers, which hold the views; none in an empty batch.

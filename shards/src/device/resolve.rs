@@ -7,7 +7,6 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Host;
 #[cfg(feature = "nvjpeg")]
 use super::{Cuda, GpuError};
 use crate::pipeline::Views;
@@ -117,9 +116,6 @@ pub enum Decoding {
     /// nvJPEG, through [`DeviceLoader`](super::DeviceLoader).
     #[cfg(feature = "nvjpeg")]
     Nvjpeg(Box<Cuda>),
-    /// The twin of a device in host memory, through the same: what tests of who reads batches name.
-    /// [`Decode::resolve`] never does.
-    Twin(Host),
 }
 
 impl Decode {
@@ -178,7 +174,6 @@ impl fmt::Display for Decoding {
                     Err(error) => write!(f, ", no hardware decoder ({error})"),
                 }
             }
-            Decoding::Twin(_) => write!(f, "a device's twin in host memory"),
         }
     }
 }

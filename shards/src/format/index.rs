@@ -13,6 +13,7 @@
 //! picture, or that is damaged in another way, keeps its place in the table: whoever reads it is told
 //! what is wrong, and the others are read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -205,38 +206,27 @@ impl Table {
     ///
     /// The shard is no tar.
     pub fn walk(map: &Map) -> Result<Table, ShardError> {
-        let mut builder = Builder::default();
-        let fault = |at: Fault| at.of(map.path());
-        for member in Walker::new(map.bytes()) {
-            let member = member.map_err(|error| ShardError::tar(map.path(), error))?;
-            let span = Span { offset: member.data, size: member.payload.len() as u64 };
-            match member.kind {
-                Kind::File => builder.push(&member.name, span, None).map_err(fault)?,
-                Kind::HARD_LINK | Kind::SYMLINK => {
-                    builder.push(&member.name, span, Some(&member.link)).map_err(fault)?;
-                }
-                _ => {}
-            }
-        }
-        builder.close().map_err(fault)?;
-        Ok(builder.table)
+        let members = listed(map.bytes())
+            .map(|member| member.map_err(|error| ShardError::tar(map.path(), error)));
+        let (table, _) = Table::of_members(map.path(), members)?;
+        Ok(table)
     }
 
-    /// Makes the table of a shard's files, in their order, and says where they begin and end. Each
-    /// comes as its name and the bytes of its payload, which lie inside the shard.
+    /// Makes the table of a shard's members, in their order, and says where they begin and end. Each
+    /// has the bytes of its payload, which lie inside the shard.
     ///
     /// # Errors
     ///
     /// What `members` says.
-    pub fn of_members(
+    pub(crate) fn of_members<'a>(
         shard: &Path,
-        members: impl Iterator<Item = Result<(impl AsRef<[u8]>, Span), ShardError>>,
+        members: impl Iterator<Item = Result<Listed<'a>, ShardError>>,
     ) -> Result<(Table, Ends), ShardError> {
         let mut builder = Builder::default();
         let fault = |at: Fault| at.of(shard);
         for member in members {
-            let (name, span) = member?;
-            builder.push(name.as_ref(), span, None).map_err(fault)?;
+            let Listed { name, span, link } = member?;
+            builder.push(&name, span, link.as_deref()).map_err(fault)?;
         }
         builder.close().map_err(fault)?;
         let ends = Ends { first: builder.first, end: builder.end };
@@ -365,6 +355,32 @@ impl Table {
         table.others.shrink_to_fit();
         Ok((table, ends))
     }
+}
+
+/// A member of a shard that may belong to a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed<'a> {
+    pub(crate) name: Cow<'a, [u8]>,
+    pub(crate) span: Span,
+    /// Where it leads, if it is a link.
+    pub(crate) link: Option<Cow<'a, [u8]>>,
+}
+
+/// The members of a shard that may belong to samples: its files and links, in their order.
+pub(crate) fn listed(shard: &[u8]) -> impl Iterator<Item = Result<Listed<'_>, tar::TarError>> {
+    Walker::new(shard).filter_map(|member| {
+        let member = match member {
+            Ok(member) => member,
+            Err(error) => return Some(Err(error)),
+        };
+        let span = Span { offset: member.data, size: member.payload.len() as u64 };
+        let link = match member.kind {
+            Kind::File => None,
+            Kind::HARD_LINK | Kind::SYMLINK => Some(member.link),
+            _ => return None,
+        };
+        Some(Ok(Listed { name: member.name, span, link }))
+    })
 }
 
 /// Where an index says that the members of its shard begin and end.
@@ -657,7 +673,7 @@ impl Builder {
             open.fault.get_or_insert(SampleFault::TooLarge { what, value, limit });
             return Ok(());
         }
-        if matches!(text, std::borrow::Cow::Owned(_)) {
+        if matches!(text, Cow::Owned(_)) {
             open.fault.get_or_insert(SampleFault::Name);
         }
         let seen = self.extensions.len();

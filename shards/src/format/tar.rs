@@ -40,6 +40,12 @@ pub enum TarFault {
         /// What compressed it.
         format: &'static str,
     },
+    /// Not a tar but a file of another kind, by its first bytes.
+    #[error("{what}")]
+    Other {
+        /// What it is, and what to do.
+        what: &'static str,
+    },
     /// The file ends inside a header, a payload or padding.
     #[error("truncated: {need} bytes are needed, {have} are there")]
     Truncated {
@@ -199,7 +205,7 @@ impl<'a> Walker<'a> {
         loop {
             let at = self.offset;
             let fail = |fault| TarError { offset: at, fault };
-            let block = self.block(at).map_err(|error| self.unless_compressed(error))?;
+            let block = self.block(at).map_err(|error| self.unless_other(error))?;
             if block.iter().all(|byte| *byte == 0) {
                 if at != start {
                     return Err(fail(TarFault::Dangling));
@@ -207,8 +213,7 @@ impl<'a> Walker<'a> {
                 self.end(at)?;
                 return Ok(None);
             }
-            let header =
-                Header::parse(block).map_err(|fault| self.unless_compressed(fail(fault)))?;
+            let header = Header::parse(block).map_err(|fault| self.unless_other(fail(fault)))?;
             // Cannot wrap: `block` lies in memory.
             let data = at + BLOCK;
             match header.flag {
@@ -311,11 +316,11 @@ impl<'a> Walker<'a> {
         Ok(data)
     }
 
-    /// What is wrong with the first header, if it is not that the archive is a compressed one: only
-    /// now, since a sound header may begin with the same letters.
-    fn unless_compressed(&self, error: TarError) -> TarError {
-        match compression(self.bytes).filter(|_| error.offset == 0) {
-            Some(format) => TarError { offset: 0, fault: TarFault::Compressed { format } },
+    /// What is wrong with the first header, if it is not that the file is of another kind: only now,
+    /// since a sound header may begin with the same letters.
+    fn unless_other(&self, error: TarError) -> TarError {
+        match other(self.bytes).filter(|_| error.offset == 0) {
+            Some(fault) => TarError { offset: 0, fault },
             None => error,
         }
     }
@@ -406,15 +411,40 @@ pub(crate) fn header_before(bytes: &[u8], data: u64) -> Result<(u8, u64), TarFau
     Ok((header.flag, header.size))
 }
 
-/// The format of a compressed file by its first bytes.
-fn compression(bytes: &[u8]) -> Option<&'static str> {
-    const MAGIC: [(&[u8], &str); 4] = [
+/// What a file is that is no tar, by its first bytes; none of those that people take for one.
+fn other(bytes: &[u8]) -> Option<TarFault> {
+    const PACKED: [(&[u8], &str); 4] = [
         (&[0x1f, 0x8b], "gzip"),
         (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
         (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
         (b"BZh", "bzip2"),
     ];
-    MAGIC.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, format)| *format)
+    const IMAGE: &str = "an image, a tar was expected: name the folder that it lies in";
+    const PAGE: &str = "a web page, a tar was expected: fetch the file itself";
+    const OTHERS: [(&[u8], &str); 11] = [
+        (&[0xff, 0xd8, 0xff], IMAGE),
+        (b"\x89PNG", IMAGE),
+        (b"GIF8", IMAGE),
+        (b"RIFF", IMAGE),
+        (b"<!doctype", PAGE),
+        (b"<html", PAGE),
+        (b"<?xml", PAGE),
+        (
+            b"version https://git-lfs",
+            "a pointer of Git LFS, a tar was expected: `git lfs pull` brings the file",
+        ),
+        (b"PK\x03\x04", "a zip archive, a tar was expected: unpack it first"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive, a tar was expected: unpack it first"),
+        (b"Rar!", "a rar archive, a tar was expected: unpack it first"),
+    ];
+    let begins = |magic: &[u8]| {
+        let head = bytes.trim_ascii_start().get(..magic.len());
+        bytes.starts_with(magic) || head.is_some_and(|head| head.eq_ignore_ascii_case(magic))
+    };
+    if let Some((_, format)) = PACKED.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Some(TarFault::Compressed { format });
+    }
+    OTHERS.iter().find(|(magic, _)| begins(magic)).map(|(_, what)| TarFault::Other { what })
 }
 
 struct Header<'a> {

@@ -253,7 +253,7 @@ pub enum SkipReason {
     #[error("replaced by a later member of the same name, or by a file beside its tar")]
     Replaced,
     /// Most other images have a label, it has none.
-    #[error("no label: most of the others have one")]
+    #[error("no label, and others have one")]
     NoLabel,
     /// Its label is a word where those of most others are numbers.
     #[error("the label `{label}` is no class number, as those of most others are")]
@@ -339,6 +339,14 @@ pub enum PackError {
     /// A file that cannot be packed, and the policy is to stop.
     #[error("{path}: {reason} (--on-error skip leaves such files out)")]
     File {
+        /// Its path in the source.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// The same, when shards were being written: what there is of them is kept.
+    #[error("{path}: {reason} (--resume --on-error skip goes on, and leaves such files out)")]
+    FileMeanwhile {
         /// Its path in the source.
         path: String,
         /// Why.
@@ -678,7 +686,8 @@ impl Work<'_> {
                     let own = self.source.check().is_ok();
                     if own && self.job.options.on_error == OnError::Fail {
                         writer.discard();
-                        return Err(PackError::File { path: skip.path, reason: skip.reason });
+                        let (path, reason) = (skip.path, skip.reason);
+                        return Err(PackError::FileMeanwhile { path, reason });
                     }
                     skips.push(skip);
                 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::overlap::{self, Overlap};
-use super::{Opened, Shard, Source};
+use super::{Opened, Shard, Source, braces};
 use crate::format::index::{IndexText, Table, shards_in};
 use crate::format::manifest::{Manifest, STATE_FOLDER, ShardRecord};
 use crate::format::map::Map;
@@ -40,7 +40,9 @@ pub(super) fn open(spec: &[String], notice: Option<fn(&str)>) -> Result<Opened, 
     let jobs: Vec<(&Path, Option<ShardRecord>)> =
         paths.iter().map(|path| (path.as_path(), records.remove(path))).collect();
     let shards = open_all(&jobs, &notices)?;
-    notices.several(&shards);
+    if let Some(text) = overlap::several(&shards) {
+        notices.say(&text);
+    }
     let digests = jobs.into_iter().map(|(_, record)| record.map(|record| record.sha256)).collect();
     Ok(Opened { shards, classes, clash, digests, remote: None })
 }
@@ -53,7 +55,7 @@ fn expand(spec: &str, paths: &mut Vec<PathBuf>) -> Result<(), ShardError> {
         return literal(Path::new(spec), paths).map_err(|why| why.into_error(fail));
     }
     let reason = |error: String| fail(SpecFault::Pattern { reason: error });
-    let words = webdataset::braceexpand(spec).map_err(|error| reason(error.to_string()))?;
+    let words = braces::expand(spec).map_err(reason)?;
     for word in words {
         if Path::new(&word).exists() {
             literal(Path::new(&word), paths).map_err(|why| why.into_error(fail))?;
@@ -156,20 +158,6 @@ impl Notices {
                 index.display()
             ));
         }
-    }
-
-    /// Samples with more pictures than the one that is read.
-    fn several(&self, shards: &[Shard]) {
-        let mut found = shards.iter().filter_map(|shard| Some((shard, shard.table.several()?)));
-        let Some((shard, (mut count, key, taken, other))) = found.next() else { return };
-        count += found.map(|(_, (more, ..))| more).sum::<u64>();
-        let samples =
-            if count == 1 { "1 sample has".into() } else { format!("{count} samples have") };
-        self.say(&format!(
-            "{samples} several pictures, one of which is read: of `{key}` in {} the .{taken}, not the \
-             .{other}",
-            shard.path().display()
-        ));
     }
 }
 

@@ -4,6 +4,7 @@
 //! each as slices of mapped memory. It copies no image, keeps about fifty bytes per sample, and writes
 //! nothing but the cache of remote shards.
 
+mod braces;
 mod local;
 mod overlap;
 pub mod remote;

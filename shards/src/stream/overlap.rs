@@ -1,8 +1,10 @@
-//! Whether data sets that are read as one hold the same images: legal, and seldom meant.
+//! What is legal in a data set, and seldom meant: sets that are read as one and hold the same images,
+//! samples with several pictures.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::Shard;
 use crate::format::manifest::{Manifest, ShardRecord};
 
 /// The checksums of images in manifests, for comparison.
@@ -80,4 +82,17 @@ pub(super) fn found(overlap: Overlap) -> Option<String> {
             manifests[other].display()
         )
     })
+}
+
+/// Samples with more pictures than the one that is read, if there are any.
+pub(super) fn several(shards: &[Shard]) -> Option<String> {
+    let mut found = shards.iter().filter_map(|shard| Some((shard, shard.table.several()?)));
+    let (shard, (mut count, key, taken, other)) = found.next()?;
+    count += found.map(|(_, (more, ..))| more).sum::<u64>();
+    let samples = if count == 1 { "1 sample has".into() } else { format!("{count} samples have") };
+    Some(format!(
+        "{samples} several pictures, one of which is read: of `{key}` in {} the .{taken}, not the \
+         .{other}",
+        shard.path().display()
+    ))
 }

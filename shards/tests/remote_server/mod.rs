@@ -46,6 +46,8 @@ impl Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) method: String,
+    /// Without its first slash.
+    pub(crate) path: String,
     /// File name.
     pub(crate) name: String,
     /// What follows the path's `?`.
@@ -172,7 +174,8 @@ impl Shared {
         let mut counts = self.counts.lock().expect("no panic");
         let count = counts.entry(name.clone()).or_insert(0);
         let (method, before) = (method.to_owned(), *count);
-        let request = Request { method, name, query, from, to, headers, before };
+        let request =
+            Request { method, path: path.clone(), name, query, from, to, headers, before };
         *count += 1;
         drop(counts);
         let answer = (self.rule)(&request);

@@ -25,11 +25,12 @@ use self::address::Address;
 pub(crate) use self::address::shown_all;
 pub use self::address::{is_url, shown};
 pub use self::fetch::{AFTER_MAX, PAUSE_MAX, Patience};
-use self::opener::{Job, Once, Opener, addresses, index_name, records};
+use self::opener::{Job, Named, Once, Opener, addresses, index_name, records};
 use self::prefetch::Item;
 pub(crate) use self::prefetch::Prefetcher;
 pub use self::prefetch::{PinnedShard, RemoteSnapshot};
 use self::store::{Web, no_thread};
+use super::overlap::{self, Overlap};
 use super::{Opened, Shard, Source};
 use crate::cache::Cache;
 use crate::format::index::Table;
@@ -154,12 +155,29 @@ fn open_with_records(
         let source = Source::Remote { url, name, bytes, prefetcher, number };
         Shard { source, table, first: 0, indexed: Some(blame) }
     });
-    let shards = shards.collect();
+    let shards: Vec<Shard> = shards.collect();
+    let odd = [same_images(&named), overlap::several(&shards)];
+    if let Some(tell) = options.notice {
+        odd.iter().flatten().for_each(|text| tell(text));
+    }
     let all = named.folders.into_values().flat_map(|folder| folder.manifests);
     let manifests = all.map(|(url, manifest)| (url.into(), without_sums(manifest))).collect();
     let remote = Some(Remote { prefetcher, manifests, _fetchers: fetchers });
     let records = jobs.into_iter().map(|job| job.record).collect();
     Ok((Opened { shards, classes, clash, digests, remote }, records))
+}
+
+/// Whether folders that are read as one hold the same images.
+fn same_images(named: &Named) -> Option<String> {
+    let folders = named.folders.values().filter(|folder| !folder.manifests.is_empty());
+    if folders.count() < 2 {
+        return None;
+    }
+    let mut overlap = Overlap::default();
+    for (url, manifest) in named.folders.values().flat_map(|folder| &folder.manifests) {
+        overlap.add(Path::new(url), manifest.shards.iter());
+    }
+    overlap::found(overlap)
 }
 
 /// The checksums of members are 16 bytes a sample, and only `verify` reads them.

@@ -15,10 +15,11 @@ use super::share;
 use super::store::{About, Failure, Object, Told, Web};
 use crate::cache::{Admitted, Cache, Priority};
 use crate::files::hex;
-use crate::format::index::{self, Ends, Table};
+use crate::format::index::{Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
+use crate::stream::braces;
 
 /// Threads that fetch indexes: each waits for a server most of its time.
 const OPENERS: usize = 16;
@@ -56,7 +57,7 @@ pub(super) fn addresses(word: &str) -> Result<Vec<Address>, ShardError> {
         ShardError::Spec { spec: shown(word), fault }
     };
     // What is wrong is told without the word: it may hold a secret.
-    let urls = webdataset::braceexpand(word).map_err(|_| fail("its braces do not match".into()))?;
+    let urls = braces::expand(word).map_err(fail)?;
     let address = |url: &String| {
         let address = Address::parse(url)?;
         match address.url().path().contains(['*', '[']) {
@@ -151,11 +152,6 @@ enum Small {
 /// Whether the bytes begin like a manifest.
 fn begins_as_manifest(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
-}
-
-/// Something that begins as an index does.
-fn begins_as_index(bytes: &[u8]) -> bool {
-    bytes.strip_prefix(index::VERSION.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }
 
 impl Opener {
@@ -458,7 +454,7 @@ impl Opener {
         }
         let object = self.web.object(&address)?;
         let limit = item.about.bytes.min(INDEX_MAX);
-        let text = match self.small(&object, limit, begins_as_index)? {
+        let text = match self.small(&object, limit, Table::is_index)? {
             Small::There(text) => text,
             Small::None | Small::Refused(_) => return Ok(None),
             Small::Other(why) => {

@@ -91,16 +91,30 @@ impl Secrets {
             | StoreError::UnknownConfigurationKey { .. } => {
                 return Failure::Final(RemoteFault::Store(cause));
             }
-            _ => return Failure::Passing(cause, None),
+            _ => return Failure::Passing(self.without_credentials(cause, object), None),
         };
-        let variables = match object.address.url().scheme() {
-            "gs" => "GOOGLE_*",
-            "s3" | "s3a" => "AWS_*",
-            "https" => "AWS_* or AZURE_*",
-            _ => "AZURE_*",
-        };
+        let variables = variables(object);
         let advice = format!("credentials come from {variables} variables: {cause}");
         Failure::Final(RemoteFault::Denied { answer: status.to_string(), advice })
+    }
+
+    /// Without credentials the machine is asked for those of its role: outside of a cloud it has none, and
+    /// what is missing are the variables.
+    fn without_credentials(&self, cause: Cause, object: &Object) -> Cause {
+        let said = cause.to_string();
+        let asked =
+            ["/latest/api/token", "/latest/meta-data", "169.254.169.254", "computeMetadata"];
+        if !asked.iter().any(|place| said.contains(place)) {
+            return cause;
+        }
+        let public = if matches!(object.address.url().scheme(), "s3" | "s3a") {
+            "; public buckets want AWS_SKIP_SIGNATURE=true"
+        } else {
+            ""
+        };
+        let variables = variables(object);
+        format!("no credentials in {variables} variables{public}; this machine's own role: {said}")
+            .into()
     }
 
     /// A page, as far as it may be shown.
@@ -111,5 +125,15 @@ impl Secrets {
             }
             other => other,
         })
+    }
+}
+
+/// The variables that a store's credentials come from.
+fn variables(object: &Object) -> &'static str {
+    match object.address.url().scheme() {
+        "gs" => "GOOGLE_*",
+        "s3" | "s3a" => "AWS_*",
+        "https" => "AWS_* or AZURE_*",
+        _ => "AZURE_*",
     }
 }
