@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::{setup, shell, ships, tidy};
+use crate::{layers, setup, shell, ships, tidy};
 
 /// Variables of other programs' that change what tests see: other packages for Python, colours in
 /// words, and a launcher's world where the tests run inside a job.
@@ -52,6 +52,8 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     run("fmt --all --check")?;
     let findings = tidy::findings(root)?;
     ensure!(findings.is_empty(), "tidy:\n  {}", findings.join("\n  "));
+    let findings = layers::findings(root)?;
+    ensure!(findings.is_empty(), "layers:\n  {}", findings.join("\n  "));
     no_libtorch_without_train(root)?;
     ships::dependencies(root)?;
     ships::features(root)?;
