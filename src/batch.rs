@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::config::{CROPS, Config, PATCHES};
 use crate::device;
-use crate::method::StepError;
+use crate::method::error::StepError;
 use crate::shim::ShimError;
 use crate::shim::step::{self as shim, Lane};
 

@@ -291,9 +291,9 @@ mod tests {
             ),
             ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
             ("simclr-cifar", &["train.accumulate=2"], Libtorch),
-            ("simclr-r50", &["model.backbone=resnet18", "train.layout=channels-last"], Libtorch),
+            ("simclr-r50", &["model.backbone=resnet18"], Libtorch),
             ("rotation-r50", &["model.backbone=resnet18"], Libtorch),
-            ("rotation-cifar", &["train.accumulate=2", "train.layout=channels-last"], Libtorch),
+            ("rotation-cifar", &["train.accumulate=2"], Libtorch),
         ];
         for (recipe, more, norms) in cases {
             let edges = ["views.crops.size=64", "model.bn_splits=4"];

@@ -2,7 +2,7 @@
 //! read by who builds the layers, and by who counts parameters, bytes and operations. Needs no libtorch.
 
 use crate::config::{Backbone, Config, Model, Stem};
-use crate::method::{Design, HeadDesign, Layer};
+use crate::method::design::{Design, HeadDesign, Layer};
 
 /// A convolution with a square kernel, half of it as padding, no bias, and a batch normalisation behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

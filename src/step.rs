@@ -55,7 +55,7 @@ pub fn update(
 }
 
 /// Sees logits by their terms' names, once for each micro-batch.
-type Watch<'a> = &'a mut dyn FnMut(&[(String, Tensor)]);
+pub type Watch<'a> = &'a mut dyn FnMut(&[(String, Tensor)]);
 
 /// [`update`], showing the [logits](crate::method::Method::logits) to `watch`, once for each micro-batch.
 ///
@@ -68,7 +68,7 @@ pub fn update_watched(
     config: &Config,
     batch: &Batch,
     at: At,
-    watch: &mut dyn FnMut(&[(String, Tensor)]),
+    watch: Watch<'_>,
 ) -> Result<StepReport, StepError> {
     let report = run(model, sgd, world, config, batch, at, Some(watch))?.wait()?;
     undo_if_refused(model, config, &report);

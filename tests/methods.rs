@@ -164,6 +164,41 @@ fn rotation_by_one_drawn_turn_trains_as_pytorch_does() {
     compare("rotation-r50", &[&sets[..], &["model.bn_splits=2"]].concat());
 }
 
+/// Where channels lie, and in how many parts a batch is computed, changes nothing but rounding: weights, momentum and
+/// running statistics, those of the head among them, after three free steps in float64.
+#[test]
+fn layouts_and_parts_change_nothing_but_rounding() {
+    tch::set_num_threads(THREADS);
+    for recipe in ["simclr-r50", "rotation-r50"] {
+        let run = |layout: &str, parts: &str| {
+            let small = ["model.backbone=resnet18", "model.width=16", "train.batch=8"];
+            let more = ["model.bn_splits=4", "optim.lr_batch=8", "optim.lr=0.05", layout, parts];
+            let sets: Vec<String> = small.iter().chain(&more).map(ToString::to_string).collect();
+            let config = Config::load(recipe, &sets).unwrap();
+            let mut model = Model::new(&config, Device::Cpu).unwrap();
+            model.convert(Kind::Double);
+            let mut sgd = Sgd::of(model.query.parameters(), &config.optim);
+            let views = if recipe == "simclr-r50" { 2 } else { 1 };
+            for step in 0..3 {
+                let view = |view| picture(&step.to_string(), view, 8).to_kind(Kind::Double);
+                let batch = Batch::new(vec![(CROPS.to_string(), (0..views).map(view).collect())]);
+                let at = At { step, learning_rate: config.base_lr() };
+                assert!(update(&mut model, &mut sgd, &Local, &config, &batch, at).unwrap().applied);
+            }
+            model.tensors().into_iter().chain(sgd.tensors()).collect::<Vec<_>>()
+        };
+        let plain = run("train.layout=channels-first", "train.accumulate=1");
+        for (layout, parts) in [("first", "4"), ("last", "1"), ("last", "2")] {
+            let layout = format!("train.layout=channels-{layout}");
+            let other = run(&layout, &format!("train.accumulate={parts}"));
+            for ((name, a), (_, b)) in plain.iter().zip(&other) {
+                let off = error(b, a);
+                assert!(off < 1e-7, "{recipe} {layout} {parts} parts: {name} {off:.1e}");
+            }
+        }
+    }
+}
+
 /// Milliseconds an update.
 const TINY: &[&str] = &[
     "model.backbone=resnet18",

@@ -108,6 +108,7 @@ impl Default for Moco {
 }
 
 /// Which queries meet which keys.
+#[cfg_attr(not(feature = "train"), expect(dead_code, reason = "only training asks which meet"))]
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     name: &'static str,

@@ -7,9 +7,9 @@
 //! A method's type is its table `[method]` of the configuration. To add one: write its file, add its line to
 //! [`METHODS`], write a recipe. A program that uses this crate [`register`]s its own.
 
-mod design;
+pub mod design;
 #[cfg(feature = "train")]
-mod error;
+pub mod error;
 mod moco;
 #[cfg(feature = "train")]
 pub mod parts;

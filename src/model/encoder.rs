@@ -9,7 +9,7 @@ use super::norm::{self, Moments, Norm, Norms, Settling};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
-use crate::method::Design;
+use crate::method::design::Design;
 use crate::shim::ShimError;
 use crate::shim::{norm as shim_norm, step as shim};
 

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::norm::{BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
-use crate::method::{HeadDesign, Layer};
+use crate::method::design::{HeadDesign, Layer};
 
 #[derive(Debug)]
 struct Linear {

@@ -34,12 +34,24 @@ pub(super) struct Settling {
 /// took part.
 pub(super) fn mean_of(all: &[Settling]) -> Option<Tensor> {
     let first = all.first()?;
+    if all.iter().any(|one| one.seen.len() != first.seen.len()) {
+        // Layers of a head see all groups at once where those of the backbone see them one by one.
+        let rows =
+            |one: &Settling| Tensor::cat(&one.seen.iter().map(side_by_side).collect::<Vec<_>>(), 0);
+        let rows: Vec<Tensor> = all.iter().map(rows).collect(); // [groups, 2 c]
+        return Some(Tensor::cat(&rows, 1).mean_dim(0, false, None));
+    }
     // Each chunk went through all layers: side by side, their groups are rows.
     let chunks = (0..first.seen.len()).map(|chunk| {
         let layers = all.iter().filter_map(|one| one.seen.get(chunk)).flatten();
         Tensor::cat(&layers.collect::<Vec<_>>(), 1)
     });
     Some(Tensor::cat(&chunks.collect::<Vec<_>>(), 0).mean_dim(0, false, None))
+}
+
+/// Means and variances `[groups, c]` to `[groups, 2 c]`.
+fn side_by_side(seen: &[Tensor; 2]) -> Tensor {
+    Tensor::cat(seen, 1)
 }
 
 /// Moves running statistics towards `seen`, as [`mean_of`] gives it, in a few launches for all of them. Where

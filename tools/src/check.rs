@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::{setup, shell, ships, tidy};
+use crate::{layers, setup, shell, ships, tidy};
 
 /// Everything but the tests: format, our own rules, dependencies, lints of all features and of none,
 /// documentation, benches as tests, and what lies outside of the workspace.
@@ -17,6 +17,8 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     run("fmt --all --check")?;
     let findings = tidy::findings(root)?;
     ensure!(findings.is_empty(), "tidy:\n  {}", findings.join("\n  "));
+    let findings = layers::findings(root)?;
+    ensure!(findings.is_empty(), "layers:\n  {}", findings.join("\n  "));
     no_libtorch_without_train(root)?;
     ships::dependencies(root)?;
     ships::features(root)?;

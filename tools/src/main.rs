@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 mod check;
 mod demo;
 mod gpu_check;
+mod layers;
 mod objects;
 mod peers;
 mod setup;

@@ -19,7 +19,10 @@ pub fn side_by_side(images: &[Tensor]) -> Tensor {
 
 /// Square images `[n, 3, h, h]`, turned by so many quarters against the clock.
 pub fn turned(images: &Tensor, quarters: i64) -> Tensor {
-    images.rot90(quarters, [2, 3])
+    match quarters {
+        0 => images.shallow_clone(), // libtorch would lay them channels first
+        _ => images.rot90(quarters, [2, 3]),
+    }
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ mod tests {
             let z = z.detach();
             let positive = z.gather(1, &partner.unsqueeze(1), false);
             assert!((number(&readings.get(1)) - number(&positive.mean(None))).abs() < 1e-12);
-            let rest = z.isfinite().where_self(&z, &z.zeros_like()).sum(None) - positive.sum(None);
+            let rest = z.where_self(&z.isfinite(), &z.zeros_like()).sum(None) - positive.sum(None);
             assert!((number(&readings.get(2)) - number(&rest) / 48.0).abs() < 1e-12);
         }
     }

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 use crate::device::is_channels_last;
 use crate::dist::{Collective, DistError};
 use crate::draws::Draws;
-use crate::method::StepError;
+use crate::method::error::StepError;
 use crate::shim::ShimError;
 use crate::shim::step as shim;
 
