@@ -383,13 +383,13 @@ impl Source {
     }
 
     /// Whether batches come in slabs.
-    pub(crate) fn fills_slabs(&self) -> bool {
+    pub fn fills_slabs(&self) -> bool {
         matches!(self.0, Kind::Host(_))
     }
 
     /// The GPU that makes the batches.
     #[cfg(feature = "nvjpeg")]
-    pub(crate) fn gpu(&self) -> Option<&Arc<Device>> {
+    pub fn gpu(&self) -> Option<&Arc<Device>> {
         match &self.0 {
             Kind::Host(_) => None,
             Kind::Device(loader) => loader.gpu(),
@@ -481,8 +481,11 @@ impl Taken {
         }
     }
 
-    /// The slab that holds it; otherwise the batch, on its device.
-    pub(crate) fn into_slab(self) -> Result<Filled, Taken> {
+    /// The slab that holds it.
+    ///
+    /// # Errors
+    /// The batch, where it lies on a device.
+    pub fn into_slab(self) -> Result<Filled, Taken> {
         match self.0 {
             Batch::Host(filled) => Ok(filled),
             batch => Err(Taken(batch)),
@@ -490,7 +493,7 @@ impl Taken {
     }
 
     /// Where a device's views lie as normalised numbers.
-    pub(crate) fn pointers(&self) -> Option<Pointers> {
+    pub fn pointers(&self) -> Option<Pointers> {
         match &self.0 {
             Batch::Host(_) => None,
             Batch::Device(batch) => batch.pointers(),
@@ -498,8 +501,11 @@ impl Taken {
     }
 
     /// Lets what is queued on `stream` from now on wait until the views are rendered.
+    ///
+    /// # Errors
+    /// When the driver fails.
     #[cfg(feature = "nvjpeg")]
-    pub(crate) fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
+    pub fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
         match &self.0 {
             Batch::Host(_) => Ok(()),
             Batch::Device(batch) => batch.wait_on(stream),
@@ -507,8 +513,11 @@ impl Taken {
     }
 
     /// Has its memory used again only behind what is queued on `stream` now.
+    ///
+    /// # Errors
+    /// When the driver fails.
     #[cfg(feature = "nvjpeg")]
-    pub(crate) fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
+    pub fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
         match &self.0 {
             Batch::Host(_) => Ok(()),
             Batch::Device(batch) => batch.release_on(stream),

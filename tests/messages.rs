@@ -80,7 +80,10 @@ fn session(name: &str) {
     let copied = Command::new("cp").args(["-a", path(fixture()), path(&place)]).status();
     assert!(copied.expect("cp is there").success());
     let server = serve(&place);
-    let variables = [("SERVER", format!("127.0.0.1:{}", server.port()))];
+    // For ranks to meet at: nobody else's.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let port = port.expect("a port").port().to_string();
+    let variables = [("SERVER", format!("127.0.0.1:{}", server.port())), ("PORT", port)];
     let mut wrong = String::new();
     for block in &mut blocks {
         let lines = run(&block.command, &place, &variables);

@@ -29,7 +29,7 @@ use detco::model::{Draws, Model};
 use detco::optim::Sgd;
 use detco::step::{At, update};
 use detco_shards::views::{Note, Rect};
-use numerical::set_threads;
+use numerical::{error, set_threads};
 use reference::{Reference, STEPS, dtype};
 use serde_json::{Value, json};
 use support::{detco_ok, path, shards};
@@ -168,7 +168,7 @@ fn rotation_by_one_drawn_turn_trains_as_pytorch_does() {
 /// running statistics, those of the head among them, after three free steps in float64.
 #[test]
 fn layouts_and_parts_change_nothing_but_rounding() {
-    tch::set_num_threads(THREADS);
+    set_threads();
     for recipe in ["simclr-r50", "rotation-r50"] {
         let run = |layout: &str, parts: &str| {
             let small = ["model.backbone=resnet18", "model.width=16", "train.batch=8"];

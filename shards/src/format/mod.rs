@@ -419,6 +419,14 @@ pub enum SpecFault {
     /// A folder without shards.
     #[error("no .tar in this folder")]
     Empty,
+    /// A folder of files that data sets come in and that are no shards.
+    #[error("no .tar in this folder, but `{name}`, {kind}")]
+    Others {
+        /// One of them.
+        name: String,
+        /// What such files are and what to do with them.
+        kind: &'static str,
+    },
     /// A folder of images that nobody has packed.
     #[error("no .tar in this folder, but images: pack it first: `detco pack {} OUT`", .folder.display())]
     Images {

@@ -103,9 +103,11 @@ fn literal(path: &Path, paths: &mut Vec<PathBuf>) -> Result<(), Why> {
         return Err(Why::Spec(SpecFault::Unfinished));
     }
     if found.is_empty() {
-        let images = holds_images(path);
-        let fault = || SpecFault::Images { folder: path.to_path_buf() };
-        return Err(Why::Spec(if images { fault() } else { SpecFault::Empty }));
+        return Err(Why::Spec(if holds_images(path) {
+            SpecFault::Images { folder: path.to_path_buf() }
+        } else {
+            holds_others(path).unwrap_or(SpecFault::Empty)
+        }));
     }
     // The folder is the whole data set: what its manifest lists must be there.
     let manifests = Manifest::all_in(path).map_err(Why::Shard)?;
@@ -135,6 +137,28 @@ fn holds_images(folder: &Path) -> bool {
     let names = list(folder);
     let mut folders = names.iter().filter(|name| name.is_dir()).take(FOLDERS_MAX);
     images(&names) || folders.any(|folder| images(&list(folder)))
+}
+
+/// The first by name of the files in a folder that data sets come in and that are no shards.
+fn holds_others(folder: &Path) -> Option<SpecFault> {
+    const KINDS: [(&[&str], &str); 4] = [
+        (
+            &[".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"],
+            "compressed: shards are read in place, decompress them first",
+        ),
+        (&[".parquet", ".arrow"], "a table of rows: `detco pack` takes image files and tars"),
+        (&[".tfrecord", ".rec", ".beton", ".lmdb", ".mdb"], "another loader's format"),
+        (&[".zip"], "a zip archive: unpack it and pack the images"),
+    ];
+    let entries = std::fs::read_dir(folder).ok()?.flatten().take(NAMES_MAX);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names.into_iter().find_map(|name| {
+        let low = name.to_ascii_lowercase();
+        let known = KINDS.iter().find(|(ends, _)| ends.iter().any(|end| low.ends_with(end)));
+        known.map(|(_, kind)| SpecFault::Others { name, kind })
+    })
 }
 
 /// Reports oddities, each kind once.
