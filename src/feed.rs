@@ -236,7 +236,7 @@ impl Feed {
             }
             Err(taken) => {
                 wait.queued()?;
-                self.lend(taken)
+                self.lend(*taken)
             }
         }
     }

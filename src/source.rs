@@ -485,10 +485,10 @@ impl Taken {
     ///
     /// # Errors
     /// The batch, where it lies on a device.
-    pub fn into_slab(self) -> Result<Filled, Taken> {
+    pub fn into_slab(self) -> Result<Filled, Box<Taken>> {
         match self.0 {
             Batch::Host(filled) => Ok(filled),
-            batch => Err(Taken(batch)),
+            batch => Err(Box::new(Taken(batch))),
         }
     }
 
