@@ -283,6 +283,9 @@ impl Source {
         copied_by: Option<u32>,
     ) -> Result<Source, SourceError> {
         let set = Arc::clone(set);
+        // Without nvJPEG there is no device to share the load with.
+        #[cfg(not(feature = "nvjpeg"))]
+        let _ = share;
         match decoding {
             Decoding::Cpu { .. } => {
                 Ok(Source(Kind::Host(Box::new(loader(set, options, copied_by)?))))
