@@ -257,7 +257,7 @@ impl Feed {
             }
             Err(taken) => {
                 wait.queued()?;
-                self.lend(taken)
+                self.lend(*taken)
             }
         }
     }

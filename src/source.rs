@@ -283,6 +283,9 @@ impl Source {
         copied_by: Option<u32>,
     ) -> Result<Source, SourceError> {
         let set = Arc::clone(set);
+        // Without nvJPEG there is no device to share the load with.
+        #[cfg(not(feature = "nvjpeg"))]
+        let _ = share;
         match decoding {
             Decoding::Cpu { .. } => {
                 Ok(Source(Kind::Host(Box::new(loader(set, options, copied_by)?))))
@@ -485,10 +488,10 @@ impl Taken {
     ///
     /// # Errors
     /// The batch, where it lies on a device.
-    pub fn into_slab(self) -> Result<Filled, Taken> {
+    pub fn into_slab(self) -> Result<Filled, Box<Taken>> {
         match self.0 {
             Batch::Host(filled) => Ok(filled),
-            batch => Err(Taken(batch)),
+            batch => Err(Box::new(Taken(batch))),
         }
     }
 
