@@ -291,8 +291,8 @@ mod tests {
             ),
             ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
             ("simclr-cifar", &["train.accumulate=2"], Libtorch),
-            ("simclr-r50", &["model.backbone=resnet18"], Libtorch),
-            ("rotation-r50", &["model.backbone=resnet18"], Libtorch),
+            ("simclr-r50", &[], Libtorch),
+            ("rotation-r50", &[], Libtorch),
             ("rotation-cifar", &["train.accumulate=2"], Libtorch),
         ];
         for (recipe, more, norms) in cases {
