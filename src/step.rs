@@ -109,7 +109,7 @@ fn run(
     at: At,
     mut watch: Option<Watch<'_>>,
 ) -> Result<Pending, StepError> {
-    let (method, design) = (&*config.method, model.design.clone());
+    let (method, design) = (config.method.trained(), model.design.clone());
     let cut = Cut::new(&design, config, world, batch)?;
     let seen = method.student(batch)?;
     let now = |what| world.at(at.step + 1, what); // counted from 1, as in metrics

@@ -9,8 +9,8 @@ use detco::batch::Batch;
 use detco::checkpoint;
 use detco::config::{CROPS, Config};
 use detco::method::{
-    self, Around, Design, HeadDesign, Layer, Met, Method, PassDesign, Refused, Scores, Seen,
-    StepError, TermDesign,
+    self, Around, Declare, Design, HeadDesign, Layer, Met, Method, PassDesign, Refused, Scores,
+    Seen, StepError, TermDesign,
 };
 use detco::train::{Outcome, Start, train};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ impl Default for Colour {
     }
 }
 
-impl Method for Colour {
+impl Declare for Colour {
     fn design(&self, channels: [i64; 4]) -> Design {
         let head = HeadDesign {
             scope: "colour".into(),
@@ -55,7 +55,9 @@ impl Method for Colour {
     fn check(&self, run: &Around<'_>) -> Result<(), Refused> {
         run.views(("views.crops", CROPS), |group| group.count == 1, "one view")
     }
+}
 
+impl Method for Colour {
     fn student(&self, batch: &Batch) -> Result<Seen, StepError> {
         let crop = &batch.exactly(CROPS, 1)?[0];
         let colour = crop.mean_dim([2_i64, 3].as_slice(), false, None); // [n, 3]

@@ -11,11 +11,11 @@ use tch::Tensor;
 #[cfg(feature = "train")]
 use super::parts::info_nce::{self, Contrast};
 use super::{
-    Around, Design, EmaSchedule, HeadDesign, Layer, Logits, Method, PassDesign, Refused,
+    Around, Declare, Design, EmaSchedule, HeadDesign, Layer, Logits, PassDesign, Refused,
     TeacherDesign, TermDesign, refuse_unless,
 };
 #[cfg(feature = "train")]
-use super::{Met, Queues, Scores, Seen, StepError};
+use super::{Met, Method, Queues, Scores, Seen, StepError};
 #[cfg(feature = "train")]
 use crate::batch::Batch;
 #[cfg(feature = "train")]
@@ -160,7 +160,7 @@ impl Moco {
     }
 }
 
-impl Method for Moco {
+impl Declare for Moco {
     fn design(&self, channels: [i64; 4]) -> Design {
         let at = |level: &u8| (*level, channels[usize::from(*level).clamp(2, 5) - 2]);
         let levels = || self.levels.iter().map(at);
@@ -229,18 +229,18 @@ impl Method for Moco {
             false => Ok(()),
         }
     }
+}
 
-    #[cfg(feature = "train")]
+#[cfg(feature = "train")]
+impl Method for Moco {
     fn student(&self, batch: &Batch) -> Result<Seen, StepError> {
         self.views(batch, 0)
     }
 
-    #[cfg(feature = "train")]
     fn teacher(&self, batch: &Batch) -> Result<Seen, StepError> {
         self.views(batch, 1)
     }
 
-    #[cfg(feature = "train")]
     fn score(&self, met: &Met<'_>) -> Scores {
         let terms = self.terms(met);
         let (mut readings, mut gradients) = (Vec::new(), Vec::new());
@@ -262,7 +262,6 @@ impl Method for Moco {
         Scores { readings, gradients: gradients.into_iter().flatten().collect() }
     }
 
-    #[cfg(feature = "train")]
     fn logits(&self, met: &Met<'_>) -> Vec<(String, Tensor)> {
         let names = self.levels.iter().flat_map(|level| {
             self.pairs().iter().map(move |pair| format!("res{level}/{}", pair.name))
@@ -270,7 +269,6 @@ impl Method for Moco {
         names.zip(self.contrast(met)).map(|(name, term)| (name, term.logits)).collect()
     }
 
-    #[cfg(feature = "train")]
     fn after(
         &self,
         queues: &mut Queues,

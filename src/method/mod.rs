@@ -5,7 +5,7 @@
 //! passes, collectives, micro-batches, the optimizer, and leaving the state alone when a loss is not finite.
 //!
 //! A method's type is its table `[method]` of the configuration. To add one: write its file, add its line to
-//! [`METHODS`], write a recipe. A program that uses this crate [`register`]s its own.
+//! [`METHODS`] and its name to [`TRAINED`], write a recipe. A program that uses this crate [`register`]s its own.
 
 pub mod design;
 #[cfg(feature = "train")]
@@ -43,12 +43,16 @@ pub use parts::queue::Queues;
 pub use rotation::Rotation;
 pub use simclr::Simclr;
 
-/// The methods of this program.
+/// The methods of this program: what their tables are read as.
 const METHODS: &[(&str, Read)] =
     &[("moco", read::<Moco>), ("rotation", read::<Rotation>), ("simclr", read::<Simclr>)];
 
-/// A method of pre-training: its keys of the configuration, and what it does with them.
-pub trait Method: Any + fmt::Debug + Send + Sync {
+/// The same, as training sees them. Apart, so that a program that does not train links no libtorch.
+#[cfg(feature = "train")]
+const TRAINED: &[Cast] = &[cast::<Moco>, cast::<Rotation>, cast::<Simclr>];
+
+/// What a method of pre-training declares: its keys of the configuration, and what they come to.
+pub trait Declare: Any + fmt::Debug + Send + Sync {
     /// What it is made of, on a backbone whose Res2 to Res5 have so many channels.
     fn design(&self, channels: [i64; 4]) -> Design;
 
@@ -59,30 +63,30 @@ pub trait Method: Any + fmt::Debug + Send + Sync {
     fn check(&self, _run: &Around<'_>) -> Result<(), Refused> {
         Ok(())
     }
+}
 
+/// What a method of pre-training does.
+#[cfg(feature = "train")]
+pub trait Method: Declare {
     /// What the student sees in this step: the images of each of [`Design::passes`].
     ///
     /// # Errors
     /// When the batch lacks views.
-    #[cfg(feature = "train")]
     fn student(&self, batch: &Batch) -> Result<Seen, StepError>;
 
     /// What the teacher sees: images for the same passes. Never called without [`Design::teacher`].
     ///
     /// # Errors
     /// When the batch lacks views.
-    #[cfg(feature = "train")]
     fn teacher(&self, batch: &Batch) -> Result<Seen, StepError> {
         self.student(batch)
     }
 
     /// The loss's terms, and its gradients by the student's outputs in closed form. Called without a graph,
     /// once for each micro-batch; where rows are [coupled](Design::is_coupled), once for all of this rank's.
-    #[cfg(feature = "train")]
     fn score(&self, met: &Met<'_>) -> Scores;
 
     /// Logits by the terms' names, by their definition, for whoever wants to look at them.
-    #[cfg(feature = "train")]
     fn logits(&self, _met: &Met<'_>) -> Vec<(String, Tensor)> {
         Vec::new()
     }
@@ -92,7 +96,6 @@ pub trait Method: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When libtorch fails.
-    #[cfg(feature = "train")]
     fn after(
         &self,
         _queues: &mut Queues,
@@ -205,7 +208,7 @@ pub struct Scores {
 pub struct Chosen {
     name: String,
     keys: toml::Table,
-    method: Arc<dyn Method>,
+    method: Arc<dyn Declare>,
 }
 
 impl Chosen {
@@ -229,14 +232,23 @@ impl Chosen {
     }
 
     /// Its keys, if it is of this type.
-    pub fn as_a<M: Method>(&self) -> Option<&M> {
+    pub fn as_a<M: Declare>(&self) -> Option<&M> {
         let method: &dyn Any = &*self.method;
         method.downcast_ref()
+    }
+
+    /// What it does in training.
+    #[cfg(feature = "train")]
+    pub fn trained(&self) -> &dyn Method {
+        let method: &dyn Any = &*self.method;
+        let others = CASTS.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let found = TRAINED.iter().chain(others.iter()).find_map(|cast| cast(method));
+        found.expect("whatever has a name is in one of both lists")
     }
 }
 
 impl Deref for Chosen {
-    type Target = dyn Method;
+    type Target = dyn Declare;
 
     fn deref(&self) -> &Self::Target {
         &*self.method
@@ -285,11 +297,20 @@ impl<'de> Deserialize<'de> for Chosen {
 }
 
 /// Reads a method's keys; gives them back with all defaults.
-type Read = fn(toml::Table) -> Result<(toml::Table, Arc<dyn Method>), String>;
+type Read = fn(toml::Table) -> Result<(toml::Table, Arc<dyn Declare>), String>;
 
-fn read<M: Method + Serialize + DeserializeOwned>(
+/// The method, if it is of one type.
+#[cfg(feature = "train")]
+type Cast = fn(&dyn Any) -> Option<&dyn Method>;
+
+#[cfg(feature = "train")]
+fn cast<M: Method>(method: &dyn Any) -> Option<&dyn Method> {
+    method.downcast_ref::<M>().map(|method| method as &dyn Method)
+}
+
+fn read<M: Declare + Serialize + DeserializeOwned>(
     keys: toml::Table,
-) -> Result<(toml::Table, Arc<dyn Method>), String> {
+) -> Result<(toml::Table, Arc<dyn Declare>), String> {
     let method = M::deserialize(toml::Value::Table(keys));
     let method = method.map_err(|error| error.to_string().trim_end().to_owned())?;
     let keys = toml::Table::try_from(&method).map_err(|error| error.to_string())?;
@@ -298,12 +319,15 @@ fn read<M: Method + Serialize + DeserializeOwned>(
 
 /// Methods of other crates.
 static REGISTERED: RwLock<Vec<(String, Read)>> = RwLock::new(Vec::new());
+#[cfg(feature = "train")]
+static CASTS: RwLock<Vec<Cast>> = RwLock::new(Vec::new());
 
 /// Adds a method of another crate under a name for `method.name`. Its fields are its keys, with defaults for
 /// all (`#[serde(default, deny_unknown_fields)]`).
 ///
 /// # Errors
 /// With the name, if there is a method of that name.
+#[cfg(feature = "train")]
 pub fn register<M: Method + Serialize + DeserializeOwned>(name: &str) -> Result<(), NameTaken> {
     let mut registered = REGISTERED.write().unwrap_or_else(|poisoned| poisoned.into_inner());
     let taken = METHODS.iter().any(|(known, _)| *known == name)
@@ -311,11 +335,13 @@ pub fn register<M: Method + Serialize + DeserializeOwned>(name: &str) -> Result<
     if taken {
         return Err(NameTaken { name: name.to_owned() });
     }
+    CASTS.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(cast::<M>);
     registered.push((name.to_owned(), read::<M>));
     Ok(())
 }
 
 /// Two methods cannot have one name.
+#[cfg(feature = "train")]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is a method {name:?} already")]
 pub struct NameTaken {

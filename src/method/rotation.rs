@@ -10,11 +10,11 @@ use tch::{Kind, Tensor};
 #[cfg(feature = "train")]
 use super::parts::{cross_entropy, images};
 use super::{
-    Around, CROPS, Design, HeadDesign, Layer, Logits, Method, PassDesign, Refused, TermDesign,
+    Around, CROPS, Declare, Design, HeadDesign, Layer, Logits, PassDesign, Refused, TermDesign,
     refuse_unless,
 };
 #[cfg(feature = "train")]
-use super::{Met, Scores, Seen, StepError};
+use super::{Met, Method, Scores, Seen, StepError};
 #[cfg(feature = "train")]
 use crate::batch::Batch;
 #[cfg(feature = "train")]
@@ -39,7 +39,7 @@ impl Default for Rotation {
     }
 }
 
-impl Method for Rotation {
+impl Declare for Rotation {
     fn design(&self, channels: [i64; 4]) -> Design {
         let head = HeadDesign {
             scope: SCOPE.to_owned(),
@@ -74,8 +74,10 @@ impl Method for Rotation {
         };
         run.views(("views.crops", CROPS), fits, expected)
     }
+}
 
-    #[cfg(feature = "train")]
+#[cfg(feature = "train")]
+impl Method for Rotation {
     fn student(&self, batch: &Batch) -> Result<Seen, StepError> {
         let crops = &batch.exactly(CROPS, 1)?[0];
         let n = crops.size()[0];
@@ -106,7 +108,6 @@ impl Method for Rotation {
         Ok(Seen { images, labels: Some(turns) })
     }
 
-    #[cfg(feature = "train")]
     fn score(&self, met: &Met<'_>) -> Scores {
         let logits = &met.outputs[0];
         let turns = met.labels.map(|labels| labels.flatten(0, -1));
@@ -115,7 +116,6 @@ impl Method for Rotation {
         Scores { readings: readings.unsqueeze(0), gradients: vec![gradient] }
     }
 
-    #[cfg(feature = "train")]
     fn logits(&self, met: &Met<'_>) -> Vec<(String, Tensor)> {
         vec![("res5/rotation".to_owned(), met.outputs[0].shallow_clone())]
     }

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "train")]
 use super::parts::{images, nt_xent};
 use super::{
-    Around, CROPS, Design, GLOBAL, HeadDesign, Layer, Logits, Method, PassDesign, Refused,
+    Around, CROPS, Declare, Design, GLOBAL, HeadDesign, Layer, Logits, PassDesign, Refused,
     TermDesign, refuse_unless,
 };
 #[cfg(feature = "train")]
-use super::{Met, Scores, Seen, StepError};
+use super::{Met, Method, Scores, Seen, StepError};
 #[cfg(feature = "train")]
 use crate::batch::Batch;
 
@@ -57,7 +57,7 @@ impl Simclr {
     }
 }
 
-impl Method for Simclr {
+impl Declare for Simclr {
     fn design(&self, channels: [i64; 4]) -> Design {
         let (scope, group) = (GLOBAL.to_owned(), CROPS.to_owned());
         Design {
@@ -83,14 +83,15 @@ impl Method for Simclr {
         };
         run.views(("views.crops", CROPS), fits, "two views without a grid")
     }
+}
 
-    #[cfg(feature = "train")]
+#[cfg(feature = "train")]
+impl Method for Simclr {
     fn student(&self, batch: &Batch) -> Result<Seen, StepError> {
         let views = batch.exactly(CROPS, 2)?;
         Ok(Seen { images: vec![images::side_by_side(views)], labels: None })
     }
 
-    #[cfg(feature = "train")]
     fn score(&self, met: &Met<'_>) -> Scores {
         let rows = met.outputs[0].size()[0];
         let own = (met.rank * rows, rows);
