@@ -26,7 +26,7 @@ const TOLERANCE: f64 = 2e-4;
 /// What makes a recipe small. The learning rate is, too: what a ReLU decides otherwise on another processor, at
 /// the recipes' rates, moves the fourth loss by two percent. Losses then show everything but the size of the
 /// updates, which tests/parity.rs compares number by number. Everything else stays as the recipe has it.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     "model.backbone=resnet18",
     "model.width=8",
     "model.bn_splits=2",
@@ -36,6 +36,7 @@ const SMALL: [&str; 11] = [
     "train.epochs=1",
     "optim.lr=0.00001",
     "optim.lr_batch=8",
+    "optim.warmup_epochs=0",
     "views.crops.size=32",
     "monitor.every_steps=1",
 ];
