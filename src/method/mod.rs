@@ -5,7 +5,7 @@
 //! passes, collectives, micro-batches, the optimizer, and leaving the state alone when a loss is not finite.
 //!
 //! A method's type is its table `[method]` of the configuration. To add one: write its file, add its line to
-//! [`METHODS`] and its name to [`TRAINED`], write a recipe. A program that uses this crate [`register`]s its own.
+//! `METHODS` and its name to `TRAINED`, write a recipe. A program that uses this crate [`register`]s its own.
 
 pub mod design;
 #[cfg(feature = "train")]
