@@ -162,12 +162,6 @@ fn resized_crops_are_pillows() {
     }
 }
 
-/// Levels of 255 that a drawn view may be off, on average and at most. Crops, and each operation by
-/// itself, are Pillow's to the byte, as the tests above say; where several follow each other 0.34 and 9
-/// were seen, of generated and of real pictures.
-const MEAN_MAX: f64 = 0.5;
-const WORST_MAX: u64 = 12;
-
 /// Drawn plans of all recipes, end to end, on generated images and on those of DETCO_TEST_IMAGES.
 #[test]
 fn drawn_views_are_torchvisions() {
@@ -192,16 +186,9 @@ fn drawn_views_are_torchvisions() {
         }
     }
     let errors = cases.compare();
-    let mean = errors.iter().map(|e| e.1).sum::<f64>() / errors.len() as f64;
-    let worst_mean = errors.iter().map(|e| e.1).fold(0.0, f64::max);
-    let worst = errors.iter().map(|e| e.2).max().unwrap();
-    println!("{} views: mean {mean:.4}, worst mean {worst_mean:.4}, worst {worst}", errors.len());
+    assert!(errors.len() > 100, "{} views", errors.len());
     for (name, mean, worst, share) in errors {
-        // A row, column or corner in the wrong place is off by tens of levels. Of one level stronger jitter
-        // makes several, and posterize and equalize make tens.
-        let measured = ["detco ", "moco-v2 ", "moco-v1 "].iter().any(|one| name.starts_with(one));
-        let bounded = if measured { mean <= MEAN_MAX && worst <= WORST_MAX } else { mean <= 1.0 };
-        assert!(bounded, "{name}: mean {mean}, worst {worst}, {share} of the bytes differ");
+        assert_eq!(worst, 0, "{name}: mean {mean}, {share} of the bytes differ");
     }
 }
 

@@ -60,17 +60,25 @@ def apply(image, op):
     raise ValueError(name)
 
 
+def resize(image, width, height, filter):
+    """torchvision's resize of a PIL image, whose horizontal pass comes first. Up to Pillow 12 it always does; Pillow 13
+    begins with the vertical one where that shrinks much more (python-pillow/Pillow#9549), which rounds otherwise.
+    """
+    for sides in ([image.height, width], [height, width]):
+        image = F.resize(image, sides, interpolation=filter, antialias=True)
+    return image
+
+
 def view(image, plan):
     box, size = plan["crop"], plan["size"]
     filter = InterpolationMode(plan["filter"])
     if plan.get("resized"):
         # torchvision's Resize(short), whose sides have to be those of the plan.
-        image = F.resize(image, min(plan["resized"]), interpolation=filter, antialias=True)
-        assert image.size == tuple(plan["resized"]), (image.size, plan["resized"])
-    image = F.resized_crop(
-        image, box["top"], box["left"], box["height"], box["width"], [size, size],
-        interpolation=filter, antialias=True,
-    )
+        sides = F.resize(image, min(plan["resized"]), interpolation=filter, antialias=True).size
+        assert sides == tuple(plan["resized"]), (sides, plan["resized"])
+        image = resize(image, *sides, filter)
+    image = F.crop(image, box["top"], box["left"], box["height"], box["width"])
+    image = resize(image, size, size, filter)
     for op in plan["ops"]:
         image = apply(image, op)
     return F.hflip(image) if plan["flip"] else image
