@@ -1,6 +1,10 @@
 //! `detco eval`.
 
+mod ap;
+
 use std::path::PathBuf;
+
+pub use ap::{ApArgs, Metric};
 
 /// Measure how good a backbone is.
 #[derive(clap::Args, Debug)]
@@ -15,6 +19,8 @@ pub struct Args {
 pub enum How {
     /// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
     Knn(KnnArgs),
+    /// Average precision of detections: COCO's twelve numbers, or PASCAL VOC's.
+    Ap(ApArgs),
 }
 
 /// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
@@ -115,6 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         How::Knn(args) => {
             super::with_libtorch("--samples N and a smaller --size need less", || knn::run(args))
         }
+        How::Ap(args) => ap::run(args),
     }
 }
 
