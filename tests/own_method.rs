@@ -96,10 +96,7 @@ fn a_method_of_another_crate_trains_ten_steps_and_goes_on() {
         Config::load(path(&file), &sets)
     };
     let said = load(&["method.queue=64"]).unwrap_err().to_string();
-    assert!(
-        said.contains("unknown field `queue`") && said.contains("it is a key of moco"),
-        "{said}"
-    );
+    assert!(said.contains("unknown key `queue`") && said.contains("it is a key of moco"), "{said}");
     let said = load(&["views.crops.count=2"]).unwrap_err().to_string();
     assert!(said.contains("views.crops = 2 views: expected one view"), "{said}");
 

@@ -191,14 +191,17 @@ fn ranks_that_differ_refuse_to_start_and_say_why() {
 fn an_environment_that_is_no_world_is_explained() {
     let (folder, data) = shards(8);
     let run = folder.path().join("run");
-    let args = new_run(&data, &run, &["--start-timeout", "6"]);
-    let fails = |variables: &[(&str, &str)], more: &[&str], code: i32| {
+    let fails_after = |seconds: &str, variables: &[(&str, &str)], more: &[&str], code: i32| {
         let mut command = Command::new(DETCO);
+        let args = new_run(&data, &run, &["--start-timeout", seconds]);
         command.args(&args).args(more).envs(variables.iter().copied());
         command.stdin(Stdio::null()); // as tasks of a cluster have it
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(code));
         String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let fails = |variables: &[(&str, &str)], more: &[&str], code: i32| {
+        fails_after("6", variables, more, code)
     };
     let rank_0 = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
     let error = fails(&rank_0, &[], 1);
@@ -211,8 +214,8 @@ fn an_environment_that_is_no_world_is_explained() {
     let local = [&alone[..], &[("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")]].concat();
     let error = fails(&local, &["--ranks", "3"], 1);
     assert!(error.contains("--ranks 3 inside a world of 2 that torchrun"), "{error}");
-    // The first of two pods of three ranks, and the other does not come.
-    let error = fails(&alone, &["--ranks", "3"], 69);
+    // The first of two pods of three ranks, and the other does not come. Its three have to meet before that.
+    let error = fails_after("30", &alone, &["--ranks", "3"], 69);
     assert!(error.contains("rank 3, 4, 5 of 6 is not here"), "{error}");
     let nowhere = [&alone[..], &[("MASTER_ADDR", "no-such-host.invalid")]].concat();
     let error = fails(&nowhere, &[], 69);
