@@ -778,7 +778,7 @@ fn finish(
                 .map_err(|source| PackError::State { path: path.clone(), source })?;
             lines.push(b'\n');
         }
-        write_atomically(&path, &lines)?;
+        write_atomically(&path, &lines).map_err(ShardError::from)?;
     }
     let path = manifest.write(&job.out)?;
     state.remove()?;

@@ -218,5 +218,5 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, PackError> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), PackError> {
     let text = serde_json::to_vec(value)
         .map_err(|source| PackError::State { path: path.to_path_buf(), source })?;
-    Ok(write_atomically(path, &text)?)
+    Ok(write_atomically(path, &text).map_err(ShardError::from)?)
 }
