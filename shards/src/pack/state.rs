@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::convert::Oddities;
-use super::{PackError, Skip, lock, shard_name};
+use super::write::shard_name;
+use super::{PackError, Skip, lock};
 use crate::files::write_atomically;
 use crate::format::ShardError;
 use crate::format::manifest::{Manifest, Part, STATE_FOLDER, ShardRecord};
