@@ -54,8 +54,8 @@ pub(crate) struct Rooms<R> {
     pub(crate) ended: Arc<AtomicBool>,
 }
 
-/// The dispatcher: turns the order into tasks, as far ahead as free memory and [`TASKS_MAX`](super::TASKS_MAX) allow. `F` is the
-/// type of a finished batch.
+/// The dispatcher: turns the order into tasks, as far ahead as free memory and
+/// [`TASKS_MAX`](super::TASKS_MAX) allow. `F` is the type of a finished batch.
 pub(crate) struct Dispatcher<R: Room, F> {
     set: Arc<ShardSet>,
     options: LoaderOptions,

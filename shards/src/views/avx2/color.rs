@@ -1,4 +1,4 @@
-//! Changes of colour with AVX2, as in [`color`](super::super::color).
+//! Changes of colour with AVX2, as in [`color`].
 
 use std::arch::x86_64::*;
 

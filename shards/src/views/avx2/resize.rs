@@ -1,4 +1,4 @@
-//! Crop, resize and transposition with AVX2, as in [`geometry`](super::super::geometry).
+//! Crop, resize and transposition with AVX2, as in [`geometry`].
 
 use std::arch::x86_64::*;
 
