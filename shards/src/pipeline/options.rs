@@ -31,7 +31,8 @@ pub struct LoaderOptions {
     /// Batches that may be finished or in work ahead of the consumer, at least 1.
     pub batches_ahead: usize,
     /// Whether pictures far larger than all of their views are decoded at 1/2 or 1/4 of their size
-    /// ([`crate::views::needed`] says when), for a mean error below a level. The plan decides, so that every worker makes the same pixels.
+    /// ([`crate::views::needed`] says when), for a mean error below a level. The plan decides, so that
+    /// every worker makes the same pixels.
     pub reduce: bool,
     /// What happens when a sample cannot be decoded.
     pub on_bad_sample: OnBadSample,
