@@ -4,20 +4,41 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::format::ShardError;
+use thiserror::Error;
+
+use crate::limits;
+
+/// The operating system refused an operation on a file or folder.
+#[derive(Debug, Error)]
+#[error("cannot {action} {}{}", path.display(), limits::of_file(action, source))]
+pub struct FileError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What was tried, to be read after "cannot".
+    pub action: &'static str,
+    /// Why it was refused.
+    pub source: std::io::Error,
+}
+
+impl FileError {
+    fn of(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FileError + use<> {
+        let path = path.to_path_buf();
+        move |source| FileError { path, action, source }
+    }
+}
 
 /// Writes a file that appears whole: sibling temp file, fsync, rename, fsync of the folder.
 ///
 /// # Errors
 ///
 /// Any of these is refused.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let temp = temp_name(path);
-    let mut file = File::create(&temp).map_err(ShardError::io(&temp, "create"))?;
-    file.write_all(bytes).map_err(ShardError::io(&temp, "write"))?;
-    file.sync_all().map_err(ShardError::io(&temp, "sync"))?;
+    let mut file = File::create(&temp).map_err(FileError::of(&temp, "create"))?;
+    file.write_all(bytes).map_err(FileError::of(&temp, "write"))?;
+    file.sync_all().map_err(FileError::of(&temp, "sync"))?;
     drop(file);
-    std::fs::rename(&temp, path).map_err(ShardError::io(path, "rename the temp file to"))?;
+    std::fs::rename(&temp, path).map_err(FileError::of(path, "rename the temp file to"))?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
@@ -31,9 +52,9 @@ pub(crate) fn temp_name(path: &Path) -> PathBuf {
 
 /// Flushes the renames in a folder to the disk. File systems that cannot do this (SMB, some in user space)
 /// are accepted.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), ShardError> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let handle = File::open(folder).map_err(ShardError::io(folder, "open"))?;
+    let handle = File::open(folder).map_err(FileError::of(folder, "open"))?;
     match handle.sync_all() {
         Err(error)
             if matches!(
@@ -43,7 +64,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), ShardError> {
         {
             Ok(())
         }
-        synced => synced.map_err(ShardError::io(folder, "sync")),
+        synced => synced.map_err(FileError::of(folder, "sync")),
     }
 }
 

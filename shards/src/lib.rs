@@ -11,6 +11,7 @@ pub mod decode;
 pub mod device;
 pub mod files;
 pub mod format;
+mod layout;
 pub mod limits;
 pub mod order;
 pub mod pack;

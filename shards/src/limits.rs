@@ -7,6 +7,15 @@ use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
+use thiserror::Error;
+
+/// No memory for an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no memory for {bytes} bytes")]
+pub struct NoMemory {
+    /// Bytes that were asked for.
+    pub bytes: u128,
+}
 
 /// Bytes of a page of memory.
 pub fn page_size() -> usize {

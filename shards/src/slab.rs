@@ -13,136 +13,13 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 
-use thiserror::Error;
-
 #[cfg(feature = "cuda")]
 use crate::cuda::{CudaError, Device, Registered};
+use crate::layout::Note;
+pub use crate::layout::{Layout, Section};
+pub use crate::limits::NoMemory;
 #[cfg(feature = "cuda")]
 use crate::limits::page_size;
-use crate::views::Note;
-
-/// The section of a batch for one group of views.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Section {
-    /// The group's name.
-    pub name: String,
-    /// Views of a sample.
-    pub views: usize,
-    /// One view of one sample, in bytes: `[h, w, 3]` or `[patches, p, p, 3]`.
-    pub shape: Vec<usize>,
-}
-
-impl Section {
-    /// A group of so many views of this shape.
-    pub fn new(name: &str, views: usize, shape: Vec<usize>) -> Section {
-        Section { name: name.to_owned(), views, shape }
-    }
-
-    /// Bytes of one view of one sample.
-    pub fn bytes(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
-/// The layout of a batch. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
-    n: usize,
-    sections: Arc<[Section]>,
-    /// For each view of all sections, in order: its first byte, and its bytes per sample.
-    views: Arc<[(usize, usize)]>,
-    /// Bytes of all views.
-    pixels: usize,
-}
-
-impl Layout {
-    /// The layout of batches of up to `n` samples with these sections.
-    pub fn new(n: usize, sections: Vec<Section>) -> Layout {
-        let (mut views, mut pixels) = (Vec::new(), 0);
-        for section in &sections {
-            for _ in 0..section.views {
-                views.push((pixels, section.bytes()));
-                // Where that is too much, there is no memory for a slab either.
-                pixels = n.saturating_mul(section.bytes()).saturating_add(pixels);
-            }
-        }
-        Layout { n, sections: sections.into(), views: views.into(), pixels }
-    }
-
-    /// The capacity in samples.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// The groups of views.
-    pub fn sections(&self) -> &[Section] {
-        &self.sections
-    }
-
-    /// Views of a sample, of all sections.
-    pub fn views(&self) -> usize {
-        self.views.len()
-    }
-
-    /// Bytes of each view of one sample, in order.
-    pub fn view_bytes(&self) -> impl Iterator<Item = usize> {
-        self.views.iter().map(|(_, bytes)| *bytes)
-    }
-
-    /// The number, among all views, of a section's view `view`; none where there is no such.
-    pub fn number(&self, name: &str, view: usize) -> Option<usize> {
-        let mut first = 0;
-        for section in &*self.sections {
-            if section.name == name {
-                return (view < section.views).then_some(first + view);
-            }
-            first += section.views;
-        }
-        None
-    }
-
-    /// [`Layout::number`] of a view that exists.
-    ///
-    /// # Panics
-    /// Where it is not.
-    pub(crate) fn expect(&self, name: &str, view: usize) -> usize {
-        let number = self.number(name, view);
-        number.unwrap_or_else(|| panic!("no view {view} of {name:?} in {:?}", self.sections))
-    }
-
-    /// Bytes of all views of all samples.
-    pub fn pixels(&self) -> usize {
-        self.pixels
-    }
-
-    /// Bytes of the whole slab: views, and notes.
-    pub fn bytes(&self) -> usize {
-        self.n.saturating_mul(self.views() * Note::BYTES).saturating_add(self.pixels)
-    }
-
-    /// [`Layout::bytes`] in 128 bits, which any layout fits.
-    fn bytes_wide(&self) -> u128 {
-        let sample = |one: &Section| {
-            let bytes = one.shape.iter().map(|length| *length as u128);
-            one.views as u128 * (bytes.product::<u128>() + Note::BYTES as u128)
-        };
-        let sample = self.sections.iter().map(sample).sum::<u128>();
-        (self.n as u128).saturating_mul(sample)
-    }
-
-    /// The section of a view, and the bytes of a sample's.
-    fn view(&self, number: usize) -> (Range<usize>, usize) {
-        let (start, bytes) = self.views[number];
-        (start..start + self.n * bytes, bytes)
-    }
-
-    /// The section of the notes of a view, and the bytes of a sample's.
-    fn note(&self, number: usize) -> (Range<usize>, usize) {
-        assert!(number < self.views(), "the note of view {number} of {}", self.views());
-        let start = self.pixels + number * self.n * Note::BYTES;
-        (start..start + self.n * Note::BYTES, Note::BYTES)
-    }
-}
 
 /// One batch of views.
 #[derive(Debug)]
@@ -154,14 +31,6 @@ pub struct Slab {
     /// Where the sections begin.
     start: usize,
     layout: Layout,
-}
-
-/// No memory for a slab.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("no memory for {bytes} bytes")]
-pub struct NoMemory {
-    /// Bytes that were asked for.
-    pub bytes: u128,
 }
 
 /// Allocates zeroed memory, whose pages the system need not touch before they are used.
@@ -253,7 +122,7 @@ unsafe impl Sync for Shared {}
 impl Slab {
     /// Opens the slab for writing: a slot for each of the first `n` samples.
     pub fn into_slots(self, n: usize) -> Vec<Slot> {
-        assert!((1..=self.layout.n).contains(&n), "{n} slots in a slab of {}", self.layout.n);
+        assert!((1..=self.layout.n()).contains(&n), "{n} slots in a slab of {}", self.layout.n());
         let shared = Arc::new(Shared(UnsafeCell::new(self)));
         (0..n).map(|index| Slot { shared: Arc::clone(&shared), index }).collect()
     }

@@ -12,21 +12,24 @@
 //!
 //! It never fetches anything, and knows nothing of shards but their eviction priority.
 
+mod disk;
 mod locks;
+mod names;
+mod part;
 
 use std::cmp::Reverse;
 use std::fs::{self, File, FileTimes, TryLockError};
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest as _, Sha256};
-
+pub use self::disk::{free, is_full, is_limited};
 use self::locks::Locks;
 pub use self::locks::Pin;
-use crate::files::{hex, sync_folder};
+use self::names::{is_index, is_ours, parse};
+pub use self::part::Part;
 use crate::format::ShardError;
 
 /// An open cache.
@@ -62,17 +65,6 @@ pub enum Admitted {
     },
 }
 
-/// A file being written. If it is dropped, what was written stays and can be continued.
-#[derive(Debug)]
-pub struct Part {
-    file: File,
-    /// `.NAME.BYTES.part`.
-    path: PathBuf,
-    whole: PathBuf,
-    have: u64,
-    digest: Sha256,
-}
-
 /// The contents of a cache, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -93,6 +85,10 @@ struct Found {
     part: bool,
     used: SystemTime,
 }
+
+/// How long an index must be unused before it is evicted for a shard: it is a thousandth of its shard,
+/// and making it may have taken the whole shard.
+const INDEX_REST: Duration = Duration::from_secs(24 * 3600);
 
 impl Cache {
     /// Opens the cache of at most `bound` bytes in `folder`, which is created if it does not exist.
@@ -395,282 +391,5 @@ impl Cache {
     }
 }
 
-/// How long an index must be unused before it is evicted for a shard: it is a thousandth of its shard,
-/// and making it may have taken the whole shard.
-const INDEX_REST: Duration = Duration::from_secs(24 * 3600);
-
-fn is_index(name: &str) -> bool {
-    name.ends_with(".idx")
-}
-
-/// `NAME`, or `.NAME.BYTES.part` with its bytes.
-fn parse(file: &str) -> Option<(&str, Option<u64>)> {
-    if is_ours(file) {
-        return Some((file, None));
-    }
-    let (name, bytes) = file.strip_prefix('.')?.strip_suffix(".part")?.rsplit_once('.')?;
-    let bytes = bytes.parse().ok()?;
-    is_ours(name).then_some((name, Some(bytes)))
-}
-
-/// 64 hex digits, a dot, letters, digits and dots.
-fn is_ours(name: &str) -> bool {
-    let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    name.len() <= 128
-        && name.as_bytes().split_at_checked(64).is_some_and(|(digest, rest)| {
-            let plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'.';
-            digest.iter().all(digit) && rest.starts_with(b".") && rest.iter().all(plain)
-        })
-        && (name.ends_with(".tar") || name.ends_with(".idx"))
-}
-
-impl Part {
-    /// Continues what an earlier process left, unless it is longer than the file will be.
-    fn take_up(
-        mut file: File,
-        path: PathBuf,
-        whole: PathBuf,
-        bytes: u64,
-    ) -> Result<Part, ShardError> {
-        let (mut digest, mut have) = (Sha256::new(), 0);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let read = file.read(&mut buffer).map_err(ShardError::io(&path, "read"))?;
-            if read == 0 {
-                break;
-            }
-            digest.update(&buffer[..read]);
-            have += read as u64;
-        }
-        let mut part = Part { file, path, whole, have, digest };
-        if part.have > bytes {
-            part.restart()?;
-        }
-        Ok(part)
-    }
-
-    /// Bytes written so far.
-    pub fn have(&self) -> u64 {
-        self.have
-    }
-
-    /// Appends bytes.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses; what was written before is unchanged.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
-        if let Err(error) = self.file.write_all(bytes) {
-            // Some bytes may have been written: truncate to what the digest covers. If that fails too, the
-            // next process to continue the part reads what there is.
-            let _ = self.file.set_len(self.have);
-            let _ = self.file.seek(SeekFrom::Start(self.have));
-            return Err(ShardError::io(&self.path, "write")(error));
-        }
-        self.digest.update(bytes);
-        self.have += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Empties the part.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses.
-    pub fn restart(&mut self) -> Result<(), ShardError> {
-        let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        cut.map_err(ShardError::io(&self.path, "truncate"))?;
-        (self.have, self.digest) = (0, Sha256::new());
-        Ok(())
-    }
-
-    /// SHA-256 of the bytes written so far, 64 hex digits.
-    pub fn sha256(&self) -> String {
-        hex(&self.digest.clone().finalize())
-    }
-
-    /// Flushes the part to the disk. Some file systems report only now that there is no room.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses.
-    pub fn flush(&mut self) -> Result<(), ShardError> {
-        self.file.sync_all().map_err(ShardError::io(&self.path, "flush"))
-    }
-
-    /// Renames a flushed part to its final name.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses.
-    pub fn finish(self) -> Result<(), ShardError> {
-        let renamed = fs::rename(&self.path, &self.whole);
-        renamed.map_err(ShardError::io(&self.whole, "rename the part to"))?;
-        sync_folder(self.whole.parent().unwrap_or(Path::new(".")))
-    }
-
-    /// Removes the part.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses.
-    pub fn discard(self) -> Result<(), ShardError> {
-        fs::remove_file(&self.path).map_err(ShardError::io(&self.path, "remove"))
-    }
-}
-
-/// Whether the file system is full or a quota exceeded.
-pub fn is_full(error: &ShardError) -> bool {
-    let ShardError::Io { source, .. } = error else { return false };
-    matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-}
-
-/// Whether a limit on the size of a file was reached, which removing other files does not help.
-pub fn is_limited(error: &ShardError) -> bool {
-    let ShardError::Io { source, .. } = error else { return false };
-    source.kind() == ErrorKind::FileTooLarge
-}
-
-/// Free bytes on the disk of a folder, if the system tells.
-pub fn free(folder: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
-    stat.blocks_available().checked_mul(stat.fragment_size())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name(number: u8) -> String {
-        format!("{}.tar", format!("{number:02x}").repeat(32))
-    }
-
-    fn not(_: &str) -> Priority {
-        Priority::Unneeded
-    }
-
-    fn put(cache: &Cache, number: u8, bytes: usize, priority: &dyn Fn(&str) -> Priority) -> bool {
-        match cache.admit(&name(number), bytes as u64, priority).unwrap() {
-            Admitted::Part(mut part) => {
-                part.append(&vec![number; bytes]).unwrap();
-                part.flush().unwrap();
-                part.finish().unwrap();
-                true
-            }
-            Admitted::NoRoom { .. } => false,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Uses a file: file systems keep times that are apart by a tick of the clock.
-    fn touch(cache: &Cache, number: u8, bytes: u64) {
-        std::thread::sleep(Duration::from_millis(12));
-        assert!(cache.take(&name(number), bytes).unwrap().is_some());
-    }
-
-    fn there(cache: &Cache) -> Vec<u8> {
-        (0..=9).filter(|number| cache.path(&name(*number)).exists()).collect()
-    }
-
-    #[test]
-    fn the_least_recently_used_goes_first_and_the_bound_holds() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("not-ours.tar"), [0; 500]).unwrap();
-        let cache = Cache::open(folder.path(), 300).unwrap();
-        for number in 0..3 {
-            assert!(put(&cache, number, 100, &not));
-            touch(&cache, number, 100);
-        }
-        touch(&cache, 0, 100);
-        assert_eq!(cache.usage().unwrap(), Usage { bytes: 300, files: 3, parts: 0 });
-        assert!(put(&cache, 3, 150, &not));
-        assert_eq!(there(&cache), [0, 3], "1 and 2 were used before 0");
-        assert!(!put(&cache, 4, 301, &not), "more than there may ever be");
-        assert!(folder.path().join("not-ours.tar").exists());
-    }
-
-    #[test]
-    fn what_is_needed_stays_and_the_latest_needed_goes_before_the_sooner() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 300).unwrap();
-        for number in 0..3 {
-            put(&cache, number, 100, &not);
-        }
-        let priority = |other: &str| match (0..9).find(|number| name(*number) == other) {
-            Some(number @ 0..=4) => Priority::NeededAfter(10 - u32::from(number)), // 4 is needed first
-            _ => Priority::Unneeded,
-        };
-        assert!(put(&cache, 4, 100, &priority));
-        assert_eq!(there(&cache), [1, 2, 4], "0 is needed last");
-        assert!(!put(&cache, 0, 100, &priority), "nothing is needed later than 0");
-        assert!(!put(&cache, 5, 100, &priority), "all others are needed, 5 is not");
-        let pin = cache.take(&name(1), 100).unwrap();
-        assert!(put(&cache, 3, 100, &priority));
-        assert_eq!(there(&cache), [1, 3, 4], "1 is in use");
-        drop(pin);
-        // By another process as well, which opens the same folder: one descriptor, many locks.
-        let other = Cache::open(folder.path(), 300).unwrap();
-        let pins = [1, 3, 4].map(|number| other.take(&name(number), 100).unwrap().unwrap());
-        assert!(!cache.evict_one(&name(9), &not).unwrap(), "all in use elsewhere");
-        drop(pins);
-        assert!(cache.evict_one(&name(9), &not).unwrap());
-    }
-
-    #[test]
-    fn a_part_reserves_its_room_and_is_gone_on_with() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 300).unwrap();
-        let admit = |number| cache.admit(&name(number), 200, &not).unwrap();
-        let Admitted::Part(mut part) = admit(1) else { panic!("room") };
-        part.append(b"half").unwrap();
-        assert_eq!(cache.usage().unwrap(), Usage { bytes: 200, files: 0, parts: 1 });
-        assert!(matches!(admit(1), Admitted::Elsewhere), "it has one writer");
-        assert!(matches!(admit(2), Admitted::NoRoom { kept: 200 }), "its room is promised");
-        drop(part);
-        let Admitted::Part(mut part) = admit(1) else { panic!("left by its writer") };
-        assert_eq!((part.have(), part.sha256()), (4, hex(&Sha256::digest(b"half"))));
-        part.append(b" and half").unwrap();
-        assert_eq!(part.sha256(), hex(&Sha256::digest(b"half and half")));
-        part.restart().unwrap();
-        part.append(&[7; 200]).unwrap();
-        part.flush().unwrap();
-        part.finish().unwrap();
-        assert!(matches!(admit(1), Admitted::Present));
-        assert_eq!(cache.read(&name(1)).unwrap(), Some(vec![7; 200]));
-        // A part that nobody writes is worth no more than its room.
-        drop(cache.admit(&name(3), 100, &not).unwrap());
-        assert!(put(&cache, 2, 300, &not));
-        assert_eq!(cache.usage().unwrap(), Usage { bytes: 300, files: 1, parts: 0 });
-        let wrong = cache.take(&name(2), 299).unwrap_err().to_string();
-        assert!(wrong.contains("cannot use"), "{wrong}");
-    }
-
-    #[test]
-    fn an_index_goes_for_no_shard_that_comes_the_same_day() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 300).unwrap();
-        let index = name(1).replace(".tar", ".idx");
-        cache.store(&index, &[1; 100], &not).unwrap();
-        assert!(!put(&cache, 2, 250, &not));
-        let old = SystemTime::now() - 2 * INDEX_REST;
-        let file = File::open(cache.path(&index)).unwrap();
-        file.set_times(FileTimes::new().set_accessed(old)).unwrap();
-        assert!(put(&cache, 2, 250, &not));
-        assert_eq!(cache.read(&index).unwrap(), None);
-        // Without room a small file is not kept, which is no error.
-        let pin = cache.take(&name(2), 250).unwrap();
-        cache.store(&index, &[1; 100], &not).unwrap();
-        assert_eq!(cache.read(&index).unwrap(), None);
-        drop(pin);
-    }
-
-    #[test]
-    fn only_our_own_names_are_ours() {
-        assert_eq!(parse(&name(1)), Some((name(1).as_str(), None)));
-        let part = format!(".{}.77.part", name(1));
-        assert_eq!(parse(&part), Some((name(1).as_str(), Some(77))));
-        for other in ["locks", "a.tar", &name(1)[1..], &format!("{}x", name(1)), "..tar.5.part"] {
-            assert_eq!(parse(other), None, "{other}");
-        }
-    }
-}
+mod tests;

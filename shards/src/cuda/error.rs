@@ -33,7 +33,7 @@ pub enum CudaError {
     },
     /// No memory for the pages that were to be locked.
     #[error(transparent)]
-    Memory(#[from] crate::slab::NoMemory),
+    Memory(#[from] crate::limits::NoMemory),
     /// A call of the driver failed. An error of earlier work on the device can come up here.
     #[error("{call} failed: {name} ({code}): {text}")]
     Driver {

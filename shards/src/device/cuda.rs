@@ -37,8 +37,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use thiserror::Error;
 
+use super::batch::lock;
 use super::{
-    Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Way, lock,
+    Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Way,
 };
 use crate::cuda::{
     CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,

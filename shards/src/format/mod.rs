@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::files::FileError;
 use crate::limits;
 
 use self::manifest::ShardRecord;
@@ -183,6 +184,12 @@ pub enum ShardError {
         /// The name.
         name: String,
     },
+}
+
+impl From<FileError> for ShardError {
+    fn from(FileError { path, action, source }: FileError) -> ShardError {
+        ShardError::Io { path, action, source }
+    }
 }
 
 impl ShardError {

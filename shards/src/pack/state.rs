@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::convert::Oddities;
-use super::{PackError, Skip, lock, shard_name};
+use super::write::shard_name;
+use super::{PackError, Skip, lock};
 use crate::files::write_atomically;
 use crate::format::ShardError;
 use crate::format::manifest::{Manifest, Part, STATE_FOLDER, ShardRecord};
@@ -218,5 +219,5 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, PackError> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), PackError> {
     let text = serde_json::to_vec(value)
         .map_err(|source| PackError::State { path: path.to_path_buf(), source })?;
-    Ok(write_atomically(path, &text)?)
+    Ok(write_atomically(path, &text).map_err(ShardError::from)?)
 }

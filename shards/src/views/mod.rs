@@ -30,9 +30,10 @@ mod rng;
 mod step;
 mod valid;
 
+pub use crate::layout::Note;
 pub use crop::{Crop, Filter, Region};
 pub use grid::{Grid, Shuffle, permutations};
-pub use plan::{GridPlan, Note, Op, REDUCTIONS, Rect, SamplePlan, ViewPlan, needed};
+pub use plan::{GridPlan, Op, REDUCTIONS, Rect, SamplePlan, ViewPlan, needed};
 pub use presets::IMAGE;
 pub use recipe::{Group, Recipe};
 pub use render::Renderer;

@@ -7,6 +7,7 @@ use super::recipe::Recipe;
 use super::rng::Rng;
 use crate::decode::Part;
 pub use crate::decode::Rect;
+use crate::layout::Note;
 
 /// One operation with its drawn number.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -199,25 +200,7 @@ impl Recipe {
     }
 }
 
-/// The note of a view: the small part of its plan that stands beside the pixels in every batch, for methods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Note {
-    /// Width and height of the picture that the box lies in: the image, or what it was resized to.
-    pub picture: [u32; 2],
-    /// The box that the view shows.
-    pub crop: Rect,
-    /// Whether it is mirrored.
-    pub flip: bool,
-    /// Counter-clockwise quarter turns that the reader applies.
-    pub rotation: u8,
-    /// Index of the patches' permutation in its set, where it was drawn from one.
-    pub permutation: Option<u32>,
-}
-
 impl Note {
-    /// Bytes of a note in a slab.
-    pub(crate) const BYTES: usize = 4 * WORDS;
-
     /// Of a view.
     pub fn of(view: &ViewPlan) -> Note {
         Note {
@@ -228,34 +211,4 @@ impl Note {
             permutation: view.grid.as_ref().and_then(|grid| grid.permutation),
         }
     }
-
-    pub(crate) fn write(&self, to: &mut [u8]) {
-        let Rect { left, top, width, height } = self.crop;
-        let permutation = self.permutation.unwrap_or(u32::MAX);
-        let [w, h] = self.picture;
-        let flip = u32::from(self.flip);
-        let rotation = self.rotation.into();
-        let words: [u32; WORDS] = [w, h, left, top, width, height, flip, rotation, permutation];
-        for (to, word) in to.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            *to = word.to_ne_bytes();
-        }
-    }
-
-    pub(crate) fn read(from: &[u8]) -> Note {
-        let mut words = [0; WORDS];
-        for (word, from) in words.iter_mut().zip(from.as_chunks::<4>().0) {
-            *word = u32::from_ne_bytes(*from);
-        }
-        let [w, h, left, top, width, height, flip, rotation, permutation] = words;
-        Note {
-            picture: [w, h],
-            crop: Rect { left, top, width, height },
-            flip: flip != 0,
-            rotation: rotation as u8,
-            permutation: Some(permutation).filter(|index| *index != u32::MAX),
-        }
-    }
 }
-
-/// 32-bit words of a note in a slab.
-const WORDS: usize = 9;

@@ -10,7 +10,7 @@ use super::crop::Crop;
 use super::grid::Grid;
 use super::step::{Step, Steps};
 use super::valid::{RecipeError, side, within};
-use crate::slab::Section;
+use crate::layout::Section;
 
 /// Views of a group, at most.
 const COUNT_MAX: u32 = 64;

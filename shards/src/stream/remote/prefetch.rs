@@ -6,10 +6,13 @@
 //! unmapped when it is no longer in the list and no longer read. While it is mapped no process evicts
 //! it.
 
-use std::collections::{HashMap, VecDeque};
+mod report;
+mod state;
+
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,12 +22,13 @@ use crate::cache::{self, Admitted, Cache, Part, Pin, Priority};
 use crate::format::index::Ends;
 use crate::format::map::Map;
 use crate::format::{Blame, Cause, RemoteFault, ShardError};
-use crate::stats::{WaitCounter, Waits};
+
+pub use self::report::RemoteSnapshot;
+use self::report::{Counters, Notices};
+use self::state::{IDLE_POLL, ShardState, State, UNMAP_AFTER};
 
 /// How often a waiting thread checks what other processes did, and whether it is still needed.
 const POLL: Duration = Duration::from_millis(50);
-/// How often a prefetch without room tries again, and how long an idle thread sleeps.
-const IDLE_POLL: Duration = Duration::from_millis(500);
 
 /// What is known of a shard before it is fetched.
 #[derive(Debug)]
@@ -63,96 +67,6 @@ impl Deref for PinnedShard {
     }
 }
 
-/// The state of a shard.
-#[derive(Debug)]
-enum ShardState {
-    /// Not in the cache, as far as is known.
-    Absent,
-    /// A thread of this process fetches or maps it.
-    Fetching,
-    /// In the cache when it was last looked up.
-    Cached,
-    /// Mapped; the time of the last request.
-    Mapped(Arc<PinnedShard>, Instant),
-    /// Could not be fetched.
-    Failed(Arc<ShardError>),
-}
-
-#[derive(Debug)]
-struct State {
-    shards: Vec<ShardState>,
-    /// When to check again for a shard that another process is fetching.
-    look: Vec<Option<Instant>>,
-    /// Shards that will be read, in that order.
-    upcoming: Vec<u32>,
-    /// Position of each shard in `upcoming`; `u32::MAX` for those that are not in it.
-    rank: Vec<u32>,
-    /// How many of `upcoming`, from its beginning, are being read now.
-    now: u32,
-    /// Shards that readers wait for, each with the number of its readers.
-    demand: VecDeque<(u32, u32)>,
-    /// Shards for which room is being made; meanwhile no prefetch asks for room.
-    asking: Vec<u32>,
-    /// Until when prefetching pauses, since there was no room.
-    full: Option<Instant>,
-    /// Shards a reader waits for, or did a moment ago, that did not fit into the cache.
-    refused: HashMap<u32, Refused>,
-    /// Time of the last no-room timeout, cleared when a shard arrives. Until then later readers fail at
-    /// once, so that a batch of a thousand samples waits once.
-    last_no_room: Option<Instant>,
-    closing: bool,
-}
-
-/// A shard that a reader waits for and that got no room.
-#[derive(Clone, Copy, Debug)]
-struct Refused {
-    since: Instant,
-    last: Instant,
-    /// Bytes that could not be evicted.
-    kept: u64,
-}
-
-/// Idle time after which a shard is unmapped even if it is in the list, so that a process that pauses
-/// (training during an evaluation) does not keep others from evicting it.
-const UNMAP_AFTER: Duration = Duration::from_secs(2);
-
-/// Counters of fetching, and of the readers' waiting.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RemoteSnapshot {
-    /// Bytes received.
-    pub bytes: u64,
-    /// Shards fetched completely.
-    pub shards: u64,
-    /// Failed attempts.
-    pub failures: u64,
-    /// Nanoseconds that threads spent fetching, added up.
-    pub fetch_nanos: u64,
-    /// Waits of readers for a shard that was not there yet.
-    pub waits: Waits,
-}
-
-impl RemoteSnapshot {
-    /// What was counted since an earlier snapshot.
-    pub fn since(&self, earlier: &RemoteSnapshot) -> RemoteSnapshot {
-        RemoteSnapshot {
-            bytes: self.bytes - earlier.bytes,
-            shards: self.shards - earlier.shards,
-            failures: self.failures - earlier.failures,
-            fetch_nanos: self.fetch_nanos - earlier.fetch_nanos,
-            waits: self.waits.since(&earlier.waits),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    bytes: AtomicU64,
-    shards: AtomicU64,
-    failures: AtomicU64,
-    fetch_nanos: AtomicU64,
-    waits: WaitCounter,
-}
-
 /// Fetches the shards of a remote set ahead of its readers.
 #[derive(Debug)]
 pub(crate) struct Prefetcher {
@@ -164,28 +78,6 @@ pub(crate) struct Prefetcher {
     notices: Notices,
     state: Mutex<State>,
     changed: Condvar,
-}
-
-/// Notices for the user about failing downloads: from the second failed attempt on, and over all shards
-/// at most one every [`NOTICE_EVERY`].
-#[derive(Debug)]
-struct Notices {
-    tell: Option<fn(&str)>,
-    last: Mutex<Option<Instant>>,
-}
-
-/// Least time between two notices.
-const NOTICE_EVERY: Duration = Duration::from_secs(30);
-
-impl Notices {
-    fn failed(&self, url: &str, attempts: u32, cause: &Cause) {
-        let Some(tell) = self.tell.filter(|_| attempts >= 2) else { return };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.elapsed() >= NOTICE_EVERY) {
-            *last = Some(Instant::now());
-            tell(&format!("{url}: {attempts} attempts failed, trying again: {cause}"));
-        }
-    }
 }
 
 /// The next task of a fetching thread.
@@ -212,21 +104,8 @@ impl Prefetcher {
         patience: Patience,
         tell: Option<fn(&str)>,
     ) -> Prefetcher {
-        let state = State {
-            shards: items.iter().map(|_| ShardState::Absent).collect(),
-            look: vec![None; items.len()],
-            upcoming: Vec::new(),
-            rank: vec![u32::MAX; items.len()],
-            now: 0,
-            demand: VecDeque::new(),
-            asking: Vec::new(),
-            full: None,
-            refused: HashMap::new(),
-            last_no_room: None,
-            closing: false,
-        };
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        let (counters, notices) = (Counters::default(), Notices { tell, last: Mutex::new(None) });
+        let (state, changed) = (Mutex::new(State::new(items.len())), Condvar::new());
+        let (counters, notices) = (Counters::default(), Notices::new(tell));
         Prefetcher { items, cache, web, patience, counters, notices, state, changed }
     }
 
@@ -241,16 +120,7 @@ impl Prefetcher {
 
     /// Counters at this moment.
     pub(crate) fn snapshot(&self) -> RemoteSnapshot {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut waits = Waits::default();
-        self.counters.waits.add_to(&mut waits);
-        RemoteSnapshot {
-            bytes: of(&self.counters.bytes),
-            shards: of(&self.counters.shards),
-            failures: of(&self.counters.failures),
-            fetch_nanos: of(&self.counters.fetch_nanos),
-            waits,
-        }
+        self.counters.snapshot()
     }
 
     /// Sets the shards that will be read, in that order; the first `now` of them are being read from now
@@ -502,114 +372,6 @@ pub(super) fn given_up(cache: &Cache, item: &Item, part: Part, error: ShardError
     let folder = cache.folder().to_path_buf();
     let fault = RemoteFault::DiskFull { folder, source: error.into() };
     ShardError::remote(&item.object.url, fault)
-}
-
-impl State {
-    /// The shard to fetch next; without one, whether to check again soon.
-    fn next(&self) -> (Option<u32>, bool) {
-        let now = Instant::now();
-        // A prefetch takes no room that a reader waits for.
-        let full = self.full.is_some_and(|until| until > now)
-            || self.demand.iter().any(|(shard, _)| self.refused.contains_key(shard));
-        let none = full || !self.asking.is_empty();
-        let (mut soon, ahead) = (full, if none { &[] } else { self.upcoming.as_slice() });
-        for shard in self.demand.iter().map(|(shard, _)| shard).chain(ahead).copied() {
-            let at = shard as usize;
-            if !matches!(self.shards[at], ShardState::Absent) {
-                continue;
-            }
-            match self.look[at] {
-                Some(look) if look > now => soon = true,
-                _ => return (Some(shard), false),
-            }
-        }
-        (None, soon)
-    }
-
-    /// Unmaps the shards that nobody reads at this moment and that `may` selects, by their position in the
-    /// list and the time of their last request; returns whether there were any.
-    fn unmap(&mut self, may: impl Fn(u32, Instant) -> bool) -> bool {
-        let mut any = false;
-        for (shard_state, rank) in self.shards.iter_mut().zip(&self.rank) {
-            if let ShardState::Mapped(held, asked) = shard_state
-                && Arc::strong_count(held) == 1
-                && may(*rank, *asked)
-            {
-                *shard_state = ShardState::Cached;
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Unmaps shards to make room for another; returns whether there were any. For a shard with waiting
-    /// readers everything goes that is not read at this moment: otherwise two processes that share a
-    /// cache, one a little ahead of the other, could each pin what the other waits for.
-    fn unmap_for(&mut self, shard: u32) -> bool {
-        let now = if self.is_demanded(shard) { 0 } else { self.now };
-        self.unmap(|rank, _| rank >= now)
-    }
-
-    fn is_demanded(&self, shard: u32) -> bool {
-        self.demand.iter().any(|(other, _)| *other == shard)
-    }
-
-    /// A reader begins to wait for a shard.
-    fn wait_for(&mut self, shard: u32) {
-        match self.demand.iter_mut().find(|(other, _)| *other == shard) {
-            Some((_, waiting)) => *waiting += 1,
-            None => self.demand.push_back((shard, 1)),
-        }
-        if self.last_no_room.is_some() && self.refused.contains_key(&shard) {
-            // There will be one attempt only.
-            self.look[shard as usize] = None;
-        }
-    }
-
-    /// A reader has stopped waiting for a shard; others may still wait.
-    fn waited_for(&mut self, shard: u32) {
-        self.demand.retain_mut(|(other, waiting)| {
-            *waiting -= u32::from(*other == shard);
-            *waiting > 0
-        });
-    }
-
-    /// Notes that there was no room for a shard that a reader waits for.
-    fn refuse(&mut self, shard: u32, kept: u64) {
-        let last = Instant::now();
-        let before = self.refused.get(&shard).filter(|before| before.last.elapsed() < UNMAP_AFTER);
-        let since = before.map_or(last, |before| before.since);
-        self.refused.insert(shard, Refused { since, last, kept });
-    }
-
-    /// Notes that a shard has arrived, is fetched by another process, or failed. Waits for room start
-    /// anew, since shards that are read or given up free their room.
-    fn resolved(&mut self, shard: u32) {
-        self.refused.remove(&shard);
-        let now = Instant::now();
-        self.refused.values_mut().for_each(|refused| refused.since = now);
-        self.last_no_room = None;
-    }
-
-    /// Returns the bytes that cannot be evicted if a reader should give up waiting for room: because
-    /// its shard was refused all the time, or because another was before and this one is now.
-    fn no_room(&mut self, shard: u32, asked: Instant, patience: Duration) -> Option<u64> {
-        let lately =
-            |refused: &&Refused| refused.last >= asked && refused.last.elapsed() < IDLE_POLL;
-        let refused = *self.refused.get(&shard).filter(lately)?;
-        if self.last_no_room.is_some_and(|at| at.elapsed() < patience) {
-            return Some(refused.kept);
-        }
-        // A prefetch in flight will free its room: keep waiting.
-        let ahead = |(at, shard_state): (u32, &ShardState)| {
-            matches!(shard_state, ShardState::Fetching) && !self.is_demanded(at)
-        };
-        if refused.since.elapsed() < patience || (0..).zip(&self.shards).any(ahead) {
-            return None;
-        }
-        self.last_no_room = Some(Instant::now());
-        Some(refused.kept)
-    }
 }
 
 /// Passes what a fetch reports to the prefetcher's counters and notices.
