@@ -4,10 +4,21 @@
 use std::path::{Path, PathBuf};
 
 /// The C++ files of the shim.
-const SHIM: &[&str] = &["c10d.cpp", "feed.cpp", "norm.cpp", "step.cpp", "version.cpp"];
+const SHIM: &[&str] = &[
+    "c10d.cpp",
+    "feed.cpp",
+    "norm.cpp",
+    "step/autocast.cpp",
+    "step/cuda.cpp",
+    "step/lists.cpp",
+    "step/meter.cpp",
+    "step/transfer.cpp",
+    "version.cpp",
+];
 /// Headers that the files above share.
 const HEADERS: &[&str] = &[
     "event.h",
+    "step/device.h",
     "shim.h",
     "c10d.h",
     "gloo/algorithm.h",

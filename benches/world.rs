@@ -17,7 +17,7 @@ use detco::config::Config;
 use detco::dist::Collective;
 use detco::dist::c10d::C10d;
 use detco::dist::local::Local;
-use detco::dist::meeting::Meeting;
+use detco::dist::rendezvous::Rendezvous;
 use detco::dist::world::{Here, Launcher, Spec};
 use detco::model::{Draws, Model};
 use detco::optim::Sgd;
@@ -100,9 +100,9 @@ fn one() -> C10d {
         agent: false,
         prefix: "bench".into(),
     };
-    let meeting = Meeting::join(spec, Duration::from_secs(20), 1).expect("a free port");
+    let rendezvous = Rendezvous::join(spec, Duration::from_secs(20), 1).expect("a free port");
     let options = detco::config::Dist::default();
-    C10d::new(meeting, Device::Cpu, &options, Arc::default()).expect("a group of one")
+    C10d::new(rendezvous, Device::Cpu, &options, Arc::default()).expect("a group of one")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -13,7 +13,7 @@ use indicatif::{HumanBytes, HumanCount};
 use thiserror::Error;
 
 use crate::config::{Bytes, Config, Data, Schedule, Window, cache_folder, store_environment};
-use crate::schedule::{steps_in_all, steps_to_fill};
+use crate::schedule::{only_filling, steps_in_all, steps_to_fill};
 
 /// Why data cannot be read as it is configured.
 #[derive(Debug, Error)]
@@ -125,8 +125,8 @@ pub fn oddities(config: &Config, set: &ShardSet, order: &Order) -> Vec<String> {
     let steps = steps_in_all(config, order.steps_per_epoch());
     if steps_to_fill(config) >= steps {
         all.push(format!(
-            "all {steps} updates only fill the queues, no weight changes: lower method.queue, set \
-             method.fill_first = false, or train longer"
+            "{}, no weight changes: lower method.queue, set method.fill_first = false, or train longer",
+            only_filling(steps)
         ));
     }
     let (optim, epochs) = (&config.optim, config.train.epochs);

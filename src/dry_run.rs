@@ -15,7 +15,7 @@ use crate::feed::{self, Way};
 use crate::memory::{self, Needs};
 use crate::model::Model;
 use crate::profile::machine;
-use crate::schedule::{learning_rate, steps_in_all, steps_to_fill};
+use crate::schedule::{learning_rate, only_filling, steps_in_all, steps_to_fill};
 use crate::shim::c10d::Member;
 use crate::shim::step as shim;
 use crate::train::{self, Monitor, TrainError};
@@ -130,7 +130,7 @@ fn rates(config: &Config, order: &Order) -> String {
     let at = |step: u64| learning_rate(config, (step / each) as u32, step % each, each);
     let (fill, steps) = (steps_to_fill(config), steps_in_all(config, each));
     if fill >= steps {
-        return format!("0: all {steps} updates only fill the queues (method.fill_first)");
+        return format!("0: {} (method.fill_first)", only_filling(steps));
     }
     let (first, last) = (at(fill), at(steps - 1));
     let filling = match fill {

@@ -34,6 +34,14 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
     config.base_lr() * factor
 }
 
+/// Says of a run of so many updates that all of them only fill the queues.
+pub(crate) fn only_filling(steps: u64) -> String {
+    match steps {
+        1 => "the only update just fills the queues".to_owned(),
+        steps => format!("all {steps} updates only fill the queues"),
+    }
+}
+
 /// Updates that only fill the queues.
 pub fn steps_to_fill(config: &Config) -> u64 {
     (config.design().fill / config.train.batch.max(1)) as u64

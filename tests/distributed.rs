@@ -16,7 +16,7 @@ use detco::batch::Batch;
 use detco::config::{self, Config};
 use detco::dist::c10d::C10d;
 use detco::dist::local::Local;
-use detco::dist::meeting::Meeting;
+use detco::dist::rendezvous::Rendezvous;
 use detco::dist::{Collective, DistError, Move, check, world};
 use detco::method::LOCAL;
 use detco::model::{Draws, Model};
@@ -205,9 +205,9 @@ fn rank_of_a_test() {
     let config = config(&folder, &[]);
     let place = world::decide(&config::variable, None, false).unwrap();
     let world::World::Rank(spec) = place else { panic!("a world of several: {place:?}") };
-    let meeting = Meeting::join(spec, PATIENCE, 69).unwrap();
+    let rendezvous = Rendezvous::join(spec, PATIENCE, 69).unwrap();
     let stop = Arc::default();
-    let world = C10d::new(meeting, Device::Cpu, &config.dist, stop).unwrap();
+    let world = C10d::new(rendezvous, Device::Cpu, &config.dist, stop).unwrap();
     match case.as_str() {
         "float" => equals_the_reference(&folder, config, Kind::Float, &world),
         "double" => equals_the_reference(&folder, config, Kind::Double, &world),

@@ -228,7 +228,7 @@ fn place(args: &Args) -> Result<crate::dist::world::World, crate::dist::world::W
 fn train_as(args: &Args, spec: Option<crate::dist::world::Spec>) -> anyhow::Result<u8> {
     use std::time::Duration;
 
-    use crate::dist::meeting::Meeting;
+    use crate::dist::rendezvous::Rendezvous;
     use crate::train::{self, Outcome, Start, TrainError};
 
     let start = match &args.resume {
@@ -242,9 +242,9 @@ fn train_as(args: &Args, spec: Option<crate::dist::world::Spec>) -> anyhow::Resu
         }
     };
     let patience = Duration::from_secs(args.start_timeout);
-    let meeting = spec.map(|spec| Meeting::join(spec, patience, exit::LOST));
-    let meeting = meeting.transpose().map_err(TrainError::from)?;
-    Ok(match train::train(start, meeting)? {
+    let rendezvous = spec.map(|spec| Rendezvous::join(spec, patience, exit::LOST));
+    let rendezvous = rendezvous.transpose().map_err(TrainError::from)?;
+    Ok(match train::train(start, rendezvous)? {
         Outcome::Finished => 0,
         Outcome::Stopped => exit::STOPPED,
     })

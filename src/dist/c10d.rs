@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
 
 use super::heartbeat::{Heartbeat, Limits};
-use super::meeting::Meeting;
+use super::rendezvous::Rendezvous;
 use super::{Collective, DistError, Move, Operation};
 use crate::config::{self, Compress};
 use crate::shim::ShimError;
@@ -57,12 +57,12 @@ impl C10d {
     /// # Errors
     /// When a rank is lost, or the network or the GPU cannot be used.
     pub fn new(
-        meeting: Meeting,
+        rendezvous: Rendezvous,
         device: Device,
         options: &config::Dist,
         stop: Arc<AtomicBool>,
     ) -> Result<C10d, DistError> {
-        let Meeting { spec, store, heartbeat, .. } = meeting;
+        let Rendezvous { spec, store, heartbeat, .. } = rendezvous;
         let (member, timeout) = (spec.member, Duration::from_secs(options.timeout_seconds));
         let slow = Duration::from_secs(options.slow_seconds);
         heartbeat.set_limits(Limits { slow, timeout });

@@ -1,7 +1,7 @@
 //! Distributed training: ranks, and the collectives between them.
 //!
 //! The step names only [`Collective`]; a world of one rank is a world like any other. [`world`] reads
-//! rank and size from the environment, [`meeting`] is the rendezvous and checks that all ranks are about
+//! rank and size from the environment, [`rendezvous`] is the rendezvous and checks that all ranks are about
 //! to run the same training, [`c10d`] has the collectives on libtorch's own engine, [`heartbeat`] finds
 //! dead and slow ranks, [`check`] compares what must be equal on all ranks, and [`launch`] starts ranks
 //! on this machine.
@@ -11,7 +11,7 @@ pub mod check;
 pub mod heartbeat;
 pub mod launch;
 pub mod local;
-pub mod meeting;
+pub mod rendezvous;
 pub mod world;
 
 use std::fmt::{self, Debug};

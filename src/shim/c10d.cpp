@@ -155,7 +155,7 @@ int32_t detco_store_open(const char* host, int64_t host_len, uint16_t port, int3
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serve != 0;
-    options.waitWorkers = false;  // who is here is agreed upon by name, see dist/meeting.rs
+    options.waitWorkers = false;  // who is here is agreed upon by name, see dist/rendezvous.rs
     options.timeout = Millis(timeout_ms);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(text(host, host_len), options);
     *found_port = tcp->getPort();

@@ -7,208 +7,38 @@
 //! past its timeout, or when the store is gone. A call to a store behind a cut cable does not return
 //! at all; so a second thread, which never calls it, watches the first.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use self::others::{FAILED, Others, beat_of};
+use self::state::{Doing, Shared};
+use self::watch::{beat, guard, run};
 use super::Move;
 use crate::shim::ShimError;
-use crate::shim::c10d::{self, Member, Role, Store};
+use crate::shim::c10d::{Member, Role, Store};
+
+mod missing;
+mod others;
+mod state;
+mod watch;
+
+pub use missing::{LastSeen, Missing};
+pub use state::Limits;
 
 /// Time between two beats: a lost rank is known within seconds, and a thousand ranks load the store with
 /// four thousand small requests a second.
 const BEAT: Duration = Duration::from_millis(500);
+
 /// A rank without a beat for so long counts as silent, once something has failed.
 const SILENT: Duration = Duration::from_secs(3);
+
 /// A rank without a beat for so long counts as gone, although nothing has failed.
 const GONE: Duration = Duration::from_secs(30);
+
 /// Where collectives are only queued, the others' beats are read after so long without progress.
 const LOOKED_AT: Duration = Duration::from_secs(5);
-/// Time for the main thread to end by itself before the process is ended; longer while it saves.
-const GRACE: Duration = Duration::from_secs(10);
-/// The store's key under which the first rank that fails gives its reason.
-const FAILED: &str = "failed";
-
-/// The last beat of a rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastSeen {
-    /// The rank.
-    pub rank: usize,
-    /// Its step.
-    pub step: u64,
-    /// What it was doing.
-    pub what: String,
-    /// For how long it had been doing that, in milliseconds.
-    pub busy_ms: u64,
-    /// Time since that beat, in milliseconds.
-    pub silent_ms: u64,
-}
-
-/// The ranks that keep this one waiting, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Missing {
-    /// A rank ended with an error and told the others.
-    Ended {
-        /// `rank 2 of 4: …`
-        message: String,
-    },
-    /// These ranks send no beats any more.
-    Silent(Vec<LastSeen>),
-    /// These ranks are alive and behind.
-    Late(Vec<LastSeen>),
-    /// The store does not answer.
-    Store {
-        /// `host:port`.
-        address: String,
-    },
-    /// All ranks are alive, and as far as this one.
-    Nobody,
-}
-
-impl Missing {
-    /// The ranks that it names.
-    fn ranks(&self) -> Vec<usize> {
-        match self {
-            Missing::Silent(all) | Missing::Late(all) => all.iter().map(|one| one.rank).collect(),
-            _ => Vec::new(),
-        }
-    }
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = |ms: u64| ms as f64 / 1e3;
-        match self {
-            Missing::Ended { message } => write!(f, "{message}"),
-            Missing::Store { address } => {
-                write!(
-                    f,
-                    "the store at {address} does not answer: it is gone, or the network is cut"
-                )
-            }
-            Missing::Nobody => write!(f, "all ranks are alive and at the same point"),
-            Missing::Silent(all) => {
-                for (i, one) in all.iter().enumerate() {
-                    let LastSeen { rank, step, what, silent_ms, .. } = one;
-                    let between = if i == 0 { "" } else { "; " };
-                    let silent = seconds(*silent_ms);
-                    write!(
-                        f,
-                        "{between}rank {rank} is lost: silent for {silent:.1} s, last seen at \
-                         {what} of step {step}"
-                    )?;
-                }
-                Ok(())
-            }
-            Missing::Late(all) => {
-                for (i, one) in all.iter().enumerate() {
-                    let LastSeen { rank, step, what, busy_ms, .. } = one;
-                    let between = if i == 0 { "" } else { "; " };
-                    let busy = seconds(*busy_ms);
-                    write!(
-                        f,
-                        "{between}rank {rank} is slow: for {busy:.1} s at {what} of step {step}"
-                    )?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A beat, as it is written into the store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Beat {
-    /// Number of the beat, by which readers tell a new one.
-    number: u64,
-    step: u64,
-    what: String,
-    busy_ms: u64,
-    /// Collectives begun.
-    begun: u64,
-}
-
-/// How long a rank waits for others.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Ranks that keep others waiting for longer are named.
-    pub slow: Duration,
-    /// Ranks that keep others waiting for longer end the run.
-    pub timeout: Duration,
-}
-
-/// What the main thread is doing, for the thread that sends the beats.
-#[derive(Clone, Copy, Debug)]
-struct Doing {
-    step: u64,
-    what: Move,
-    since: Instant,
-    begun: u64,
-    /// Since when it has been in a collective.
-    waiting: Option<Instant>,
-    /// Whether collectives are only queued and waited for elsewhere, as on GPUs.
-    queued: bool,
-    limits: Limits,
-}
-
-impl Doing {
-    /// Since when this rank may be waiting for others. Where collectives are queued that can be in
-    /// whatever reads a result, so in any part of a step.
-    fn waits(&self) -> Option<Instant> {
-        let own = [Move::Start, Move::Data, Move::Save, Move::Monitor].contains(&self.what);
-        self.waiting.or((self.queued && !own).then_some(self.since))
-    }
-
-    /// How long this rank may continue after another has failed: while it saves, until its checkpoint is whole.
-    fn grace(&self) -> Duration {
-        match self.what {
-            Move::Save => self.limits.timeout.max(GRACE),
-            _ => GRACE,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Shared {
-    member: Member,
-    address: String,
-    doing: Mutex<Doing>,
-    ended: AtomicBool,
-    /// When the store last answered.
-    answered: Mutex<Instant>,
-    /// The reason that the first rank to fail gave.
-    failed: Mutex<Option<String>>,
-    /// For each other rank the newest beat that this rank has read, and when it first read it. The ranks are read
-    /// in turn, so that it is known since when a lost one has been silent.
-    heard: Mutex<Vec<Option<(u64, Instant)>>>,
-}
-
-impl Shared {
-    fn doing(&self) -> MutexGuard<'_, Doing> {
-        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn answered(&self) -> MutexGuard<'_, Instant> {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failed(&self) -> MutexGuard<'_, Option<String>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Since when the beat with this number has been the newest of a rank, as far as this rank has seen.
-    fn heard(&self, rank: usize, number: u64) -> Instant {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut heard[rank] {
-            Some((last, since)) if *last == number => *since,
-            place => place.insert((number, Instant::now())).1,
-        }
-    }
-}
 
 /// The threads that send beats and check those of others; they end when this is dropped.
 #[derive(Debug)]
@@ -384,213 +214,10 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     })
 }
 
-/// Ends the process when the store has not answered for longer than ranks wait for each other.
-fn guard(shared: &Shared, exit_code: u8) {
-    loop {
-        thread::park_timeout(BEAT);
-        if shared.ended.load(Ordering::Relaxed) {
-            return;
-        }
-        let timeout = shared.doing().limits.timeout;
-        if shared.answered().elapsed() > timeout + GRACE {
-            end(shared, &Missing::Store { address: shared.address.clone() }, exit_code);
-        }
-    }
-}
-
-fn beat(store: &Store, shared: &Shared, number: u64) -> Result<(), ShimError> {
-    let Doing { step, what, since, begun, .. } = *shared.doing();
-    let busy_ms = since.elapsed().as_millis() as u64;
-    let beat = Beat { number, step, what: what.to_string(), busy_ms, begun };
-    let text = serde_json::to_vec(&beat).expect("numbers and a text have a JSON form");
-    store.set(&key(shared.member.rank), &text)
-}
-
-fn key(rank: usize) -> String {
-    format!("beat/{rank}")
-}
-
-/// The body of the thread that sends beats and checks those of others.
-fn run(store: &Store, shared: &Shared, exit_code: u8) {
-    let mut others = Others::new(shared.member);
-    let mut reported = None; // the wait that was reported last, and its length then
-    let mut broken: Option<Instant> = None;
-    for number in 1.. {
-        thread::park_timeout(BEAT);
-        if shared.ended.load(Ordering::Relaxed) {
-            return;
-        }
-        let alive = beat(store, shared, number).and_then(|()| store.get(FAILED));
-        if alive.is_ok() {
-            *shared.answered() = Instant::now();
-        }
-        match &alive {
-            Ok(Some(message)) => {
-                let message = String::from_utf8_lossy(message).into_owned();
-                shared.failed().get_or_insert(message);
-            }
-            Ok(None) => broken = None,
-            Err(_) => {}
-        }
-        let grace = shared.doing().grace();
-        if !matches!(alive, Ok(None)) && broken.get_or_insert_with(Instant::now).elapsed() > grace {
-            let reason = shared.failed().clone().map_or_else(
-                || Missing::Store { address: shared.address.clone() },
-                |message| Missing::Ended { message },
-            );
-            end(shared, &reason, exit_code);
-        }
-        look_at_one(store, shared, number);
-        let doing = *shared.doing();
-        let Doing { queued, limits, begun, .. } = doing;
-        let from = watched_from(limits).min(if queued { LOOKED_AT } else { Duration::MAX });
-        let Some(since) = doing.waits().filter(|since| since.elapsed() > from) else {
-            others = Others::new(shared.member);
-            continue;
-        };
-        if others.look(store, shared).is_err() {
-            continue; // counted above
-        }
-        let waited = since.elapsed();
-        let due = match reported {
-            Some((wait, length)) if wait == since => waited > 2 * length,
-            _ => waited > limits.slow,
-        };
-        let missing = others.missing(SILENT, begun);
-        // Outside of a collective it may be this rank's own work that takes long.
-        if due && (doing.waiting.is_some() || missing != Missing::Nobody) {
-            reported = Some((since, waited));
-            report(shared, &missing, waited);
-        }
-        let silent = || others.missing(GONE.min(limits.timeout), begun);
-        let gone = queued && matches!(silent(), Missing::Silent(_));
-        if gone || waited > limits.timeout + GRACE {
-            end(shared, &others.missing(SILENT, begun), exit_code);
-        }
-    }
-}
-
-/// Reads the beat of one other rank, of another one each time.
-fn look_at_one(store: &Store, shared: &Shared, number: u64) {
-    let Member { rank, size } = shared.member;
-    let other = (number % size as u64) as usize;
-    if other == rank {
-        return;
-    }
-    // Where the store is gone the next beat will tell.
-    if let Ok(Some(beat)) = beat_of(store, other) {
-        shared.heard(other, beat.number);
-    }
-}
-
-/// The last beat of a rank; none before its first, or of another program.
-fn beat_of(store: &Store, rank: usize) -> Result<Option<Beat>, ShimError> {
-    Ok(store.get(&key(rank))?.and_then(|text| serde_json::from_slice(&text).ok()))
-}
-
 /// Whether rank 0 was writing a checkpoint at its last beat, and the beat's number.
 pub(super) fn first_saves(store: &Store) -> Option<u64> {
     let beat = beat_of(store, 0).ok().flatten()?;
     (beat.what == Move::Save.to_string()).then_some(beat.number)
-}
-
-/// The length of a wait after which the others' beats are read: early enough to know which are silent when
-/// a report is due.
-fn watched_from(limits: Limits) -> Duration {
-    (limits.slow / 2).min(limits.slow.saturating_sub(SILENT + 2 * BEAT))
-}
-
-/// Reports the ranks that keep others waiting. Only the lowest rank that is not among them reports.
-fn report(shared: &Shared, missing: &Missing, waited: Duration) {
-    let Member { rank, size } = shared.member;
-    let named = missing.ranks();
-    let speaker = (0..size).find(|rank| !named.contains(rank));
-    if speaker != Some(rank) {
-        return;
-    }
-    let Doing { step, what, limits, .. } = *shared.doing();
-    let (waited, timeout) = (waited.as_secs_f64(), limits.timeout.as_secs());
-    note!(
-        "rank {rank} of {size} has waited {waited:.0} s at {what} of step {step} (the run ends at \
-         {timeout} s): {missing}"
-    );
-}
-
-fn end(shared: &Shared, missing: &Missing, exit_code: u8) -> ! {
-    let Member { rank, size } = shared.member;
-    let Doing { step, what, .. } = *shared.doing();
-    note!("error: rank {rank} of {size}, at {what} of step {step}, ends: {missing}");
-    c10d::exit(i32::from(exit_code))
-}
-
-/// The beats of the other ranks, as this one has read them.
-#[derive(Debug)]
-pub(super) struct Others {
-    member: Member,
-    /// The last beat of each rank.
-    seen: Vec<Option<Seen>>,
-}
-
-#[derive(Clone, Debug)]
-struct Seen {
-    beat: Beat,
-    /// Since when it has been the newest that this rank has seen.
-    heard: Instant,
-    /// Since when a newer one has been looked for without a pause: a process that was itself stopped, with all
-    /// others, knows nothing of them.
-    looked: Instant,
-}
-
-impl Others {
-    fn new(member: Member) -> Others {
-        Others { member, seen: vec![None; member.size] }
-    }
-
-    /// Reads all beats; returns the reason of a rank that failed.
-    fn look(&mut self, store: &Store, shared: &Shared) -> Result<Option<String>, ShimError> {
-        if let Some(message) = store.get(FAILED)? {
-            let message = String::from_utf8_lossy(&message).into_owned();
-            return Ok(Some(shared.failed().get_or_insert(message).clone()));
-        }
-        for rank in (0..self.member.size).filter(|rank| *rank != self.member.rank) {
-            let Some(beat) = beat_of(store, rank)? else { continue };
-            let seen = &mut self.seen[rank];
-            if seen.as_ref().is_none_or(|seen| seen.beat.number != beat.number) {
-                let heard = shared.heard(rank, beat.number);
-                *seen = Some(Seen { beat, heard, looked: Instant::now() });
-            }
-        }
-        Ok(None)
-    }
-
-    /// The ranks that are silent for longer than `silent`, else those that have begun fewer collectives than
-    /// `begun`.
-    fn missing(&self, silent: Duration, begun: u64) -> Missing {
-        let last_seen = |of: &dyn Fn(&Beat, Duration) -> bool| -> Vec<LastSeen> {
-            let heard = self.seen.iter().enumerate();
-            heard
-                .filter_map(|(rank, seen)| {
-                    let Seen { beat, heard, looked } = seen.as_ref()?;
-                    let silent = heard.elapsed();
-                    of(beat, looked.elapsed()).then(|| LastSeen {
-                        rank,
-                        step: beat.step,
-                        what: beat.what.clone(),
-                        busy_ms: beat.busy_ms + silent.as_millis() as u64,
-                        silent_ms: silent.as_millis() as u64,
-                    })
-                })
-                .collect()
-        };
-        let lost = last_seen(&|_, age| age >= silent);
-        if !lost.is_empty() {
-            return Missing::Silent(lost);
-        }
-        match last_seen(&|beat, _| beat.begun < begun) {
-            late if late.is_empty() => Missing::Nobody,
-            late => Missing::Late(late),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -598,7 +225,10 @@ mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::process::{Command, Stdio};
 
+    use super::others::{Beat, key};
+    use super::state::GRACE;
     use super::*;
+    use crate::shim::c10d;
 
     #[test]
     fn where_collectives_are_queued_any_part_of_a_step_may_wait() {

@@ -29,7 +29,7 @@ const SILENT: Duration = Duration::from_secs(15);
 
 /// Why the rendezvous failed.
 #[derive(Debug, Error)]
-pub enum MeetingError {
+pub enum RendezvousError {
     /// The store cannot be served or reached.
     #[error("cannot {verb} the store at {address}, {size} ranks: {source}\nhint: {ALONE}")]
     Store {
@@ -169,7 +169,7 @@ fn program() -> String {
 
 /// Waits until the name of rank 0's machine has an address: a cluster may make it known only when rank 0 has
 /// been started.
-fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
+fn resolve(spec: &Spec, patience: Duration) -> Result<(), RendezvousError> {
     let start = Instant::now();
     loop {
         let asked = (spec.master.clone(), spec.port);
@@ -185,7 +185,7 @@ fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
         };
         if start.elapsed() >= patience {
             let (master, seconds) = (spec.master.clone(), patience.as_secs());
-            return Err(MeetingError::Name { master, seconds, source });
+            return Err(RendezvousError::Name { master, seconds, source });
         }
         thread::sleep(LOOK_ROUND.min(patience.saturating_sub(start.elapsed())));
     }
@@ -193,42 +193,52 @@ fn resolve(spec: &Spec, patience: Duration) -> Result<(), MeetingError> {
 
 /// A rank at the store, before the process group is made.
 #[derive(Debug)]
-pub struct Meeting {
+pub struct Rendezvous {
     pub(super) spec: Spec,
     pub(super) store: Arc<Store>,
     pub(super) heartbeat: Heartbeat,
     patience: Duration,
 }
 
-impl Meeting {
+impl Rendezvous {
     /// Connects to the store, or serves it; waits for it up to `patience`.
     ///
     /// # Errors
     /// When there is no store, or another process has this rank.
-    pub fn join(spec: Spec, patience: Duration, exit_code: u8) -> Result<Meeting, MeetingError> {
+    pub fn join(
+        spec: Spec,
+        patience: Duration,
+        exit_code: u8,
+    ) -> Result<Rendezvous, RendezvousError> {
         let Member { rank, size } = spec.member;
         let address = spec.address();
         resolve(&spec, patience)?;
         let verb = if spec.role == Role::Serve { "serve" } else { "reach" };
         let fault = |source| {
             let address = address.clone();
-            MeetingError::Store { size, verb, address, source }
+            RendezvousError::Store { size, verb, address, source }
         };
         // libtorch gives up by itself where nobody listens, but not where somebody else does.
         let limit = 2 * patience + Duration::from_secs(5);
         let of = spec.clone();
         let open = move || Store::open(&of.master, of.port, of.role, &of.prefix, patience);
         let store = heartbeat::within(limit, "store", open);
-        let silent = || MeetingError::Silent { address: address.clone(), seconds: limit.as_secs() };
+        let silent =
+            || RendezvousError::Silent { address: address.clone(), seconds: limit.as_secs() };
         let store = store.ok_or_else(silent)?.map_err(fault)?;
         if store.add(&format!("came/{rank}"), 1).map_err(fault)? > 1 {
-            return Err(MeetingError::Twice { rank, size, address });
+            return Err(RendezvousError::Twice { rank, size, address });
         }
         let server = if spec.agent { "the launcher" } else { "rank 0" };
         let address = format!("{address}, served by {server},");
         let limits = Limits { slow: patience, timeout: SILENT.min(patience) };
         let heartbeat = Heartbeat::start(&store, spec.member, address, limits, exit_code);
-        Ok(Meeting { heartbeat: heartbeat.map_err(fault)?, spec, store: Arc::new(store), patience })
+        Ok(Rendezvous {
+            heartbeat: heartbeat.map_err(fault)?,
+            spec,
+            store: Arc::new(store),
+            patience,
+        })
     }
 
     /// The place of this rank in the world.
@@ -250,7 +260,7 @@ impl Meeting {
     ///
     /// # Errors
     /// When rank 0 is lost, or takes longer than the patience at the start.
-    pub fn first_says(&self, key: &str, text: Option<&str>) -> Result<String, MeetingError> {
+    pub fn first_says(&self, key: &str, text: Option<&str>) -> Result<String, RendezvousError> {
         if let Some(text) = text {
             self.store.set(key, text.as_bytes()).map_err(|source| self.lost_store(source))?;
             return Ok(text.to_string());
@@ -260,7 +270,7 @@ impl Meeting {
             Some(text) => Ok(text),
             None => {
                 let (size, seconds) = (self.spec.member.size, self.patience.as_secs());
-                Err(MeetingError::Missing { missing: vec![0], size, seconds })
+                Err(RendezvousError::Missing { missing: vec![0], size, seconds })
             }
         }
     }
@@ -269,7 +279,7 @@ impl Meeting {
     ///
     /// # Errors
     /// When a rank is missing, or its card differs from rank 0's.
-    pub fn compare(&self, card: &Card) -> Result<(), MeetingError> {
+    pub fn compare(&self, card: &Card) -> Result<(), RendezvousError> {
         let Member { rank, size } = self.spec.member;
         let text = serde_json::to_string(card).expect("texts and numbers have a JSON form");
         self.store
@@ -291,13 +301,13 @@ impl Meeting {
         match verdict {
             Verdict::Fine => Ok(()),
             Verdict::Missing { missing, seconds } => {
-                Err(MeetingError::Missing { missing, size, seconds })
+                Err(RendezvousError::Missing { missing, size, seconds })
             }
-            Verdict::Differ(lines) => Err(MeetingError::Differ(lines)),
+            Verdict::Differ(lines) => Err(RendezvousError::Differ(lines)),
         }
     }
 
-    fn judge(&self, first: &Card, size: usize) -> Result<Verdict, MeetingError> {
+    fn judge(&self, first: &Card, size: usize) -> Result<Verdict, RendezvousError> {
         let deadline = Instant::now() + self.patience;
         let (mut missing, mut lines) = (Vec::new(), Vec::new());
         for rank in 1..size {
@@ -318,7 +328,7 @@ impl Meeting {
     }
 
     /// A key's text, once it is there; none after the deadline.
-    fn hear(&self, key: &str, deadline: Instant) -> Result<Option<String>, MeetingError> {
+    fn hear(&self, key: &str, deadline: Instant) -> Result<Option<String>, RendezvousError> {
         let (mut others, mut looked) = (self.heartbeat.others(), Instant::now());
         loop {
             if let Some(value) = self.store.get(key).map_err(|source| self.lost_store(source))? {
@@ -343,10 +353,10 @@ impl Meeting {
         }
     }
 
-    fn lost_store(&self, source: ShimError) -> MeetingError {
+    fn lost_store(&self, source: ShimError) -> RendezvousError {
         let (size, verb) = (self.spec.member.size, "reach");
         let address = self.spec.address();
-        MeetingError::Store { size, verb, address, source }
+        RendezvousError::Store { size, verb, address, source }
     }
 }
 
