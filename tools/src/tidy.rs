@@ -70,6 +70,7 @@ fn of_file(name: &str, text: &str) -> Vec<String> {
     let unfinished = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
     let machine = ["home", "root", "Users", "work"].map(|folder| format!("/{folder}/"));
     let ignored = ["#[", "ignore"].concat();
+    let needs = [&ignored, " = \"needs "].concat();
     for (number, line) in text.lines().enumerate() {
         let mut finding = |what: &str| findings.push(format!("{name}:{}: {what}", number + 1));
         if unfinished.iter().any(|word| has_word(line, word)) {
@@ -78,8 +79,10 @@ fn of_file(name: &str, text: &str) -> Vec<String> {
         if machine.iter().any(|path| starts_a_path(line, path)) {
             finding("a path of somebody's machine");
         }
-        if rust && line.contains(&ignored) {
-            finding("a test that does not run proves nothing");
+        if rust && line.contains(&ignored) && !line.contains(&needs) {
+            finding(
+                "an ignored test says what it needs, and `cargo xtask test` runs it where that is",
+            );
         }
     }
     findings
