@@ -1,6 +1,5 @@
 //! The report for a terminal.
 
-
 use detco_shards::stats::{CHANNELS, STAGES};
 use indicatif::{HumanBytes, HumanCount};
 
