@@ -21,7 +21,7 @@ pub struct Data {
     /// `cpu` or `nvjpeg`.
     pub decode: Decode,
     /// Folder that keeps what is fetched from URLs; processes of one machine share it. Without one,
-    /// [`cache_folder`].
+    /// [`cache_folder`](super::cache_folder).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// Its bound.

@@ -34,7 +34,7 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
-    Shards(#[from] ShardError),
+    Shards(Box<ShardError>),
     #[error(transparent)]
     Data(#[from] DataError),
     #[error("{0}")]
@@ -50,7 +50,7 @@ pub enum TrainError {
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error("{file} does not start this model: {source}")]
-    Init { file: PathBuf, source: ModelError },
+    Init { file: PathBuf, source: Box<ModelError> },
     #[error("the kNN monitor failed: {0}")]
     Knn(#[source] Box<KnnError>),
     #[error("{0}")]
@@ -84,7 +84,7 @@ pub enum TrainError {
         "{source}\nhint: the run's configuration names it, as seen from the folder where the run was \
          started; --data SHARDS says where the data is now"
     )]
-    ResumedData { source: ShardError },
+    ResumedData { source: Box<ShardError> },
     #[error(
         "step {step}: the loss or a gradient is not finite (loss {loss}, gradient norm \
          {gradient_norm}). The last good checkpoint is {last_good}\nhint: lower optim.lr"
@@ -130,6 +130,12 @@ pub enum TrainError {
     Signals(#[source] std::io::Error),
     #[error("cannot {what} {path}: {source}{limit}", limit = limits::of_file(what, source))]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+impl From<ShardError> for TrainError {
+    fn from(error: ShardError) -> TrainError {
+        TrainError::Shards(Box::new(error))
+    }
 }
 
 impl From<PipelineError> for TrainError {

@@ -200,7 +200,7 @@ impl Lead {
 pub(crate) fn start_from(model: &mut Model, config: &config::Model) -> Result<(), TrainError> {
     let Some(file) = &config.init else { return Ok(()) };
     let backbone = weights::read_backbone(file, config.init_prefix.as_deref())?;
-    let refused = |source| TrainError::Init { file: file.clone(), source };
+    let refused = |source| TrainError::Init { file: file.clone(), source: Box::new(source) };
     model.start_from(&backbone.tensors).map_err(refused)?;
     note!("the backbone starts from {}: {}", file.display(), backbone.describe());
     Ok(())

@@ -69,9 +69,9 @@ impl Plan {
         let set = Arc::new(set.map_err(|source| match &state {
             // Not a folder that this command has named.
             Some(state) if state.config.data.shards == config.data.shards => {
-                TrainError::ResumedData { source }
+                TrainError::ResumedData { source: Box::new(source) }
             }
-            _ => TrainError::Shards(source),
+            _ => TrainError::from(source),
         })?);
         if let Some(state) = &state {
             check_data(&set, state)?;

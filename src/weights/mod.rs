@@ -266,6 +266,6 @@ pub enum WeightsError {
         /// Name of the tensor.
         tensor: String,
         /// What libtorch said.
-        source: tch::TchError,
+        source: Box<tch::TchError>,
     },
 }

@@ -66,8 +66,11 @@ pub fn read_backbone(path: &Path, prefix: Option<&str>) -> Result<Backbone, Weig
     let mut tensors = Vec::with_capacity(wanted.len());
     let mut converted = BTreeSet::new();
     for ((_, name), raw) in choice.names.iter().zip(file.read(&wanted)?) {
-        let torch =
-            |source| WeightsError::Torch { path: path.to_path_buf(), tensor: name.clone(), source };
+        let torch = |source: tch::TchError| WeightsError::Torch {
+            path: path.to_path_buf(),
+            tensor: name.clone(),
+            source: Box::new(source),
+        };
         let tensor = Tensor::f_from_data_size(&raw.bytes, &raw.size, kind(raw.dtype));
         tensors.push((name.clone(), normal(path, name, &tensor.map_err(torch)?)?));
         if matches!(raw.dtype, Dtype::F64 | Dtype::F16 | Dtype::BF16) {
@@ -118,8 +121,11 @@ fn normal(path: &Path, name: &str, tensor: &Tensor) -> Result<Tensor, WeightsErr
             dtype: format!("{kind:?}"),
         });
     }
-    let torch =
-        |source| WeightsError::Torch { path: path.to_path_buf(), tensor: name.to_string(), source };
+    let torch = |source: tch::TchError| WeightsError::Torch {
+        path: path.to_path_buf(),
+        tensor: name.to_string(),
+        source: Box::new(source),
+    };
     let target = if counter { Kind::Int64 } else { Kind::Float };
     let normal = tensor.f_to_kind(target).map_err(torch)?;
     if !counter {
