@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use detco::checkpoint;
 use detco::config::Config;
+use detco::eval::features::{FeaturesError, Look};
 use detco::eval::knn::{self, Features, KnnError, KnnOptions, Report};
 use detco::model::Model;
 use detco_shards::order::Cursor;
@@ -178,20 +179,25 @@ fn shards_are_classified_end_to_end() {
         |name: &str| Arc::new(ShardSet::open(&[path(name).to_str().unwrap().to_string()]).unwrap());
     let (train, test, bare) = (open("train.tar"), open("test.tar"), open("bare.tar"));
     let model = Model::new(&small(), Device::Cpu).unwrap();
-    let options = KnnOptions { k: 20, size: 32, batch: 16, workers: 1, ..KnnOptions::default() };
+    let look = Look { size: 32, workers: 1, ..Look::default() };
+    let options = KnnOptions { k: 20, look, batch: 16, ..KnnOptions::default() };
     let report = knn::evaluate(&model.query, &train, &test, &options).unwrap();
     assert_eq!((report.memory, report.queries, report.classes), (120, 45, 3));
     // Colour survives random convolutions.
     assert!(report.top1 > 90.0, "{report:?}");
     // Neither batches nor workers change the figure; a part is a part.
-    let other = KnnOptions { batch: 7, workers: 3, ..options.clone() };
+    let look = Look { workers: 3, ..options.look.clone() };
+    let other = KnnOptions { batch: 7, look, ..options.clone() };
     assert_eq!(knn::evaluate(&model.query, &train, &test, &other).unwrap(), report);
     let part = KnnOptions { samples_max: 31, ..options.clone() };
     let report = knn::evaluate(&model.query, &train, &test, &part).unwrap();
     assert_eq!((report.memory, report.queries, report.k), (31, 31, 20));
     assert_eq!(report.classes, 3);
     let error = knn::evaluate(&model.query, &train, &bare, &options).unwrap_err();
-    assert!(matches!(&error, KnnError::NoClass { which: "test", key, .. } if key == "0000"));
+    let KnnError::Features(FeaturesError::NoClass { which: "test", key, .. }) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(key, "0000");
     assert!(error.to_string().contains("bare.tar"), "{error}");
 
     command_line(&path, &model);

@@ -11,9 +11,9 @@
 //! gradients differ by that unit's whole share, which from four samples is percents of a tensor. No bound on
 //! single numbers holds for that on every processor, and none is needed: such a crossing is an accident of one
 //! step's pictures, a fault is there in every step. So what a crossing can change (gradients, and what is made
-//! of them) is held to 1e-4 in at least [`CLEAN_STEPS`] of the [`STEPS`] steps, each compared on its own from the same
-//! state, tensor by tensor, and in every step to [`CROSSINGS_MAX`] of the length of all of them together; all else is
-//! held to 1e-4 in every step. In float64 rounding is too small to cross: there everything runs free and is held
+//! of them) is held to 1e-4 in two of the five steps, each compared on its own from the same state, tensor by
+//! tensor, and in every step to a fiftieth of the length of all of them together ([`Allowed::SAME_KERNELS`]); all else
+//! is held to 1e-4 in every step. In float64 rounding is too small to cross: there everything runs free and is held
 //! to 1e-7 in every step. The last tests plant faults and other rounding, and look at what this comparison says.
 #![cfg(feature = "train")]
 
@@ -26,7 +26,7 @@ mod reference;
 
 use std::collections::HashMap;
 
-use comparison::{CLEAN_STEPS, Comparison, ROUNDING};
+use comparison::{Allowed, Comparison, ROUNDING};
 use detco::batch::Batch;
 use detco::config::{Backbone, Config};
 use detco::dist::local::Local;
@@ -151,7 +151,8 @@ impl Twist {
 }
 
 fn compare(case: &Case, groups: i64, kind: Kind) {
-    let faults = comparison(case, groups, kind, Twist::default()).faults(kind, CLEAN_STEPS);
+    let found = comparison(case, groups, kind, Twist::default());
+    let faults = found.faults(kind, Allowed::SAME_KERNELS);
     assert!(faults.is_empty(), "{} faults:\n  {}", faults.len(), faults.join("\n  "));
 }
 
@@ -365,11 +366,12 @@ fn shallow_detco_in_groups_trains_as_pytorch_does_in_float64() {
 }
 
 /// Pixels off by their last bit round everything otherwise: units cross in each of the steps, single numbers
-/// of gradients move by up to a tenth, and still all else stays, and they do together.
+/// of gradients move by up to a quarter, and still all else stays, and they do together.
 #[test]
 fn other_rounding_is_no_fault() {
     let twist = Twist { last_bits: Some(0), ..Twist::default() };
-    let faults = comparison(&DETCO_50, 1, Kind::Float, twist).faults(Kind::Float, 0);
+    let found = comparison(&DETCO_50, 1, Kind::Float, twist);
+    let faults = found.faults(Kind::Float, Allowed::OTHER_PIXELS);
     assert!(faults.is_empty(), "{}", faults.join("\n  "));
 }
 
@@ -380,7 +382,7 @@ fn a_wrong_factor_is_a_fault() {
     let found = comparison(&DETCO_18, 1, Kind::Float, twist);
     let losses = (0..STEPS as usize).map(|step| found.0["losses"].worst_of(step));
     assert!(losses.fold(0.0, f64::max) <= ROUNDING, "losses show it, so gradients need not");
-    let faults = found.faults(Kind::Float, CLEAN_STEPS);
+    let faults = found.faults(Kind::Float, Allowed::SAME_KERNELS);
     let gradients = faults.iter().filter(|fault| fault.starts_with("gradients: ")).count();
     assert!(gradients > 20, "{faults:?}");
 }

@@ -8,21 +8,16 @@
 //! give the same figure.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
-use detco_shards::format::ShardError;
 use detco_shards::order::{Order, OrderError};
-use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError};
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{IMAGE, Recipe};
 use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
-use crate::batch::{self, BatchError};
 use crate::eval::classes::{Classes, NothingInCommon};
+use crate::eval::features::{self, FeaturesError, Look, Pool};
 use crate::model::Encoder;
-use crate::shim::ShimError;
 
 /// Rows of a block of similarities: queries.
 const QUERY_ROWS: i64 = 256;
@@ -62,19 +57,6 @@ pub enum KnnError {
         /// Row.
         row: usize,
     },
-    /// A sample without a class.
-    #[error(
-        "{shard}: sample {key:?} of the {which} set has no class: kNN needs labelled samples (pack \
-         class folders, or add .cls members)"
-    )]
-    NoClass {
-        /// `train` (memory) or `test` (queries).
-        which: &'static str,
-        /// The shard.
-        shard: String,
-        /// The sample's id in it.
-        key: String,
-    },
     /// Each test sample would count as wrong.
     #[error(
         "no class of the test set is in the train set: {} there, {} here. The names are those of the \
@@ -91,15 +73,9 @@ pub enum KnnError {
         /// Why.
         source: OrderError,
     },
-    /// A sample cannot be read.
+    /// Samples gave no features.
     #[error(transparent)]
-    Shards(#[from] ShardError),
-    /// A sample cannot be decoded.
-    #[error("{0}")]
-    Pipeline(#[source] Box<PipelineError>),
-    /// Bytes make no batch.
-    #[error(transparent)]
-    Batch(#[from] BatchError),
+    Features(#[from] FeaturesError),
     /// The watcher asked for the end.
     #[error("stopped after {done} of {total} samples")]
     Stopped {
@@ -111,9 +87,6 @@ pub enum KnnError {
     /// libtorch refused.
     #[error("{0}")]
     Torch(#[from] TchError),
-    /// libtorch failed while features were made, as where memory ends.
-    #[error(transparent)]
-    Shim(#[from] ShimError),
 }
 
 /// How to make features, and who votes.
@@ -123,24 +96,14 @@ pub struct KnnOptions {
     pub k: usize,
     /// Temperature of the votes, τ.
     pub temperature: f64,
-    /// Edge of the images that the network sees, in pixels.
-    pub size: u32,
-    /// Share of an image's short edge that is looked at, centred. By default 224/256, the usual
-    /// one for ImageNet, and all of it where the network sees less than 96 pixels: small images
-    /// have no border to spare (MoCo's CIFAR notebook crops nothing).
-    pub share: Option<f32>,
+    /// How samples are looked at.
+    pub look: Look,
+    /// The level whose map is read, average-pooled: 2 for Res2 to 5 for Res5.
+    pub level: u8,
     /// At most this many samples of each set, evenly spaced; 0 means all.
     pub samples_max: u64,
     /// Samples that go through the network together.
     pub batch: u64,
-    /// Decode threads; 0 means one a core.
-    pub workers: usize,
-    /// What becomes of a sample that cannot be decoded. Skipped, another one counts twice.
-    pub on_bad_sample: OnBadSample,
-    /// Skip: the end comes with a larger share of bad samples in a set.
-    pub bad_share_max: f64,
-    /// Skip: the end comes with as many bad samples in a row.
-    pub bad_run_max: u32,
 }
 
 impl Default for KnnOptions {
@@ -148,14 +111,10 @@ impl Default for KnnOptions {
         KnnOptions {
             k: 200,
             temperature: 0.1,
-            size: 224,
-            share: None,
+            look: Look::default(),
+            level: 5,
             samples_max: 0,
             batch: 128,
-            workers: 0,
-            on_bad_sample: OnBadSample::Fail,
-            bad_share_max: 0.001,
-            bad_run_max: 100,
         }
     }
 }
@@ -228,36 +187,10 @@ fn extract(
     options: &KnnOptions,
     tick: &mut dyn FnMut(u64) -> Result<(), KnnError>,
 ) -> Result<Features, KnnError> {
-    let share = options.share.unwrap_or(if options.size < 96 { 1.0 } else { 0.875 });
-    let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
-    let loading = LoaderOptions {
-        workers: options.workers,
-        on_bad_sample: options.on_bad_sample,
-        bad_share_max: options.bad_share_max,
-        bad_run_max: options.bad_run_max,
-        ..LoaderOptions::evaluate(Recipe::center(options.size, share.into()), order)
-    };
-    let pipeline = |error| KnnError::Pipeline(Box::new(error));
-    let loader = Loader::start(Arc::clone(set), loading).map_err(pipeline)?;
-    let (mut rows, mut classes) = (Vec::new(), Vec::new());
-    for batch in loader {
-        let batch = batch.map_err(pipeline)?;
-        for (id, class) in batch.samples.iter().zip(batch.labels()?) {
-            classes.push(class.ok_or_else(|| {
-                let (shard, key, _) = set.place(*id).unwrap_or((Path::new(""), "", 0));
-                let (shard, key) = (shard.display().to_string(), key.to_string());
-                KnnError::NoClass { which, shard, key }
-            })?);
-        }
-        let edge = options.size as usize;
-        let images = batch::images(batch.view(IMAGE, 0), batch.len(), edge, device)?;
-        rows.push(encoder.features(&images)?);
-        tick(batch.len() as u64)?;
-    }
-    if rows.is_empty() {
-        return Err(KnnError::Empty { which });
-    }
-    Features::new(&Tensor::f_cat(&rows, 0)?, classes, which)
+    let asked = (&[options.level][..], Pool::Average);
+    let rows = features::rows(encoder, (which, set), order, &options.look, asked, tick)?;
+    let [of_level] = &rows.levels[..] else { return Err(KnnError::Empty { which }) };
+    Features::new(of_level, rows.classes, which)
 }
 
 /// What was found.
@@ -281,6 +214,9 @@ pub struct Report {
     pub classes: usize,
     /// Samples classified whose class no sample in memory has: they count as wrong.
     pub unknown: usize,
+    /// Of each query, whether its class got the most votes.
+    #[serde(skip)]
+    pub hits: Vec<bool>,
 }
 
 /// Features `[m, c]` of unit length and their classes.
@@ -360,20 +296,20 @@ pub fn classify(
     let mut votes = vec![0.0; known.len()];
     let mut in_memory = vec![false; known.len()];
     voters.iter().for_each(|class| in_memory[*class] = true);
-    let (mut first, mut five) = (0_u64, 0_u64);
+    let (mut hits, mut five) = (Vec::with_capacity(queries.len()), 0_u64);
     let mut row = 0;
     for block in queries.rows.f_split(QUERY_ROWS, 0)? {
         for neighbours in nearest(&memory.rows, &block, k)? {
             vote(&neighbours, &voters, temperature, &mut votes);
             let rank = rank(&votes, place(&queries.classes[row]));
-            first += u64::from(rank == Some(0));
+            hits.push(rank == Some(0));
             five += u64::from(rank.is_some_and(|rank| rank < 5));
             row += 1;
         }
     }
     let percent = |hits: u64| 100.0 * hits as f64 / queries.len() as f64;
     Ok(Report {
-        top1: percent(first),
+        top1: percent(hits.iter().filter(|hit| **hit).count() as u64),
         top5: (known.len() > 5).then(|| percent(five)),
         k,
         temperature,
@@ -381,6 +317,7 @@ pub fn classify(
         queries: queries.len(),
         classes: known.len(),
         unknown: queries.classes.iter().filter(|class| !in_memory[place(class)]).count(),
+        hits,
     })
 }
 

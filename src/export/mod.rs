@@ -9,7 +9,7 @@ pub mod hints;
 mod pickle;
 mod pth;
 mod safetensors;
-mod whole;
+pub(crate) mod whole;
 
 use std::path::{Path, PathBuf};
 
@@ -185,7 +185,7 @@ fn container(path: &Path, format: Format) -> Result<Write, ExportError> {
 }
 
 /// A tensor's elements, row-major, little-endian.
-fn bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>, ExportError> {
+pub(crate) fn bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>, ExportError> {
     let torch = |source| ExportError::Torch { tensor: name.to_string(), source };
     let tensor = tensor.detach().f_to(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(torch)?;
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];

@@ -22,7 +22,7 @@ impl Drop for Temporary {
 /// Writes a file atomically: it appears under `path` only when all of it is on the disk.
 ///
 /// `fill` is handed the temporary file; errors of any kind leave `path` as it was.
-pub(super) fn write<E>(
+pub(crate) fn write<E>(
     path: &Path,
     wrap: impl Fn(io::Error) -> E,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,

@@ -33,6 +33,21 @@ impl ShimError {
     }
 }
 
+impl From<tch::TchError> for ShimError {
+    fn from(error: tch::TchError) -> ShimError {
+        let said = match error {
+            tch::TchError::Torch(said) => said,
+            other => other.to_string(),
+        };
+        ShimError(without_origin(&said).to_owned())
+    }
+}
+
+/// What libtorch said, without where its own sources threw it.
+fn without_origin(said: &str) -> &str {
+    said.split("\nException raised from").next().unwrap_or_default()
+}
+
 /// Whether a message of libtorch's allocators says that there was too little memory.
 pub fn is_out_of_memory(message: &str) -> bool {
     let words = ["out of memory", "can't allocate memory", "not enough memory"];
@@ -49,9 +64,7 @@ fn call(function: impl FnOnce(*mut c_char, i64) -> i32) -> Result<(), ShimError>
         0 => Ok(()),
         _ => {
             let text = text(&message);
-            // What follows says where libtorch's own sources threw it.
-            let said = text.split("\nException raised from").next().unwrap_or_default();
-            Err(ShimError(said.to_string()))
+            Err(ShimError(without_origin(&text).to_owned()))
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::dist::DistError;
 use crate::dist::rendezvous::RendezvousError;
 use crate::dist::world::WorldError;
+use crate::eval::features::FeaturesError;
 use crate::eval::knn::KnnError;
 use crate::exit;
 use crate::feed::FeedError;
@@ -193,8 +194,8 @@ impl TrainError {
             }
             TrainError::Pipeline(error) => exit::of_pipeline(error),
             TrainError::Knn(error) => match &**error {
-                KnnError::Pipeline(error) => exit::of_pipeline(error),
-                KnnError::Shards(error) => exit::of_shards(error),
+                KnnError::Features(FeaturesError::Pipeline(error)) => exit::of_pipeline(error),
+                KnnError::Features(FeaturesError::Shards(error)) => exit::of_shards(error),
                 _ => None,
             },
             _ => None,

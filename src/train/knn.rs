@@ -16,6 +16,7 @@ use super::rates::Window;
 use crate::config::Config;
 use crate::data;
 use crate::dist::Move;
+use crate::eval::features::Look;
 use crate::eval::knn::{self, KnnError, KnnOptions};
 use crate::metrics::{Record, names};
 
@@ -103,15 +104,16 @@ impl Run {
     fn run_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
-        let options = KnnOptions {
+        let look = Look {
             size: self.config.crop_size(),
-            samples_max: self.config.monitor.knn_samples_max,
             workers: self.config.data.workers,
             on_bad_sample: self.config.data.on_bad_sample,
             bad_share_max: self.config.data.bad_share_max,
             bad_run_max: self.config.data.bad_run_max,
-            ..KnnOptions::default()
+            ..Look::default()
         };
+        let samples_max = self.config.monitor.knn_samples_max;
+        let options = KnnOptions { look, samples_max, ..KnnOptions::default() };
         let started = Instant::now();
         let (train, test) = (&monitor.train, &monitor.test);
         let mut go_on = |_, _| match stop.load(Ordering::Relaxed) {
