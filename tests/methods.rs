@@ -310,6 +310,33 @@ fn resumed_runs_have_the_bits_of_whole_runs() {
     }
 }
 
+/// Rotation's monitor reads Res4, SimCLR's Res5: metrics name the stage where it is not Res5, and `detco eval
+/// knn` finds there what the monitor found.
+#[test]
+fn the_monitor_reads_the_map_that_the_method_declares() {
+    let (folder, data) = shards(12);
+    let test = format!("monitor.knn_test=[{data:?}]");
+    let monitor = [test.as_str(), "monitor.knn_every_epochs=1", "train.epochs=1"];
+    for (recipe, level, name) in
+        [("rotation-r50", 4, "knn/res4/top1"), ("simclr-r50", 5, "knn/top1")]
+    {
+        let run = folder.path().join(recipe);
+        detco_ok(&new_run(recipe, &data, &run, &monitor));
+        let lines = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let of_knn: Vec<Value> = lines.filter(|line| line.to_string().contains("\"knn/")).collect();
+        let steps: Vec<_> = of_knn.iter().map(|line| line["step"].as_u64()).collect();
+        assert_eq!(steps, [Some(0), Some(3)], "{recipe}");
+        let eval = ["eval", "knn", path(&run), "--train", path(&data), "--test", path(&data)];
+        let level = level.to_string();
+        let said = detco_ok(&[&eval[..], &["--json", "--level", &level]].concat());
+        let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(said["level"].to_string(), level);
+        assert!(said["top1"].is_f64(), "{said}");
+        assert_eq!(of_knn[1][name], said["top1"], "{recipe}");
+    }
+}
+
 /// What a run will take is said by arithmetic, without a key encoder and queues.
 #[test]
 fn a_dry_run_says_what_a_method_takes() {

@@ -25,8 +25,8 @@ pub enum How {
 
 /// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
 ///
-/// Features are Res5, average-pooled, of unit length, of the centre of each image. Each of a test
-/// image's k most similar training images votes for its class with weight exp(similarity / t)
+/// Features are a map of the backbone (--level), average-pooled, of unit length, of the centre of each
+/// image. Each of a test image's k most similar training images votes for its class with weight exp(similarity / t)
 /// (Wu et al., 2018; k and t as in MoCo's CIFAR notebook).
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
@@ -59,6 +59,10 @@ pub struct KnnArgs {
     /// Measure the key encoder (the moving average) instead of the query encoder.
     #[arg(long, visible_alias = "key-encoder")]
     pub key: bool,
+
+    /// The map to read: 5 for Res5, the last one; 4 suits Rotation, whose monitor reads it too.
+    #[arg(long, value_name = "STAGE", default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=5))]
+    pub level: u8,
 
     /// Number of neighbours that vote; at most the number of training samples.
     #[arg(short, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
@@ -164,6 +168,7 @@ mod knn {
             note!("{note}");
         }
         let options = KnnOptions {
+            level: args.level,
             k: args.k,
             temperature: args.t,
             size: args.size.unwrap_or(size),
@@ -211,13 +216,15 @@ mod knn {
             let mut value = serde_json::to_value(report)?;
             value["weights"] = what.into();
             value["size"] = size.into();
+            value["level"] = args.level.into();
             writeln!(stdout, "{value}")?;
             return Ok(());
         }
         let top5 = report.top5.map(|top5| format!(", top-5 {top5:.2} %")).unwrap_or_default();
+        let on = if args.level == 5 { String::new() } else { format!(" on Res{}", args.level) };
         writeln!(
             stdout,
-            "kNN top-1 {:.2} %{top5}  ({what}; {} test samples against {}, {} classes, k = {}, \
+            "kNN top-1 {:.2} %{top5}{on}  ({what}; {} test samples against {}, {} classes, k = {}, \
              t = {}, images of {size} px)",
             report.top1,
             report.queries,

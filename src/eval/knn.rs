@@ -1,7 +1,7 @@
 //! Weighted k-nearest-neighbour classification (Wu et al., 2018, section 3.4), as MoCo's CIFAR
 //! notebook monitors training: k = 200, τ = 0.1.
 //!
-//! Features of Res5, pooled and of unit length. Of a query's k most similar memory samples each
+//! Features of Res5 or of another stage's map, pooled and of unit length. Of a query's k most similar memory samples each
 //! votes for its class with weight exp(similarity / τ). Exact search: queries and memory meet block
 //! by block, so that beside the features only one block of similarities is held. Ties go to the
 //! sample that comes first in the shards, then to the class with the lower index: the same weights
@@ -45,6 +45,12 @@ pub enum KnnError {
         name: &'static str,
         /// Its value.
         value: f64,
+    },
+    /// A stage that a ResNet has no map of.
+    #[error("level = {level}: expected 2 to 5, for the map of Res2 to Res5")]
+    Level {
+        /// What was asked for.
+        level: u8,
     },
     /// As many classes as features are needed.
     #[error("{features} feature rows, {classes} classes")]
@@ -119,6 +125,8 @@ pub enum KnnError {
 /// How to make features, and who votes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnnOptions {
+    /// The stage whose map is pooled, 2 to 5.
+    pub level: u8,
     /// Neighbours that vote, k.
     pub k: usize,
     /// Temperature of the votes, τ.
@@ -146,6 +154,7 @@ pub struct KnnOptions {
 impl Default for KnnOptions {
     fn default() -> Self {
         KnnOptions {
+            level: 5,
             k: 200,
             temperature: 0.1,
             size: 224,
@@ -161,7 +170,7 @@ impl Default for KnnOptions {
 }
 
 /// Classifies the samples of `test` by their neighbours in `train`. Holds the features of both sets
-/// on the encoder's device: 4 c bytes a sample (10.5 GB for ImageNet on ResNet-50).
+/// on the encoder's device: 4 c bytes a sample (10.5 GB for ImageNet on ResNet-50's Res5).
 ///
 /// # Errors
 /// [`KnnError`], naming the sample where it is one sample's fault.
@@ -185,6 +194,9 @@ pub fn evaluate_watched(
     options: &KnnOptions,
     watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, KnnError> {
+    if !(2..=5).contains(&options.level) {
+        return Err(KnnError::Level { level: options.level });
+    }
     let same = compare(train, test)?;
     let order = |which, set: &ShardSet| {
         let most = if options.samples_max == 0 { set.len() } else { options.samples_max };
@@ -251,7 +263,7 @@ fn extract(
         }
         let edge = options.size as usize;
         let images = batch::images(batch.view(IMAGE, 0), batch.len(), edge, device)?;
-        rows.push(encoder.features(&images)?);
+        rows.push(encoder.features_at(&images, options.level)?);
         tick(batch.len() as u64)?;
     }
     if rows.is_empty() {

@@ -157,7 +157,18 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::embed`].
     pub fn features(&self, images: &Tensor) -> Result<Tensor, ShimError> {
-        pool(&self.maps(images)?[3])
+        self.features_at(images, 5)
+    }
+
+    /// The map of a stage, 2 to 5, average-pooled, `[n, c]`. As [`Encoder::maps`]; no higher stage is computed. A
+    /// stage below or above is taken for 2 or 5.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn features_at(&self, images: &Tensor, level: u8) -> Result<Tensor, ShimError> {
+        let level = level.clamp(2, 5);
+        let maps = tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, level))?;
+        pool(&maps[usize::from(level) - 2])
     }
 
     /// Puts the weights of convolutions where channels are innermost; maps follow them.
