@@ -216,8 +216,9 @@ const TINY: &[&str] = &[
     "train.device=cpu",
 ];
 
-const RECIPES: [(&str, &[&str]); 3] = [
+const RECIPES: [(&str, &[&str]); 4] = [
     ("simclr-r50", &[]),
+    ("simclr-cifar", &[]),
     ("rotation-r50", &[]),
     ("rotation-cifar", &["method.rotations=1", "views.crops.rotate=true"]),
 ];
