@@ -3,7 +3,9 @@
 //!
 //! Order, views, substitutes and counters are the same whoever decodes.
 
-use std::convert::Infallible;
+mod error;
+mod onto;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,181 +14,20 @@ use detco_shards::cuda::{CudaError, Device, Stream};
 #[cfg(feature = "nvjpeg")]
 use detco_shards::device::GpuError;
 use detco_shards::device::{
-    Counts, Decoding, DeviceBatch, DeviceError, DeviceLoader, DeviceOptions, Engine, Pointers,
-    Share,
+    Counts, Decoding, DeviceError, DeviceLoader, DeviceOptions, Engine, Pointers, Share,
 };
 use detco_shards::format::ShardError;
 use detco_shards::order::Cursor;
-use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions, PipelineError};
+use detco_shards::pipeline::{BadSample, Filled, Loader, LoaderOptions};
 #[cfg(feature = "nvjpeg")]
 use detco_shards::slab::Slab;
 use detco_shards::stats::{Snapshot, Stats};
 use detco_shards::stream::ShardSet;
 use detco_shards::views::Note;
 use indicatif::HumanCount;
-use thiserror::Error;
 
-/// Why there is no next batch.
-#[derive(Debug, Error)]
-pub enum SourceError {
-    /// Samples, or threads.
-    #[error("{0}")]
-    Pipeline(#[source] Box<PipelineError>),
-    /// The GPU that decodes and renders.
-    #[cfg(feature = "nvjpeg")]
-    #[error("the GPU failed the data path: {0}")]
-    Gpu(#[source] Box<GpuError>),
-}
-
-impl From<PipelineError> for SourceError {
-    fn from(error: PipelineError) -> SourceError {
-        SourceError::Pipeline(Box::new(error))
-    }
-}
-
-impl From<DeviceError<Infallible>> for SourceError {
-    fn from(error: DeviceError<Infallible>) -> SourceError {
-        match error {
-            DeviceError::Pipeline(error) => error.into(),
-            DeviceError::Engine(never) => match never {},
-        }
-    }
-}
-
-#[cfg(feature = "nvjpeg")]
-impl From<GpuError> for SourceError {
-    fn from(error: GpuError) -> SourceError {
-        SourceError::Gpu(Box::new(error))
-    }
-}
-
-#[cfg(feature = "nvjpeg")]
-impl From<DeviceError<GpuError>> for SourceError {
-    fn from(error: DeviceError<GpuError>) -> SourceError {
-        match error {
-            DeviceError::Pipeline(error) => error.into(),
-            DeviceError::Engine(error) => error.into(),
-        }
-    }
-}
-
-/// What the trainer asks of a loader onto a device, whichever device it is.
-trait Pipeline: fmt::Debug + Send {
-    fn next(&mut self) -> Option<Result<Taken, SourceError>>;
-    fn pass(&self, batch: Taken) -> Result<(), SourceError>;
-    fn counters(&self) -> &Arc<Stats>;
-    fn set(&self) -> &Arc<ShardSet>;
-    fn slabs(&self) -> (usize, usize);
-    fn counts(&self) -> Counts;
-    fn refusal(&self) -> Option<String>;
-    #[cfg(feature = "nvjpeg")]
-    fn gpu(&self) -> Option<&Arc<Device>>;
-}
-
-/// What the trainer asks of a batch on a device.
-trait OnDevice: fmt::Debug + Send {
-    fn cursor(&self) -> Cursor;
-    fn samples(&self) -> &[u64];
-    fn labels(&self) -> Result<Vec<Option<u32>>, ShardError>;
-    fn note(&self, group: &str, view: usize, slot: usize) -> Note;
-    fn bad(&self) -> &[BadSample];
-    fn pointers(&self) -> Option<Pointers>;
-    #[cfg(feature = "nvjpeg")]
-    fn wait_on(&self, stream: &Stream) -> Result<(), CudaError>;
-    #[cfg(feature = "nvjpeg")]
-    fn release_on(&self, stream: &Stream) -> Result<(), CudaError>;
-}
-
-impl<E: Engine> OnDevice for DeviceBatch<E> {
-    fn cursor(&self) -> Cursor {
-        self.cursor
-    }
-
-    fn samples(&self) -> &[u64] {
-        &self.samples
-    }
-
-    fn labels(&self) -> Result<Vec<Option<u32>>, ShardError> {
-        self.labels()
-    }
-
-    fn note(&self, group: &str, view: usize, slot: usize) -> Note {
-        self.note(group, view, slot)
-    }
-
-    fn bad(&self) -> &[BadSample] {
-        &self.bad
-    }
-
-    fn pointers(&self) -> Option<Pointers> {
-        self.pointers()
-    }
-
-    #[cfg(feature = "nvjpeg")]
-    fn wait_on(&self, stream: &Stream) -> Result<(), CudaError> {
-        self.wait_on(stream)
-    }
-
-    #[cfg(feature = "nvjpeg")]
-    fn release_on(&self, stream: &Stream) -> Result<(), CudaError> {
-        self.release_on(stream)
-    }
-}
-
-/// A loader onto a device, and on a GPU a stream for [`Source::pass`].
-#[derive(Debug)]
-struct Onto<E: Engine> {
-    loader: DeviceLoader<E>,
-    #[cfg(feature = "nvjpeg")]
-    stream: Option<Stream>,
-}
-
-impl<E: Engine> Pipeline for Onto<E>
-where
-    SourceError: From<DeviceError<E::Error>>,
-{
-    fn next(&mut self) -> Option<Result<Taken, SourceError>> {
-        Some(match self.loader.next()? {
-            Ok(batch) => Ok(Taken(Batch::Device(Box::new(batch)))),
-            Err(error) => Err(error.into()),
-        })
-    }
-
-    fn pass(&self, batch: Taken) -> Result<(), SourceError> {
-        #[cfg(feature = "nvjpeg")]
-        if let (Some(stream), Batch::Device(batch)) = (&self.stream, &batch.0) {
-            batch.wait_on(stream).map_err(GpuError::from)?;
-            batch.release_on(stream).map_err(GpuError::from)?;
-        }
-        drop(batch);
-        Ok(())
-    }
-
-    fn counters(&self) -> &Arc<Stats> {
-        self.loader.counters()
-    }
-
-    fn set(&self) -> &Arc<ShardSet> {
-        self.loader.set()
-    }
-
-    fn slabs(&self) -> (usize, usize) {
-        self.loader.slabs()
-    }
-
-    fn counts(&self) -> Counts {
-        self.loader.counts()
-    }
-
-    fn refusal(&self) -> Option<String> {
-        self.loader.refusal()
-    }
-
-    #[cfg(feature = "nvjpeg")]
-    fn gpu(&self) -> Option<&Arc<Device>> {
-        self.loader.engine().gpu()
-    }
-}
+pub use self::error::SourceError;
+use self::onto::{OnDevice, Onto, Pipeline};
 
 /// A loader that runs: into slabs, or onto a device.
 #[derive(Debug)]

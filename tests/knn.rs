@@ -185,6 +185,7 @@ fn shards_are_classified_end_to_end() {
     assert_eq!((report.memory, report.queries, report.classes), (120, 45, 3));
     // Colour survives random convolutions.
     assert!(report.top1 > 90.0, "{report:?}");
+    of_each_level(&model, (&train, &test), &options);
     // Neither batches nor workers change the figure; a part is a part.
     let look = Look { workers: 3, ..options.look.clone() };
     let other = KnnOptions { batch: 7, look, ..options.clone() };
@@ -201,6 +202,35 @@ fn shards_are_classified_end_to_end() {
     assert!(error.to_string().contains("bare.tar"), "{error}");
 
     command_line(&path, &model);
+}
+
+/// The figure on a stage's map is that of its maps' means, and a stage without a map is refused.
+fn of_each_level(
+    model: &Model,
+    (train, test): (&Arc<ShardSet>, &Arc<ShardSet>),
+    options: &KnnOptions,
+) {
+    let draws = |n: i64| Tensor::randn([n, 3, 32, 32], FLOAT_CPU);
+    let mut figures = Vec::new();
+    for level in 2..=5_u8 {
+        let images = draws(5);
+        let map = &model.query.maps(&images).unwrap()[usize::from(level) - 2];
+        let mean = map.mean_dim(&[2_i64, 3][..], false, Kind::Float);
+        let features = model.query.features_at(&images, level).unwrap();
+        assert_eq!(features.size(), mean.size());
+        let off = (&features - &mean).abs().max().double_value(&[]);
+        assert!(off <= 1e-6 * mean.abs().max().double_value(&[]), "Res{level}: {off}");
+        let options = KnnOptions { level, ..options.clone() };
+        let report = knn::evaluate(&model.query, train, test, &options).unwrap();
+        assert!(report.top1 > 80.0, "Res{level}: {report:?}");
+        figures.push(report);
+    }
+    assert_eq!(figures[3], knn::evaluate(&model.query, train, test, options).unwrap());
+    for level in [0, 1, 6] {
+        let options = KnnOptions { level, ..options.clone() };
+        let error = knn::evaluate(&model.query, train, test, &options).unwrap_err();
+        assert!(matches!(error, KnnError::Level { .. }), "{error}");
+    }
 }
 
 fn detco(arguments: &[&str]) -> Output {

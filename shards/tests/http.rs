@@ -19,19 +19,15 @@ use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError, 
 use detco_shards::stream::ShardSet;
 use detco_shards::stream::remote::{Patience, RemoteOptions, verify};
 use detco_shards::views::Recipe;
-use remote_server::{Answer, Request, Server};
+use remote_server::{Answer, HANG, Request, Server};
 
 /// Samples of a shard made here.
 const SAMPLES: u32 = 6;
 
 /// Quick to give up, so that tests are quick.
 fn options(cache: &Path) -> RemoteOptions {
-    let patience = Patience {
-        attempts: 3,
-        pause: Duration::from_millis(5),
-        stall: Duration::from_secs(5),
-        room: Duration::from_millis(700),
-    };
+    let patience =
+        Patience { attempts: 3, pause: Duration::from_millis(5), stall: HANG, room: HANG };
     RemoteOptions { patience, ..RemoteOptions::new(cache, 1 << 30) }
 }
 

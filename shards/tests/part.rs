@@ -203,8 +203,10 @@ fn views_of_a_box_are_those_of_the_whole_to_the_byte() {
     }
 }
 
-/// Colour and blur included, every view is within a level on average, the tolerance against Pillow:
-/// of a generated picture with fine texture and noise, and of those of DETCO_TEST_IMAGES.
+/// Colour and blur included, every view is within a level on average. No arithmetic gives that bound, since
+/// a smaller inverse transform is another low-pass than the filter over all pixels: it is the tolerance
+/// that views have against Pillow. Single bytes may be far off, as where the hue of a nearly gray pixel
+/// turns. Of a generated picture with fine texture and noise, and of those of DETCO_TEST_IMAGES.
 #[test]
 fn views_of_reduced_pictures_are_within_a_level() {
     let mut files: Vec<Vec<u8>> = SAMPLINGS[..5]
@@ -281,38 +283,121 @@ proptest! {
         size in 1u32..70,
         seed: u64,
     ) {
-        let (columns, rows, cell) = (cells.0, cells.1, 1 << bits);
-        let mut dice = Dice(seed);
-        let image = images::noise(columns, rows, seed % 1000);
-        let (width, height) = (columns * cell, rows * cell);
-        let large = |i: u32| {
-            let (x, y) = (i % width / cell, i / width / cell);
-            let at = ((y * columns + x) * 3) as usize;
-            [image.pixels[at], image.pixels[at + 1], image.pixels[at + 2]]
-        };
-        let pixels = (0..width * height).flat_map(large).collect();
-        let whole = Image { width, height, pixels };
-        let inside = dice.rect(width, height);
-        // The frame lies somewhere in a larger picture.
-        let (left, top) = (corner.0 * cell, corner.1 * cell);
-        let moved = Rect { left: left + inside.left, top: top + inside.top, ..inside };
-        let part = Part { area: Rect { left, top, width, height }, reduction: cell };
-        let frame = Frame { image: &image, part };
-        let plan = |crop| ViewPlan {
-            size,
-            crop,
-            ops: vec![Op::Brightness(1.0)],
-            ..ViewPlan::default()
-        };
-        let mut outs = [(); 3].map(|()| vec![0; (size * size * 3) as usize]);
-        Renderer::new().view(&whole, &plan(inside), &mut outs[0]);
-        Renderer::new().view(frame, &plan(moved), &mut outs[1]);
-        Renderer::plain().view(frame, &plan(moved), &mut outs[2]);
-        prop_assert!(outs[1] == outs[2]);
-        // A resize has two passes, and each of them rounds: a level each.
-        let (_, largest) = distance(&outs[0], &outs[1]);
-        prop_assert!(largest <= 2, "{largest}");
+        hold_flat_cells(cells, bits, corner, size, seed);
     }
+}
+
+/// Holds the views of a picture of flat cells, and of the same picture a pixel a cell, against what
+/// the filter can make of it; returns their largest distance.
+fn hold_flat_cells(
+    (columns, rows): (u32, u32),
+    bits: u32,
+    corner: (u32, u32),
+    size: u32,
+    seed: u64,
+) -> u8 {
+    let cell = 1 << bits;
+    let mut dice = Dice(seed);
+    let image = images::noise(columns, rows, seed % 1000);
+    let (width, height) = (columns * cell, rows * cell);
+    let large = |i: u32| {
+        let (x, y) = (i % width / cell, i / width / cell);
+        let at = ((y * columns + x) * 3) as usize;
+        [image.pixels[at], image.pixels[at + 1], image.pixels[at + 2]]
+    };
+    let pixels = (0..width * height).flat_map(large).collect();
+    let whole = Image { width, height, pixels };
+    let inside = dice.rect(width, height);
+    // The frame lies somewhere in a larger picture.
+    let (left, top) = (corner.0 * cell, corner.1 * cell);
+    let moved = Rect { left: left + inside.left, top: top + inside.top, ..inside };
+    let part = Part { area: Rect { left, top, width, height }, reduction: cell };
+    let frame = Frame { image: &image, part };
+    let plan =
+        |crop| ViewPlan { size, crop, ops: vec![Op::Brightness(1.0)], ..ViewPlan::default() };
+    let mut outs = [(); 3].map(|()| vec![0; (size * size * 3) as usize]);
+    Renderer::new().view(&whole, &plan(inside), &mut outs[0]);
+    Renderer::new().view(frame, &plan(moved), &mut outs[1]);
+    Renderer::plain().view(frame, &plan(moved), &mut outs[2]);
+    assert!(outs[1] == outs[2]);
+    for (at, [low, high]) in possible(&whole, inside, size).into_iter().enumerate() {
+        let (of_whole, of_reduced) = (outs[0][at], outs[1][at]);
+        let is_possible = |byte| (low..=high).contains(&byte);
+        assert!(
+            is_possible(of_whole) && is_possible(of_reduced),
+            "byte {at}: {of_whole} and {of_reduced}, not {low} to {high}"
+        );
+        // Two in the rows, where all of them are ties, and with it the column.
+        assert!(high - low <= 2, "byte {at}: {low} to {high}");
+    }
+    distance(&outs[0], &outs[1]).1
+}
+
+/// The triangle filter, as wide as the reduction, in `f64`: for each output the first pixel that it
+/// covers and the weights from there on, whose sum is 1.
+fn triangles(pixels: u32, outputs: u32) -> Vec<(usize, Vec<f64>)> {
+    let scale = f64::from(pixels) / f64::from(outputs);
+    let support = scale.max(1.0);
+    let of_output = |output: u32| {
+        let center = (f64::from(output) + 0.5) * scale;
+        let at = |place: f64| place.floor().clamp(0.0, f64::from(pixels)) as usize;
+        let (first, end) = (at(center - support + 0.5), at(center + support + 0.5));
+        let distance = |pixel: usize| ((pixel as f64 - center + 0.5) / support).abs();
+        let weights: Vec<f64> =
+            (first..end).map(|pixel| (1.0 - distance(pixel)).max(0.0)).collect();
+        let sum: f64 = weights.iter().sum();
+        (first, weights.into_iter().map(|weight| weight / sum).collect())
+    };
+    (0..outputs).map(of_output).collect()
+}
+
+/// The least and the largest byte that a filter can make of bytes within these bounds. Each weight is
+/// rounded to 22 bits, which a sum of so many of them feels; otherwise it is exact before it is rounded.
+fn filtered(weights: &[f64], bytes: impl Iterator<Item = [u8; 2]>) -> [u8; 2] {
+    let mut sums = [0.0; 2];
+    for (weight, bounds) in weights.iter().zip(bytes) {
+        for (sum, bound) in sums.iter_mut().zip(bounds) {
+            *sum += weight * f64::from(bound);
+        }
+    }
+    let slack = 255.0 * weights.len() as f64 * 0.5 / f64::from(1 << 22) + 1e-9;
+    let byte = |sum: f64| (sum + 0.5).floor().clamp(0.0, 255.0) as u8;
+    [byte(sums[0] - slack), byte(sums[1] + slack)]
+}
+
+/// The least and the largest value of each byte of a view of a crop, whether it is made of pixels or of
+/// cells: of both the filters' weights have the same sums, and are rounded differently. A sum that
+/// is no tie gives one byte, so that bounds are apart only where a sum lies between two bytes.
+fn possible(image: &Image, crop: Rect, size: u32) -> Vec<[u8; 2]> {
+    let (across, down) = (triangles(crop.width, size), triangles(crop.height, size));
+    let mut narrow = Vec::new();
+    for y in crop.top..crop.top + crop.height {
+        let row = &image.pixels[((y * image.width + crop.left) * 3) as usize..];
+        for (first, weights) in &across {
+            for channel in 0..3 {
+                let bytes = row[first * 3 + channel..].iter().step_by(3);
+                narrow.push(filtered(weights, bytes.map(|byte| [*byte; 2])));
+            }
+        }
+    }
+    let stride = across.len() * 3;
+    let mut all = Vec::new();
+    for (first, weights) in &down {
+        for at in 0..stride {
+            let column = narrow[first * stride + at..].iter().step_by(stride);
+            all.push(filtered(weights, column.copied()));
+        }
+    }
+    all
+}
+
+/// Two levels are possible, and no more. Here all three rows under a byte are ties, 185.5, 185.5 and
+/// 70.5: the weights 0.1, 0.6 and 0.3 make them 185, 185 and 70, and the cells' 0.1 and 0.9, which are
+/// rounded otherwise, 186, 186 and 71. The column is a tie as well: 0.9 * 185 + 0.1 * 70 = 173.5 falls to
+/// 173, and 0.9 * 186 + 0.1 * 71 = 174.5 rises to 175.
+#[test]
+fn where_rows_and_column_are_ties_flat_cells_are_two_levels_off() {
+    assert_eq!(hold_flat_cells((22, 28), 1, (0, 0), 20, 9_007_140_350_917_299_608), 2);
 }
 
 /// Without its end a file is refused, however little of it is asked for.
@@ -366,5 +451,6 @@ fn bent_4_000_times_parts_do_not_panic_nor_outlast_their_file() {
         }
     }
     println!("{decoded} of 4,000 decoded");
+    // A tenth: far fewer than are, and enough to say that not everything was refused.
     assert!(decoded > 400);
 }

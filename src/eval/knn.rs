@@ -1,8 +1,8 @@
 //! Weighted k-nearest-neighbour classification (Wu et al., 2018, section 3.4), as MoCo's CIFAR
 //! notebook monitors training: k = 200, τ = 0.1.
 //!
-//! Features of Res5, pooled and of unit length. Of a query's k most similar memory samples each
-//! votes for its class with weight exp(similarity / τ). Exact search: queries and memory meet block
+//! Features of Res5 or of another level's map, pooled and of unit length. Of a query's k most similar memory samples
+//! each votes for its class with weight exp(similarity / τ). Exact search: queries and memory meet block
 //! by block, so that beside the features only one block of similarities is held. Ties go to the
 //! sample that comes first in the shards, then to the class with the lower index: the same weights
 //! give the same figure.
@@ -16,8 +16,10 @@ use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
 use crate::eval::classes::{Classes, NothingInCommon};
-use crate::eval::features::{self, FeaturesError, Look, Pool};
+use crate::eval::features::{self, FeaturesError, Look, Pool, Rows};
+use crate::eval::rankme;
 use crate::model::Encoder;
+use crate::shim::ShimError;
 
 /// Rows of a block of similarities: queries.
 const QUERY_ROWS: i64 = 256;
@@ -40,6 +42,12 @@ pub enum KnnError {
         name: &'static str,
         /// Its value.
         value: f64,
+    },
+    /// A level that a ResNet has no map of.
+    #[error("level = {level}: expected 2 to 5, for the map of Res2 to Res5")]
+    Level {
+        /// What was asked for.
+        level: u8,
     },
     /// As many classes as features are needed.
     #[error("{features} feature rows, {classes} classes")]
@@ -76,6 +84,9 @@ pub enum KnnError {
     /// Samples gave no features.
     #[error(transparent)]
     Features(#[from] FeaturesError),
+    /// libtorch failed, as where memory ends.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
     /// The watcher asked for the end.
     #[error("stopped after {done} of {total} samples")]
     Stopped {
@@ -120,7 +131,7 @@ impl Default for KnnOptions {
 }
 
 /// Classifies the samples of `test` by their neighbours in `train`. Holds the features of both sets
-/// on the encoder's device: 4 c bytes a sample (10.5 GB for ImageNet on ResNet-50).
+/// on the encoder's device: 4 c bytes a sample (10.5 GB for ImageNet on ResNet-50's Res5).
 ///
 /// # Errors
 /// [`KnnError`], naming the sample where it is one sample's fault.
@@ -144,6 +155,9 @@ pub fn evaluate_watched(
     options: &KnnOptions,
     watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, KnnError> {
+    if !(2..=5).contains(&options.level) {
+        return Err(KnnError::Level { level: options.level });
+    }
     let same = compare(train, test)?;
     let order = |which, set: &ShardSet| {
         let most = if options.samples_max == 0 { set.len() } else { options.samples_max };
@@ -162,11 +176,15 @@ pub fn evaluate_watched(
             }
         })
     };
-    let mut memory = features("train", train, of_train)?;
-    let mut queries = features("test", test, of_test)?;
+    let memory = features("train", train, of_train)?;
+    let queries = features("test", test, of_test)?;
+    let raw = queries.levels[0].shallow_clone();
+    let [mut memory, mut queries] = [unit(memory, "train")?, unit(queries, "test")?];
+    let rankme = (100.0 * rankme::rankme(&raw)?).round() / 100.0;
     memory.classes.iter_mut().for_each(|class| *class = same.of_train(*class));
     queries.classes.iter_mut().for_each(|class| *class = same.of_test(*class));
-    classify(&memory, &queries, options.k, options.temperature)
+    let report = classify(&memory, &queries, options.k, options.temperature)?;
+    Ok(Report { rankme: Some(rankme), ..report })
 }
 
 /// Which class of the test set is which of the training set, and what the user should know of it:
@@ -178,7 +196,7 @@ pub fn compare(train: &ShardSet, test: &ShardSet) -> Result<Classes, KnnError> {
     Classes::compare(train.classes(), test.classes()).map_err(KnnError::NothingInCommon)
 }
 
-/// Features of the samples of a set, in its order.
+/// Features of the samples of a set, in its order, as the network gives them.
 fn extract(
     encoder: &Encoder,
     which: &'static str,
@@ -186,9 +204,14 @@ fn extract(
     order: Order,
     options: &KnnOptions,
     tick: &mut dyn FnMut(u64) -> Result<(), KnnError>,
-) -> Result<Features, KnnError> {
+) -> Result<Rows, KnnError> {
     let asked = (&[options.level][..], Pool::Average);
     let rows = features::rows(encoder, (which, set), order, &options.look, asked, tick)?;
+    if rows.levels.is_empty() { Err(KnnError::Empty { which }) } else { Ok(rows) }
+}
+
+/// The same of unit length.
+fn unit(rows: Rows, which: &'static str) -> Result<Features, KnnError> {
     let [of_level] = &rows.levels[..] else { return Err(KnnError::Empty { which }) };
     Features::new(of_level, rows.classes, which)
 }
@@ -214,6 +237,9 @@ pub struct Report {
     pub classes: usize,
     /// Samples classified whose class no sample in memory has: they count as wrong.
     pub unknown: usize,
+    /// RankMe of the queries' features, to two digits: how many dimensions they use. None of features alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rankme: Option<f64>,
     /// Of each query, whether its class got the most votes.
     #[serde(skip)]
     pub hits: Vec<bool>,
@@ -317,6 +343,7 @@ pub fn classify(
         queries: queries.len(),
         classes: known.len(),
         unknown: queries.classes.iter().filter(|class| !in_memory[place(class)]).count(),
+        rankme: None,
         hits,
     })
 }

@@ -5,6 +5,7 @@ pub mod classes;
 pub mod features;
 pub mod knn;
 pub mod linear;
+pub mod rankme;
 pub mod report;
 
 use sha2::{Digest as _, Sha256};

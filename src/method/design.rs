@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A method's declaration, for one backbone.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Design {
     /// Groups of views that training takes, by their names in the recipe. The first one's size is that of
     /// images in an evaluation.
@@ -33,6 +33,28 @@ pub struct Design {
     pub logits: Logits,
     /// Keys whose lower values take less memory, for error messages.
     pub lighter: &'static str,
+    /// The stage whose map the kNN monitor reads, 2 to 5: where images of a class are nearest to each other.
+    pub monitor_level: u8,
+}
+
+impl Default for Design {
+    /// Nothing, and a monitor that reads Res5.
+    fn default() -> Design {
+        Design {
+            groups: Vec::new(),
+            heads: Vec::new(),
+            passes: Vec::new(),
+            teacher: None,
+            queue: 0,
+            fill: 0,
+            terms: Vec::new(),
+            readings: Vec::new(),
+            is_coupled: false,
+            logits: Logits::default(),
+            lighter: "",
+            monitor_level: 5,
+        }
+    }
 }
 
 /// What the logits of a step take, in numbers.

@@ -190,6 +190,7 @@ impl Declare for Moco {
             is_coupled: false,
             logits: Logits { each: 2 * self.queue, pairs: 0 }, // of one term, and their softmax
             lighter: "method.queue, method.dim, or another method.local_head",
+            monitor_level: 5,
         }
     }
 

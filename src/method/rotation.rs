@@ -58,6 +58,9 @@ impl Declare for Rotation {
             terms: vec![TermDesign { name: "res5/rotation".to_owned(), weight: 1.0 }],
             readings: vec!["loss", "accuracy"],
             logits: Logits { each: 4 * TURNS * self.rotations, pairs: 0 },
+            // Res5 tells ways up from each other, not classes: linear classifiers of OpenSelfSup's ResNet-50
+            // reach 55 % on Res4 and 47 % on Res5.
+            monitor_level: 4,
             ..Design::default()
         }
     }

@@ -60,11 +60,6 @@ pub mod names {
     pub const DECODED_REFUSED: &str = "loader/decoded/refused";
     /// Share of suitable images that goes to the batch decoder, 0 to 1, once it is known.
     pub const DECODED_SHARE: &str = "loader/decoded/share";
-    /// kNN top-1 in percent.
-    pub const KNN_TOP1: &str = "knn/top1";
-    /// kNN top-5 in percent.
-    pub const KNN_TOP5: &str = "knn/top5";
-
     /// Milliseconds of a worker per image in a stage: `loader/wall_ms/views`.
     pub fn loader_wall_ms(stage: &str) -> String {
         format!("loader/wall_ms/{stage}")
@@ -73,6 +68,17 @@ pub mod names {
     /// CPU milliseconds of a worker per image in a stage: `loader/cpu_ms/views`.
     pub fn loader_cpu_ms(stage: &str) -> String {
         format!("loader/cpu_ms/{stage}")
+    }
+
+    /// RankMe of the test images' features, in dimensions.
+    pub const RANKME: &str = "features/rankme";
+
+    /// kNN in percent of the samples, `top` `1` or `5`: `knn/top1` on Res5, `knn/res4/top1` on another stage's map.
+    pub fn knn(level: u8, top: u8) -> String {
+        match level {
+            5 => format!("knn/top{top}"),
+            _ => format!("knn/res{level}/top{top}"),
+        }
     }
 
     /// What was read of one of the loss's terms, without its weight: `loss/res5/gg`; mean logits of positives
@@ -297,7 +303,7 @@ mod tests {
         // The values of that step are known, so that none is made twice.
         let of = |step| Metrics::open(run.path(), Start::Resume { step }).unwrap();
         assert!(
-            of(30).had(names::LOSS) && !of(30).had(names::KNN_TOP1) && !of(25).had(names::LOSS)
+            of(30).had(names::LOSS) && !of(30).had(&names::knn(5, 1)) && !of(25).had(names::LOSS)
         );
         let mut metrics = of(25);
         metrics.write(&record(30)).unwrap();

@@ -149,7 +149,16 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::embed`].
     pub fn maps(&self, images: &Tensor) -> Result<Vec<Tensor>, ShimError> {
-        tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, 5))
+        self.maps_up_to(images, 5)
+    }
+
+    /// As [`Encoder::maps`], of Res2 to a level, 2 to 5; no higher one is computed. A level below or above is taken for
+    /// 2 or 5.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn maps_up_to(&self, images: &Tensor, level: u8) -> Result<Vec<Tensor>, ShimError> {
+        tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, level.clamp(2, 5)))
     }
 
     /// Res5, average-pooled, `[n, c]`: what kNN and linear classifiers read. As [`Encoder::maps`].
@@ -157,7 +166,17 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::embed`].
     pub fn features(&self, images: &Tensor) -> Result<Tensor, ShimError> {
-        pool(&self.maps(images)?[3])
+        self.features_at(images, 5)
+    }
+
+    /// The map of a stage, 2 to 5, average-pooled, `[n, c]`. As [`Encoder::maps`]; no higher stage is computed. A
+    /// stage below or above is taken for 2 or 5.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn features_at(&self, images: &Tensor, level: u8) -> Result<Tensor, ShimError> {
+        let maps = self.maps_up_to(images, level)?;
+        pool(&maps[usize::from(level.clamp(2, 5)) - 2])
     }
 
     /// Puts the weights of convolutions where channels are innermost; maps follow them.

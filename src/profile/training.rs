@@ -244,7 +244,7 @@ mod tests {
             push(&mut record, &counted(views), 2, 2.0);
             metrics.write(&record).unwrap();
             let mut knn = Record::new(step, 0);
-            knn.push(names::KNN_TOP1, 12.0);
+            knn.push(names::knn(5, 1), 12.0);
             metrics.write(&knn).unwrap();
         }
     }

@@ -1,4 +1,5 @@
-//! The kNN monitor: rank 0 classifies labelled samples between epochs, the others wait.
+//! The kNN monitor: rank 0 classifies labelled samples between epochs, on the map that the method declares; the
+//! others wait.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -94,7 +95,8 @@ impl Run {
             return Ok(());
         }
         self.world.at(self.step, Move::Monitor);
-        if self.lead.as_ref().is_some_and(|lead| !lead.metrics.had(names::KNN_TOP1)) {
+        let top1 = names::knn(self.config.design().monitor_level, 1);
+        if self.lead.as_ref().is_some_and(|lead| !lead.metrics.had(&top1)) {
             self.run_knn(stop)?;
         }
         self.end_knn()
@@ -104,6 +106,7 @@ impl Run {
     fn run_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
+        let level = self.config.design().monitor_level;
         let look = Look {
             size: self.config.crop_size(),
             workers: self.config.data.workers,
@@ -113,7 +116,7 @@ impl Run {
             ..Look::default()
         };
         let samples_max = self.config.monitor.knn_samples_max;
-        let options = KnnOptions { look, samples_max, ..KnnOptions::default() };
+        let options = KnnOptions { level, look, samples_max, ..KnnOptions::default() };
         let started = Instant::now();
         let (train, test) = (&monitor.train, &monitor.test);
         let mut go_on = |_, _| match stop.load(Ordering::Relaxed) {
@@ -127,14 +130,18 @@ impl Run {
         }
         let report = report?;
         let mut record = Record::new(self.step, self.cursor.epoch);
-        record.push(names::KNN_TOP1, report.top1);
+        record.push(names::knn(level, 1), report.top1);
         if let Some(top5) = report.top5 {
-            record.push(names::KNN_TOP5, top5);
+            record.push(names::knn(level, 5), top5);
+        }
+        if let Some(rankme) = report.rankme {
+            record.push(names::RANKME, rankme);
         }
         lead.metrics.write(&record)?;
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
-        lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} % ({seconds:.1} s)"));
+        let on = if level == 5 { String::new() } else { format!(" on Res{level}") };
+        lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} %{on} ({seconds:.1} s)"));
         self.window = Window::from(self.mark());
         Ok(())
     }

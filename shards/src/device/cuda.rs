@@ -31,12 +31,17 @@
 
 #![expect(unsafe_code, reason = "queued decoding: nvJPEG reads and writes after its calls return")]
 
+mod frames;
+mod worker;
+
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use thiserror::Error;
 
+use self::frames::Frames;
+use self::worker::CudaWorker;
 use super::batch::lock;
 use super::{
     Batched, By, DeviceBatch, Engine, FRAME_BYTES, Failure, Job, Number, Pointers, Setup, Way,
@@ -44,22 +49,11 @@ use super::{
 use crate::cuda::{
     CudaError, Device, DeviceBuffer, DeviceSlice, Event, Nvrtc, PinnedBuffer, Search, Stream,
 };
-use crate::decode::nvjpeg::{Asker, Batch, Handle, Lane, Nvjpeg, NvjpegError, Target};
-use crate::decode::{Decoder, Image, Probe};
+use crate::decode::nvjpeg::{Asker, Batch, Handle, Lane, Nvjpeg, NvjpegError};
+use crate::decode::{Decoder, Image};
 use crate::slab::Layout;
 use crate::views::SamplePlan;
-use crate::views::cuda::{
-    BatchShape, DeviceFrame, DeviceRenderer, DeviceViewsError, Element, Item, Kernels,
-};
-
-/// Alignment of frames: that of device allocations.
-const FRAME_ALIGN: usize = 256;
-
-/// Alignment of rows, so that vector loads of neighbours meet.
-const ROW_ALIGN: usize = 16;
-
-/// Lanes of a worker: one image on the CPU, one on the device.
-const LANES: usize = 2;
+use crate::views::cuda::{BatchShape, DeviceRenderer, DeviceViewsError, Element, Kernels};
 
 /// Errors of the GPU.
 #[derive(Debug, Error)]
@@ -198,120 +192,6 @@ impl Drop for Cuda {
     }
 }
 
-/// A decoded image: where, and how large.
-#[derive(Debug, Clone)]
-struct Frame {
-    place: Place,
-    width: u32,
-    height: u32,
-    pitch: usize,
-}
-
-impl Frame {
-    fn bytes(&self) -> usize {
-        self.pitch * self.height as usize
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Place {
-    /// In the common allocation, from this byte on.
-    Common(usize),
-    /// In this allocation of its own.
-    Own(usize),
-}
-
-/// Memory for the frames of one batch.
-#[derive(Debug)]
-struct Frames {
-    common: DeviceBuffer,
-    /// Bytes taken from it, more than it has where some did not fit.
-    taken: AtomicUsize,
-    own: Mutex<Vec<DeviceBuffer>>,
-    slots: Vec<Mutex<Option<Frame>>>,
-}
-
-impl Frames {
-    fn new(device: &Arc<Device>, slots: usize) -> Result<Frames, CudaError> {
-        Ok(Frames {
-            common: DeviceBuffer::new(device, slots * FRAME_BYTES)?,
-            taken: AtomicUsize::new(0),
-            own: Mutex::default(),
-            slots: (0..slots).map(|_| Mutex::new(None)).collect(),
-        })
-    }
-
-    /// Room for an image. Only one that does not fit allocates.
-    fn take(&self, device: &Arc<Device>, header: &Probe) -> Result<Frame, CudaError> {
-        let (width, height) = (header.width, header.height);
-        let pitch = (width as usize * 3).next_multiple_of(ROW_ALIGN);
-        let need = (pitch * height as usize).next_multiple_of(FRAME_ALIGN);
-        let start = self.taken.fetch_add(need, Ordering::Relaxed);
-        let place = if start.checked_add(need).is_some_and(|end| end <= self.common.len()) {
-            Place::Common(start)
-        } else {
-            let buffer = DeviceBuffer::new(device, need)?;
-            let mut own = lock(&self.own);
-            own.push(buffer);
-            Place::Own(own.len() - 1)
-        };
-        Ok(Frame { place, width, height, pitch })
-    }
-
-    /// Calls `with` on a frame's memory.
-    fn with<T>(
-        &self,
-        frame: &Frame,
-        with: impl FnOnce(DeviceSlice<'_>) -> T,
-    ) -> Result<T, CudaError> {
-        match frame.place {
-            Place::Common(start) => Ok(with(self.common.slice(start..start + frame.bytes())?)),
-            Place::Own(index) => {
-                let own = lock(&self.own);
-                Ok(with(own[index].slice(0..frame.bytes())?))
-            }
-        }
-    }
-
-    /// What is to be rendered: slots with a picture, and their plans.
-    fn items<'a>(&'a mut self, plans: &[&'a SamplePlan]) -> Result<Vec<Item<'a>>, CudaError> {
-        let Frames { common, own, slots, .. } = self;
-        let own = own.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut items = Vec::with_capacity(plans.len());
-        for (slot, (frame, plan)) in slots.iter_mut().zip(plans).enumerate() {
-            // A sample that ends the run has no picture.
-            let frame = frame.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let Some(frame) = frame else { continue };
-            let pixels = match frame.place {
-                Place::Common(start) => common.slice(start..start + frame.bytes())?,
-                Place::Own(index) => own[index].slice(0..frame.bytes())?,
-            };
-            let Frame { width, height, pitch, .. } = *frame;
-            items.push(Item { slot, frame: DeviceFrame { pixels, width, height, pitch }, plan });
-        }
-        Ok(items)
-    }
-
-    fn target(&self, frame: &Frame) -> Result<Target, CudaError> {
-        let address = self.with(frame, |slice| slice.address())?;
-        Ok(Target { address, pitch: frame.pitch })
-    }
-
-    /// Empties it; where not all fitted, it is larger from now on.
-    fn clear(&mut self, device: &Arc<Device>) -> Result<(), CudaError> {
-        for slot in &mut self.slots {
-            *slot.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        let taken = std::mem::take(self.taken.get_mut());
-        self.own.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
-        if taken > self.common.len() {
-            // A quarter more: the next batch is a little different.
-            self.common = DeviceBuffer::new(device, taken + taken / 4)?;
-        }
-        Ok(())
-    }
-}
-
 /// One batch on the GPU.
 #[derive(Debug)]
 pub struct CudaBuffers {
@@ -355,69 +235,6 @@ impl DeviceBatch<Cuda> {
         let rows = pinned.bytes()?.chunks_exact(frame.pitch);
         let pixels = rows.flat_map(|bytes| &bytes[..row]).copied().collect();
         Ok(Some(Image { width: frame.width, height: frame.height, pixels }))
-    }
-}
-
-/// The decoder of one worker.
-#[derive(Debug)]
-pub struct CudaWorker {
-    number: usize,
-    lanes: [(Lane, Event); LANES],
-    turn: usize,
-    /// Of the hardware engine, where there is one.
-    asker: Option<Asker>,
-    decoder: Decoder,
-    image: Image,
-    /// The CPU's pictures on their way.
-    staging: PinnedBuffer,
-    stream: Stream,
-}
-
-impl Drop for CudaWorker {
-    fn drop(&mut self) {
-        // Lanes are in use until then; also makes the context current for their destruction. A
-        // failure leaves nothing to do.
-        let _ = self.stream.synchronize();
-    }
-}
-
-impl CudaWorker {
-    /// The hybrid back end. Within, what nvJPEG says where it does not decode the image.
-    fn hybrid(
-        &mut self,
-        job: Job<'_>,
-        target: Target,
-    ) -> Result<Result<(), NvjpegError>, CudaError> {
-        self.turn = (self.turn + 1) % LANES;
-        let (lane, used) = &mut self.lanes[self.turn];
-        used.synchronize()?;
-        // SAFETY: what the lane queued last lies before `used`, which was just waited for. The target
-        // was taken for this header's size, and its memory lives as long as queued work: a
-        // `DeviceBuffer` waits for the device before it is freed.
-        let decoded = unsafe { lane.decode(job.jpeg, &job.header, target, self.stream.handle()) };
-        // Also after an error: part of it may be queued.
-        mark(used, &self.stream)?;
-        Ok(decoded)
-    }
-
-    /// Copies the decoded picture to the device.
-    fn upload(
-        &mut self,
-        device: &Arc<Device>,
-        frames: &Frames,
-        frame: &Frame,
-    ) -> Result<(), CudaError> {
-        let bytes = frame.bytes();
-        if self.staging.len() < bytes {
-            self.staging = PinnedBuffer::new(device, bytes.next_power_of_two())?;
-        }
-        let rows = self.image.pixels.chunks_exact(frame.width as usize * 3);
-        let to = &mut self.staging.bytes_mut()?[..bytes];
-        for (row, to) in rows.zip(to.chunks_exact_mut(frame.pitch)) {
-            to[..row.len()].copy_from_slice(row);
-        }
-        let (staging, stream) = (&mut self.staging, &self.stream);
-        frames.with(frame, |to| staging.upload(0..bytes, to, stream))?
     }
 }
 

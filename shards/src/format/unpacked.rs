@@ -5,10 +5,14 @@
 //! and to folders, at the end; leading `/` and whatever precedes the last `..` of a name is left out.
 //! Nothing outside the archive is ever looked at. Bytes are not read: a file is an offset and a size.
 
+mod paths;
+
 use std::collections::VecDeque;
 
 use thiserror::Error;
 
+pub(crate) use self::paths::clean;
+use self::paths::{join, leaves, parts, readable, under};
 use super::tar::{Kind, TarError, Walker};
 
 /// Longest path that Linux takes (`PATH_MAX`), in bytes.
@@ -486,43 +490,4 @@ impl Listing<'_> {
             self.left = None;
         }
     }
-}
-
-/// A member's name as the path that it is unpacked to: without empty parts and `.`, and without
-/// whatever precedes the last `..`, as GNU tar leaves it out.
-pub(crate) fn clean(name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(name.len());
-    for part in parts(name) {
-        if part == b".." {
-            path.clear();
-        } else {
-            join(&mut path, part);
-        }
-    }
-    path
-}
-
-fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
-}
-
-fn join(path: &mut Vec<u8>, part: &[u8]) {
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(part);
-}
-
-/// Whether a link names a place above the archive's top folder, or none that is relative to it.
-fn leaves(target: &[u8]) -> bool {
-    target.starts_with(b"/") || parts(target).any(|part| part == b"..")
-}
-
-/// Whether a path lies below a folder.
-fn under(path: &[u8], folder: &[u8]) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(b"/"))
-}
-
-fn readable(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
 }

@@ -2,19 +2,23 @@
 //!
 //! A tar is listed as `tar -x` would unpack it. A folder may hold pictures, tars, or both.
 
-use std::collections::{BTreeSet, HashMap};
+mod folder;
+mod inside;
+
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use self::folder::Folder;
+use self::inside::Inside;
 use super::source::{Archive, NO_ARCHIVE};
 use super::{PackError, Progress, Skip, SkipReason, key};
+use crate::format::ShardError;
 use crate::format::manifest::Manifest;
 use crate::format::map::Map;
-use crate::format::name::{extension, is_archive, is_hidden, is_picture, is_tar, stem};
-use crate::format::unpacked::{Item, MemberFault, Unpacked};
-use crate::format::{ShardError, TarError, index};
+use crate::format::name::{is_archive, is_hidden, stem};
 
 /// Folders that systems and programs leave: they are no class when there is nothing in them.
 const LITTER: [&[u8]; 6] = [
@@ -99,103 +103,6 @@ fn order(archive: u32) -> u32 {
     archive.wrapping_add(1)
 }
 
-/// A folder that is being listed.
-struct Folder<'s, 'a> {
-    scan: &'s mut Scan<'a>,
-    /// Tars that were met: name in the source, path.
-    tars: &'s mut Vec<(Vec<u8>, PathBuf)>,
-}
-
-impl Folder<'_, '_> {
-    /// `above` are device and inode of the folders on the way here: a link back to one is a loop.
-    fn list(
-        &mut self,
-        folder: &Path,
-        name: &mut Vec<u8>,
-        above: &mut Vec<(u64, u64)>,
-    ) -> Result<(), PackError> {
-        let list = match std::fs::read_dir(folder) {
-            Ok(list) => list,
-            Err(error) if above.len() > 1 => {
-                self.scan.skip(name, &SkipReason::Unreadable { error });
-                return Ok(());
-            }
-            Err(error) => return Err(ShardError::io(folder, "list")(error).into()),
-        };
-        for entry in list {
-            let entry = entry.map_err(ShardError::io(folder, "list"))?;
-            let base = entry.file_name();
-            let length = name.len();
-            if length > 0 {
-                name.push(b'/');
-            }
-            name.extend_from_slice(base.as_bytes());
-            self.one(&entry.path(), base.as_bytes(), name, above)?;
-            name.truncate(length);
-        }
-        Ok(())
-    }
-
-    fn one(
-        &mut self,
-        path: &Path,
-        base: &[u8],
-        name: &mut Vec<u8>,
-        above: &mut Vec<(u64, u64)>,
-    ) -> Result<(), PackError> {
-        if base.starts_with(b".") {
-            self.scan.skip(name, &SkipReason::Hidden);
-            return Ok(());
-        }
-        // Follows links: data sets are often assembled from them.
-        let meta = match std::fs::metadata(path) {
-            Ok(meta) => meta,
-            Err(error) => {
-                self.scan.skip(name, &SkipReason::Unreadable { error });
-                return Ok(());
-            }
-        };
-        let place = (meta.dev(), meta.ino());
-        if meta.is_dir() && above.contains(&place) {
-            self.scan.skip(name, &SkipReason::Loop);
-        } else if meta.is_dir() {
-            above.push(place);
-            self.folder(path, name, above)?;
-            above.pop();
-        } else if !meta.is_file() {
-            self.scan.other(name);
-        } else if is_tar(name) {
-            self.tars.push((name.clone(), path.to_path_buf()));
-        } else if !is_picture(name) {
-            self.scan.other(name);
-        } else {
-            // As torchvision's ImageFolder: the first folder is the class, whatever lies below.
-            let class = first_folder(name);
-            self.scan.image(name, NO_ARCHIVE, (0, meta.len()), class, None);
-        }
-        Ok(())
-    }
-
-    /// A folder in the source. One of the first level in which nothing was found is a class all the
-    /// same when it is empty, or what is in it cannot be read; not when it holds other files only.
-    fn folder(
-        &mut self,
-        path: &Path,
-        name: &mut Vec<u8>,
-        above: &mut Vec<(u64, u64)>,
-    ) -> Result<(), PackError> {
-        let before = (self.scan.found.len(), self.tars.len(), self.scan.others);
-        let skips = self.scan.skips.len();
-        self.list(path, name, above)?;
-        let same = before == (self.scan.found.len(), self.tars.len(), self.scan.others);
-        let faults = self.scan.skips[skips..].iter().any(|skip| skip.fault);
-        if above.len() == 2 && (same || faults) && !LITTER.contains(&name.as_slice()) {
-            self.scan.empty_classes.insert(key::readable(name));
-        }
-        Ok(())
-    }
-}
-
 fn first_folder(name: &[u8]) -> Option<(usize, usize)> {
     name.iter().position(|byte| *byte == b'/').map(|slash| (0, slash))
 }
@@ -205,93 +112,6 @@ fn last_folder(name: &[u8]) -> Option<(usize, usize)> {
     let end = name.iter().rposition(|byte| *byte == b'/')?;
     let start = name[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
     Some((start, end))
-}
-
-/// The contents of a tar.
-#[derive(Default)]
-struct Inside {
-    /// Path, offset, size.
-    pictures: Vec<(Vec<u8>, u64, u64)>,
-    tars: Vec<(Vec<u8>, u64, u64)>,
-    /// What `.cls` members say, by their path without extension.
-    labels: HashMap<Vec<u8>, Box<str>>,
-    /// Labels and texts: what makes several members a sample.
-    companions: u64,
-    empty_folders: Vec<Vec<u8>>,
-    /// Other files.
-    others: Vec<Vec<u8>>,
-    skips: Vec<(Vec<u8>, SkipReason)>,
-    broken: Option<TarError>,
-}
-
-impl Inside {
-    fn of(bytes: &[u8]) -> Inside {
-        let unpacked = Unpacked::new(bytes);
-        let mut inside = Inside { broken: unpacked.broken().cloned(), ..Inside::default() };
-        unpacked.visit(&mut |path, item| inside.take(bytes, path, item));
-        inside
-    }
-
-    fn take(&mut self, bytes: &[u8], path: &[u8], item: Item) {
-        let name = path.to_vec();
-        match item {
-            Item::EmptyFolder => self.empty_folders.push(name),
-            Item::Fault(MemberFault::Above) => self.skips.push((name, SkipReason::Loop)),
-            // By another extension it is a file that nobody would have packed.
-            Item::Fault(_) if !extension(path).is_empty() && !wanted(path) => {
-                self.others.push(name);
-            }
-            Item::Fault(fault) => self.skips.push((name, SkipReason::Member { fault })),
-            _ if is_hidden(path) => self.skips.push((name, SkipReason::Hidden)),
-            Item::Replaced if is_picture(path) => self.skips.push((name, SkipReason::Replaced)),
-            Item::Replaced => {}
-            Item::Special => self.others.push(name),
-            Item::File { offset, size } if is_tar(path) => self.tars.push((name, offset, size)),
-            Item::File { offset, size } if is_picture(path) => {
-                self.pictures.push((name, offset, size));
-            }
-            Item::File { offset, size } => {
-                let kind = extension(path).to_ascii_lowercase();
-                if matches!(kind.as_slice(), b"cls" | b"json" | b"txt") {
-                    self.companions += 1;
-                }
-                if kind == b"cls" {
-                    // Inside the archive, as the walk has seen.
-                    let text = &bytes[offset as usize..(offset + size) as usize];
-                    let text = &text[..text.len().min(LABEL_MAX)];
-                    let label = String::from_utf8_lossy(text.trim_ascii()).into_owned();
-                    self.labels.insert(stem(path).to_vec(), label.into());
-                } else {
-                    self.others.push(name);
-                }
-            }
-        }
-    }
-
-    /// The label of a picture: of the file that differs in its extension only, else of its sample by
-    /// WebDataset's rule, whose key ends at the first dot.
-    fn label(&self, path: &[u8]) -> Option<Box<str>> {
-        let by_key = || self.labels.get(webdataset_key(path));
-        self.labels.get(stem(path)).or_else(by_key).cloned()
-    }
-
-    /// Whether its members make samples of several: pictures with labels or texts.
-    fn sampled(&self) -> bool {
-        !self.pictures.is_empty() && self.companions * 2 >= self.pictures.len() as u64
-    }
-
-    /// Whether no picture lies in a folder.
-    fn flat(&self) -> bool {
-        self.pictures.iter().all(|(path, ..)| !path.contains(&b'/'))
-    }
-}
-
-/// Labels are read up to here, in bytes: longer ones name no class.
-const LABEL_MAX: usize = 4096;
-
-/// Whether a name is that of something to pack.
-fn wanted(path: &[u8]) -> bool {
-    is_picture(path) || is_tar(path) || extension(path).eq_ignore_ascii_case(b"cls")
 }
 
 /// A tar of a folder, listed.
@@ -596,12 +416,4 @@ fn class_names(manifests: &[(PathBuf, Manifest)]) -> Vec<String> {
     let Some((_, first)) = manifests.first() else { return Vec::new() };
     let same = manifests.iter().all(|(_, other)| other.classes == first.classes);
     if same { first.classes.clone() } else { Vec::new() }
-}
-
-/// The name up to the first dot of its last component.
-fn webdataset_key(name: &[u8]) -> &[u8] {
-    match std::str::from_utf8(name).ok().and_then(index::split_name) {
-        Some((key, _)) => key.as_bytes(),
-        None => name,
-    }
 }

@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 server with ranges, on loopback, that does wrong what a test asks for.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,8 @@ pub(crate) enum Answer {
     Corrupt,
     /// So many bytes every ten milliseconds.
     Slow(usize),
-    /// Headers, and then silence for so many milliseconds.
-    Silent(u64),
+    /// Headers, so many bytes of the body, and then silence until the client goes.
+    Silent(usize),
     /// These bytes, head and all.
     Raw(Vec<u8>),
 }
@@ -77,6 +77,9 @@ pub(crate) struct Server {
     address: SocketAddr,
     _pool: Pool,
 }
+
+/// Who is not done by then hangs.
+pub(crate) const HANG: Duration = Duration::from_secs(300);
 
 /// Threads that answer.
 const THREADS: usize = 24;
@@ -150,7 +153,7 @@ fn decoded(path: &str) -> String {
 
 impl Shared {
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_read_timeout(Some(HANG))?;
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let Some(first) = lines.next().transpose()? else { return Ok(()) };
         let mut words = first.split(' ');
@@ -178,8 +181,9 @@ impl Shared {
             Request { method, path: path.clone(), name, query, from, to, headers, before };
         *count += 1;
         drop(counts);
-        let answer = (self.rule)(&request);
+        // First into the log, since a rule may wait for something.
         self.log.lock().expect("no panic").push(request.clone());
+        let answer = (self.rule)(&request);
         self.answer(stream, &request, &path, answer)
     }
 
@@ -237,8 +241,9 @@ impl Shared {
                 }
                 Ok(())
             }
-            Answer::Silent(millis) => {
-                std::thread::sleep(Duration::from_millis(millis));
+            Answer::Silent(bytes) => {
+                stream.write_all(&body[..bytes.min(body.len())])?;
+                while stream.read(&mut [0; 64])? > 0 {}
                 Ok(())
             }
             _ => stream.write_all(body),

@@ -5,8 +5,8 @@ use crate::cli::CacheArgs;
 
 /// Weighted k-nearest-neighbour classification on frozen features: no training, minutes.
 ///
-/// Features are Res5, average-pooled, of unit length, of the centre of each image. Each of a test
-/// image's k most similar training images votes for its class with weight exp(similarity / t)
+/// Features are a map of the backbone (--level), average-pooled, of unit length, of the centre of each
+/// image. Each of a test image's k most similar training images votes for its class with weight exp(similarity / t)
 /// (Wu et al., 2018; k and t as in MoCo's CIFAR notebook).
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
@@ -22,6 +22,10 @@ pub struct KnnArgs {
     /// Labelled shards to classify.
     #[arg(long, value_name = "SHARDS", num_args = 1.., required = true)]
     pub test: Vec<String>,
+
+    /// The map to read: 5 for Res5, the last one; 4 suits Rotation, whose monitor reads it too.
+    #[arg(long, value_name = "STAGE", default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=5))]
+    pub level: u8,
 
     /// Number of neighbours that vote; at most the number of training samples.
     #[arg(short, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
@@ -86,6 +90,7 @@ mod measured {
         }
         let size = args.size.unwrap_or(backbone.size);
         let options = KnnOptions {
+            level: args.level,
             k: args.k,
             temperature: args.t,
             look: Look { size, workers: args.workers, ..Look::default() },
@@ -135,6 +140,7 @@ mod measured {
                 _ => Map::new(),
             };
             more.insert("size".into(), size.into());
+            more.insert("level".into(), args.level.into());
             let report = Report {
                 protocol: "knn".into(),
                 weights: what.clone(),
@@ -154,9 +160,10 @@ mod measured {
             return Ok(());
         }
         let top5 = found.top5.map(|top5| format!(", top-5 {top5:.2} %")).unwrap_or_default();
+        let on = if args.level == 5 { String::new() } else { format!(" on Res{}", args.level) };
         writeln!(
             stdout,
-            "kNN top-1 {:.2} %{top5}  ({what}; {} test samples against {}, {} classes, k = {}, \
+            "kNN top-1 {:.2} %{top5}{on}  ({what}; {} test samples against {}, {} classes, k = {}, \
              t = {}, images of {size} px)",
             found.top1, found.queries, found.memory, found.classes, found.k, found.temperature
         )?;

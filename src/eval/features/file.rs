@@ -88,7 +88,8 @@ pub fn write(
         let file = file.get_ref();
         let mut layout: Option<Layout> = None;
         let (mut done, mut keys, mut labels) = (0, Vec::new(), Vec::new());
-        pass(encoder, set, order, look, &mut |passed: Passed| {
+        let top = levels.iter().copied().max().unwrap_or(5);
+        pass(encoder, (set, order), look, top, &mut |passed: Passed| {
             let n = passed.ids.len() as u64;
             let rows = levels.iter().map(|level| pool.rows(&passed.maps[usize::from(*level) - 2]));
             let rows = rows.collect::<Result<Vec<Tensor>, _>>().map_err(FeaturesError::from)?;

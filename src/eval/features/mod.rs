@@ -153,19 +153,20 @@ pub struct Passed {
     pub ids: Vec<u64>,
     /// Their classes; none for a sample without.
     pub classes: Vec<Option<u32>>,
-    /// Their maps of Res2..Res5, `[n, c, h, w]`.
+    /// Their maps, from Res2 on, `[n, c, h, w]`.
     pub maps: Vec<Tensor>,
 }
 
-/// Sends the samples of a set, in an order, through a frozen encoder and hands each batch's maps to `take`.
+/// Sends the samples of a set, in an order, through a frozen encoder and hands each batch's maps to `take`. No level
+/// above `top` is computed.
 ///
 /// # Errors
 /// [`FeaturesError`], naming the sample where it is one sample's fault, and what `take` returns.
 pub fn pass<E: From<FeaturesError>>(
     encoder: &Encoder,
-    set: &Arc<ShardSet>,
-    order: Order,
+    (set, order): (&Arc<ShardSet>, Order),
     look: &Look,
+    top: u8,
     take: &mut dyn FnMut(Passed) -> Result<(), E>,
 ) -> Result<(), E> {
     let recipe = Recipe::center(look.size, look.share().into());
@@ -184,7 +185,7 @@ pub fn pass<E: From<FeaturesError>>(
         let classes = filled.labels().map_err(FeaturesError::from)?;
         let images = batch::images(filled.view(IMAGE, 0), filled.len(), edge, device);
         let maps = images.map_err(FeaturesError::from)?;
-        let maps = encoder.maps(&maps).map_err(FeaturesError::from)?;
+        let maps = encoder.maps_up_to(&maps, top).map_err(FeaturesError::from)?;
         take(Passed { ids: filled.samples.to_vec(), classes: classes.to_vec(), maps })?;
     }
     Ok(())
@@ -234,7 +235,8 @@ pub fn rows<E: From<FeaturesError>>(
 ) -> Result<Rows, E> {
     let mut classes = Vec::new();
     let mut parts: Vec<Vec<Tensor>> = levels.iter().map(|_| Vec::new()).collect();
-    pass(encoder, set, order, look, &mut |passed: Passed| {
+    let top = levels.iter().copied().max().unwrap_or(5);
+    pass(encoder, (set, order), look, top, &mut |passed: Passed| {
         for (id, class) in passed.ids.iter().zip(&passed.classes) {
             classes.push(class_of(set, which, *id, *class)?);
         }

@@ -268,7 +268,8 @@ impl<'a> Probe<'a> {
             images = images.f_index_select(0, &Tensor::from_slice(&at).f_to_device(device)?)?;
         }
         let classes = Tensor::from_slice(&classes).f_to_device(device)?;
-        let maps = self.encoder.maps(&images)?;
+        let top = self.options.levels.iter().copied().max().unwrap_or(5);
+        let maps = self.encoder.maps_up_to(&images, top)?;
         let factor = self.how.factor(filled.cursor.epoch);
         for level in levels {
             let rows = self.options.pool.rows(&maps[usize::from(level.level) - 2])?;
@@ -308,23 +309,31 @@ impl<'a> Probe<'a> {
             .iter()
             .map(|_| self.how.rates.iter().map(|_| Hits::default()).collect())
             .collect();
-        features::pass(self.encoder, set, order, &self.options.look, &mut |passed: Passed| {
-            let mut classes = Vec::new();
-            for (id, class) in passed.ids.iter().zip(&passed.classes) {
-                let class = class_of(set, which, *id, *class)?;
-                let class = if which == "train" {
-                    self.sets.classes.of_train(class)
-                } else {
-                    self.sets.classes.of_test(class)
-                };
-                classes.push(self.numbering.place(class));
-            }
-            for (level, found) in levels.iter_mut().zip(&mut found) {
-                let rows = self.options.pool.rows(&passed.maps[usize::from(level.level) - 2])?;
-                add_hits(&level.heads.logits(&rows)?, &classes, found)?;
-            }
-            Ok::<_, LinearError>(())
-        })?;
+        let top = self.options.levels.iter().copied().max().unwrap_or(5);
+        features::pass(
+            self.encoder,
+            (set, order),
+            &self.options.look,
+            top,
+            &mut |passed: Passed| {
+                let mut classes = Vec::new();
+                for (id, class) in passed.ids.iter().zip(&passed.classes) {
+                    let class = class_of(set, which, *id, *class)?;
+                    let class = if which == "train" {
+                        self.sets.classes.of_train(class)
+                    } else {
+                        self.sets.classes.of_test(class)
+                    };
+                    classes.push(self.numbering.place(class));
+                }
+                for (level, found) in levels.iter_mut().zip(&mut found) {
+                    let rows =
+                        self.options.pool.rows(&passed.maps[usize::from(level.level) - 2])?;
+                    add_hits(&level.heads.logits(&rows)?, &classes, found)?;
+                }
+                Ok::<_, LinearError>(())
+            },
+        )?;
         Ok(found)
     }
 

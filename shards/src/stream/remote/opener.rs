@@ -1,6 +1,8 @@
 //! Finds what is behind URLs: manifests, indexes, sizes, and what has to be found out without them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod named;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +10,9 @@ use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
-use super::address::{Address, shown, shown_all};
+use self::named::Folder;
+pub(super) use self::named::{Named, addresses, records};
+use super::address::{Address, shown_all};
 use super::fetch::{self, Patience};
 use super::prefetch::{self, Item};
 use super::share;
@@ -19,7 +23,6 @@ use crate::format::index::{Ends, Table};
 use crate::format::manifest::{Manifest, ShardRecord};
 use crate::format::map::Map;
 use crate::format::{Cause, ManifestFault, RemoteFault, ShardError, SpecFault, members, tar};
-use crate::stream::braces;
 
 /// Threads that fetch indexes: each waits for a server most of its time.
 const OPENERS: usize = 16;
@@ -33,80 +36,6 @@ const INDEX_MAX: u64 = 256 << 20;
 pub(super) struct Job {
     pub(super) object: Object,
     pub(super) record: Option<ShardRecord>,
-}
-
-/// A folder's manifests, each with its URL as it is shown.
-pub(super) struct Folder {
-    pub(super) manifests: Vec<(String, Manifest)>,
-    /// The error, if it could not be read.
-    refused: Option<RemoteFault>,
-}
-
-/// The shards that the user's arguments name.
-#[derive(Default)]
-pub(super) struct Named {
-    pub(super) shards: Vec<Address>,
-    /// By the folder's URL.
-    pub(super) folders: BTreeMap<String, Folder>,
-}
-
-/// The URLs that an argument of the user stands for.
-pub(super) fn addresses(word: &str) -> Result<Vec<Address>, ShardError> {
-    let fail = |reason: String| {
-        let fault = SpecFault::Pattern { reason };
-        ShardError::Spec { spec: shown(word), fault }
-    };
-    // What is wrong is told without the word: it may hold a secret.
-    let urls = braces::expand(word).map_err(fail)?;
-    let address = |url: &String| {
-        let address = Address::parse(url)?;
-        match address.url().path().contains(['*', '[']) {
-            true => Err(fail("URLs take braces, {000..012}, and no globs".into())),
-            false => Ok(address),
-        }
-    };
-    urls.iter().map(address).collect()
-}
-
-/// The manifests' records of shards, by folder and name.
-pub(super) type Records = BTreeMap<(String, String), ShardRecord>;
-
-/// Classes, and the records of the shards that are named.
-pub(super) fn records(
-    spec: &[String],
-    named: &Named,
-) -> Result<(Vec<String>, Option<SpecFault>, Records), ShardError> {
-    let fail = |fault| ShardError::Spec { spec: shown_all(spec), fault };
-    let mut records = BTreeMap::new();
-    let mut classes: Option<(&str, &[String])> = None;
-    // Training needs no classes: whoever does is told.
-    let mut clash = None;
-    for (url, folder) in &named.folders {
-        for (manifest_url, manifest) in &folder.manifests {
-            match classes {
-                Some((one, names)) if names != manifest.classes => {
-                    let (one, other) = (one.into(), manifest_url.into());
-                    clash.get_or_insert(SpecFault::Classes { one, other });
-                }
-                _ => classes = Some((manifest_url, &manifest.classes)),
-            }
-            for record in &manifest.shards {
-                records.insert((url.clone(), record.name.clone()), record.clone());
-            }
-        }
-    }
-    for shard in &named.shards {
-        let folder = named.folders.get(shard.folder());
-        let listed = folder.is_some_and(|folder| !folder.manifests.is_empty());
-        if listed
-            && shard.version().is_none()
-            && !records.contains_key(&(shard.folder().to_owned(), shard.name()))
-        {
-            return Err(fail(SpecFault::Unlisted { shard: shard.shown().into() }));
-        }
-    }
-    let classes = classes.filter(|_| clash.is_none());
-    Ok((classes.map_or_else(Vec::new, |(_, names)| names.to_vec()), clash, records))
 }
 
 /// Notices to the user, each given once.

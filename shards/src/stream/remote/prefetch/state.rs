@@ -193,3 +193,46 @@ impl State {
         Some(refused.kept)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(24 * 3600);
+
+    /// Whether the reader of a shard that is refused room gives up.
+    fn gives_up(state: &mut State, shard: u32, patience: Duration) -> bool {
+        let asked = Instant::now();
+        state.refuse(shard, 7);
+        state.no_room(shard, asked, patience) == Some(7)
+    }
+
+    /// At last: a machine may pause between a refusal and the look at it, for longer than counts as lately.
+    fn gives_up_at_last(state: &mut State, shard: u32, patience: Duration) -> bool {
+        (0..1000).any(|_| gives_up(state, shard, patience))
+    }
+
+    #[test]
+    fn what_comes_ahead_is_waited_for_beyond_the_patience() {
+        let mut state = State::new(3);
+        state.shards[0] = ShardState::Fetching;
+        state.wait_for(2);
+        assert!(!gives_up_at_last(&mut state, 2, Duration::ZERO));
+        state.shards[0] = ShardState::Cached;
+        state.resolved(0);
+        assert!(gives_up_at_last(&mut state, 2, Duration::ZERO));
+    }
+
+    #[test]
+    fn readers_of_many_shards_wait_for_room_once() {
+        let mut state = State::new(4);
+        (1..4).for_each(|shard| state.wait_for(shard));
+        assert!(!gives_up_at_last(&mut state, 1, LONG));
+        assert!(gives_up_at_last(&mut state, 1, Duration::ZERO));
+        // The others have not waited for long, and are told at once.
+        assert!((2..4).all(|shard| gives_up_at_last(&mut state, shard, LONG)));
+        // A shard that comes frees its room: all wait again.
+        state.resolved(0);
+        assert!((1..4).all(|shard| !gives_up_at_last(&mut state, shard, LONG)));
+    }
+}
