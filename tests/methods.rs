@@ -321,8 +321,13 @@ fn resumed_runs_have_the_bits_of_whole_runs() {
 fn the_monitor_reads_the_map_that_the_method_declares() {
     let (folder, data) = shards(12);
     let test = format!("monitor.knn_test=[{data:?}]");
-    let monitor =
-        [test.as_str(), "monitor.knn_every_epochs=1", "train.epochs=1", "optim.warmup_epochs=0"];
+    let monitor = [
+        test.as_str(),
+        "monitor.knn_every_epochs=1",
+        "train.epochs=1",
+        "optim.warmup_epochs=0",
+        "monitor.linear=true",
+    ];
     for (recipe, level, name) in
         [("rotation-r50", 4, "knn/res4/top1"), ("simclr-r50", 5, "knn/top1")]
     {
@@ -340,6 +345,13 @@ fn the_monitor_reads_the_map_that_the_method_declares() {
         assert_eq!(said["level"].to_string(), level);
         assert!(said["top1"].is_f64(), "{said}");
         assert_eq!(of_knn[1][name], said["top1"], "{recipe}");
+        let rankme = of_knn[1]["features/rankme"].as_f64().unwrap();
+        assert!((1.0..49.0).contains(&rankme), "{rankme}"); // 48 samples
+        let linear = ["eval", "linear", path(&run), "--train", path(&data), "--test", path(&data)];
+        let said = detco_ok(&[&linear[..], &["--json", "--levels", &level]].concat());
+        let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        let name = name.replace("knn", "linear");
+        assert_eq!(of_knn[1][&name], said["readings"][0]["value"], "{recipe}");
     }
 }
 

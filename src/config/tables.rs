@@ -379,6 +379,8 @@ pub struct Monitor {
     pub knn_test: Vec<String>,
     /// At most this many samples of each set, evenly spaced; 0 means all.
     pub knn_samples_max: u64,
+    /// Fit a linear classifier to the kNN's features too: logistic regression, as `detco eval linear` does.
+    pub linear: bool,
     /// Write down which samples each step was made of, `samples.jsonl` in the run's folder (rank r
     /// above 0: `samples.r.jsonl`).
     pub samples: bool,
@@ -397,6 +399,7 @@ impl Default for Monitor {
             knn_train: Vec::new(),
             knn_test: Vec::new(),
             knn_samples_max: 0,
+            linear: false,
             samples: false,
             collapse_share: 0.01,
             collapse_steps: 200,

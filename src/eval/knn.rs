@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::eval::classes::{Classes, NothingInCommon};
 use crate::eval::features::{self, FeaturesError, Look, Pool, Rows};
+use crate::eval::linear::{self, LinearError};
 use crate::eval::rankme;
 use crate::model::Encoder;
 use crate::shim::ShimError;
@@ -84,6 +85,9 @@ pub enum KnnError {
     /// Samples gave no features.
     #[error(transparent)]
     Features(#[from] FeaturesError),
+    /// The linear classifier beside kNN could not be fitted.
+    #[error(transparent)]
+    Linear(#[from] Box<LinearError>),
     /// libtorch failed, as where memory ends.
     #[error(transparent)]
     Shim(#[from] ShimError),
@@ -103,6 +107,8 @@ pub enum KnnError {
 /// How to make features, and who votes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnnOptions {
+    /// Whether a linear classifier is fitted to the same features too: logistic regression, as `detco eval linear`.
+    pub linear: bool,
     /// Neighbours that vote, k.
     pub k: usize,
     /// Temperature of the votes, τ.
@@ -124,6 +130,7 @@ impl Default for KnnOptions {
             temperature: 0.1,
             look: Look::default(),
             level: 5,
+            linear: false,
             samples_max: 0,
             batch: 128,
         }
@@ -178,13 +185,19 @@ pub fn evaluate_watched(
     };
     let memory = features("train", train, of_train)?;
     let queries = features("test", test, of_test)?;
-    let raw = queries.levels[0].shallow_clone();
+    let [of_train, raw] = [&memory, &queries].map(|rows| rows.levels[0].shallow_clone());
     let [mut memory, mut queries] = [unit(memory, "train")?, unit(queries, "test")?];
     let rankme = (100.0 * rankme::rankme(&raw)?).round() / 100.0;
     memory.classes.iter_mut().for_each(|class| *class = same.of_train(*class));
     queries.classes.iter_mut().for_each(|class| *class = same.of_test(*class));
     let report = classify(&memory, &queries, options.k, options.temperature)?;
-    Ok(Report { rankme: Some(rankme), ..report })
+    let fit = || {
+        let sets = [(&of_train, &memory.classes[..]), (&raw, &queries.classes[..])];
+        linear::top1_of_rows(options.level, sets[0], sets[1], &linear::usual_costs())
+            .map_err(Box::new)
+    };
+    let linear = options.linear.then(fit).transpose()?;
+    Ok(Report { rankme: Some(rankme), linear, ..report })
 }
 
 /// Which class of the test set is which of the training set, and what the user should know of it:
@@ -240,6 +253,9 @@ pub struct Report {
     /// RankMe of the queries' features, to two digits: how many dimensions they use. None of features alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rankme: Option<f64>,
+    /// Top-1 of the linear classifier, in percent; none where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linear: Option<f64>,
     /// Of each query, whether its class got the most votes.
     #[serde(skip)]
     pub hits: Vec<bool>,
@@ -344,6 +360,7 @@ pub fn classify(
         classes: known.len(),
         unknown: queries.classes.iter().filter(|class| !in_memory[place(class)]).count(),
         rankme: None,
+        linear: None,
         hits,
     })
 }

@@ -81,6 +81,14 @@ pub mod names {
         }
     }
 
+    /// Top-1 of a linear classifier in percent: `linear/top1`, `linear/res4/top1`.
+    pub fn linear(level: u8) -> String {
+        match level {
+            5 => "linear/top1".to_owned(),
+            _ => format!("linear/res{level}/top1"),
+        }
+    }
+
     /// What was read of one of the loss's terms, without its weight: `loss/res5/gg`; mean logits of positives
     /// and negatives, divided by the temperature: `positive/res5/gg`, `negative/res5/gg`; the share of samples
     /// whose positive is above every negative: `accuracy/res5/gg`.

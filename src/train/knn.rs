@@ -116,7 +116,8 @@ impl Run {
             ..Look::default()
         };
         let samples_max = self.config.monitor.knn_samples_max;
-        let options = KnnOptions { level, look, samples_max, ..KnnOptions::default() };
+        let linear = self.config.monitor.linear;
+        let options = KnnOptions { level, linear, look, samples_max, ..KnnOptions::default() };
         let started = Instant::now();
         let (train, test) = (&monitor.train, &monitor.test);
         let mut go_on = |_, _| match stop.load(Ordering::Relaxed) {
@@ -137,11 +138,17 @@ impl Run {
         if let Some(rankme) = report.rankme {
             record.push(names::RANKME, rankme);
         }
+        if let Some(linear) = report.linear {
+            record.push(names::linear(level), linear);
+        }
         lead.metrics.write(&record)?;
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
         let on = if level == 5 { String::new() } else { format!(" on Res{level}") };
-        lead.progress.note(&format!("epoch {epoch}: kNN top-1 {top1:.2} %{on} ({seconds:.1} s)"));
+        let linear = report.linear.map(|linear| format!(", linear {linear:.2} %"));
+        let linear = linear.unwrap_or_default();
+        lead.progress
+            .note(&format!("epoch {epoch}: kNN top-1 {top1:.2} %{linear}{on} ({seconds:.1} s)"));
         self.window = Window::from(self.mark());
         Ok(())
     }

@@ -32,9 +32,10 @@ const FOREIGN: [&str; 16] = [
 
 /// Tests whose numbers a processor's rounding reaches, and those of the views' vector code: the flag of
 /// cargo, and its value.
-const NUMERICAL: [(&str, &str); 14] = [
+const NUMERICAL: [(&str, &str); 15] = [
     ("--test", "golden"),
     ("--test", "knn"),
+    ("--test", "linear"),
     ("--test", "model"),
     ("--test", "norm"),
     ("--test", "numerics"),

@@ -182,8 +182,7 @@ mod measured {
         levels.dedup();
         let how = match args.protocol {
             Protocol::Cached => {
-                let decades = || (-6..=5).map(|power| 10_f64.powi(power)).collect();
-                let mut costs: Vec<f64> = args.costs.clone().unwrap_or_else(decades);
+                let mut costs: Vec<f64> = args.costs.clone().unwrap_or_else(linear::usual_costs);
                 costs.sort_by(f64::total_cmp);
                 costs.dedup();
                 How::Cached { costs }

@@ -56,38 +56,68 @@ pub(super) fn run(
     let fits = (options.levels.len() * (costs.len() + 1)) as u64;
     let mut outcomes = Vec::new();
     for (i, level) in options.levels.iter().enumerate() {
-        let (rows, test_rows) = (&train.levels[i], &test.levels[i]);
-        check_finite(rows, *level, "train")?;
-        check_finite(test_rows, *level, "test")?;
         let before = (i * (costs.len() + 1)) as u64;
         let mut tick = |n: usize| watch("fits", before + n as u64, fits);
-        let (mut tried, chosen) = choose(rows, &classes, &numbering, costs, &mut tick)?;
-        let cost = tried[chosen].value;
-        let all = Tensor::from_slice(&classes).f_to_device(rows.device())?;
-        let problem = Problem { rows, classes: &all, count: numbering.len(), cost };
-        let fitted = problem.fit(None, EXACT)?;
-        tick(costs.len() + 1);
-        if fitted.gradient > 1e-6 {
-            note!(
-                "note: Res{level}: the fit at C = {cost} ended with a gradient of {:.1e} after {} steps",
-                fitted.gradient,
-                fitted.steps
-            );
-        }
-        let (first, five) = hits(&fitted.logits(test_rows)?, &of_test)?;
-        tried[chosen].top1 = Some(percent(&first));
-        tried[chosen].loss = fitted.objective;
-        outcomes.push(Outcome {
-            level: *level,
-            width: rows.size()[1],
-            tried,
-            chosen,
-            top5: (numbering.len() > 5).then(|| percent(&five)),
-            hits: first,
-            best: None,
-        });
+        let sets = [(&train.levels[i], &classes[..]), (&test.levels[i], &of_test[..])];
+        outcomes.push(of_level(*level, sets, numbering.len(), costs, &mut tick)?);
     }
     Ok(outcomes)
+}
+
+/// Top-1 on the test rows, in percent, of a classifier fitted to the training rows, whose classes are any numbers; the
+/// cost is chosen as `detco eval linear` does.
+///
+/// # Errors
+/// As [`super::evaluate`].
+pub fn top1_of_rows(
+    level: u8,
+    (train, classes): (&Tensor, &[u32]),
+    (test, of_test): (&Tensor, &[u32]),
+    costs: &[f64],
+) -> Result<f64, LinearError> {
+    let numbering = Numbering::of(classes.iter().copied())?;
+    let place = |classes: &[u32]| -> Vec<i64> {
+        classes.iter().map(|class| numbering.place(*class)).collect()
+    };
+    let (classes, of_test) = (place(classes), place(of_test));
+    let sets = [(train, &classes[..]), (test, &of_test[..])];
+    Ok(of_level(level, sets, numbering.len(), costs, &mut |_| ())?.top1())
+}
+
+/// Chooses a cost, fits all training rows at it and measures the test rows; `tick` hears of the fits done.
+fn of_level(
+    level: u8,
+    [(rows, classes), (test_rows, of_test)]: [(&Tensor, &[i64]); 2],
+    count: i64,
+    costs: &[f64],
+    tick: &mut dyn FnMut(usize),
+) -> Result<Outcome, LinearError> {
+    check_finite(rows, level, "train")?;
+    check_finite(test_rows, level, "test")?;
+    let (mut tried, chosen) = choose(rows, classes, count, costs, tick)?;
+    let cost = tried[chosen].value;
+    let all = Tensor::from_slice(classes).f_to_device(rows.device())?;
+    let fitted = Problem { rows, classes: &all, count, cost }.fit(None, EXACT)?;
+    tick(costs.len() + 1);
+    if fitted.gradient > 1e-6 {
+        note!(
+            "note: Res{level}: the fit at C = {cost} ended with a gradient of {:.1e} after {} steps",
+            fitted.gradient,
+            fitted.steps
+        );
+    }
+    let (first, five) = hits(&fitted.logits(test_rows)?, of_test)?;
+    tried[chosen].top1 = Some(percent(&first));
+    tried[chosen].loss = fitted.objective;
+    Ok(Outcome {
+        level,
+        width: rows.size()[1],
+        tried,
+        chosen,
+        top5: (count > 5).then(|| percent(&five)),
+        hits: first,
+        best: None,
+    })
 }
 
 /// Fits at each cost on all samples but every tenth, from the minimum of the cost before, and chooses the cost that is
@@ -95,7 +125,7 @@ pub(super) fn run(
 fn choose(
     rows: &Tensor,
     classes: &[i64],
-    numbering: &Numbering,
+    count: i64,
     costs: &[f64],
     tick: &mut dyn FnMut(usize),
 ) -> Result<(Vec<Tried>, usize), LinearError> {
@@ -123,8 +153,7 @@ fn choose(
     let (mut tried, mut best, mut theta): (Vec<Tried>, usize, Option<Tensor>) =
         (Vec::new(), 0, None);
     for (i, cost) in costs.iter().enumerate() {
-        let problem =
-            Problem { rows: &fit_rows, classes: &fit_classes, count: numbering.len(), cost: *cost };
+        let problem = Problem { rows: &fit_rows, classes: &fit_classes, count, cost: *cost };
         let fitted = problem.fit(theta.as_ref(), ROUGH)?;
         let (first, _) = hits(&fitted.logits(&held_rows)?, &held_classes)?;
         let held_out = Some(percent(&first));

@@ -19,6 +19,7 @@ use detco_shards::stream::ShardSet;
 use tch::{Kind, TchError, Tensor};
 use thiserror::Error;
 
+pub use self::cached::top1_of_rows;
 pub use self::sgd::Sgd;
 use crate::eval::classes::{Classes, NothingInCommon};
 use crate::eval::features::{FeaturesError, Look, Pool};
@@ -212,6 +213,11 @@ impl Outcome {
         let right = self.hits.iter().filter(|hit| **hit).count();
         100.0 * right as f64 / self.hits.len() as f64
     }
+}
+
+/// Costs C that are tried unless others are named: decades.
+pub fn usual_costs() -> Vec<f64> {
+    (-6..=5).map(|power| 10_f64.powi(power)).collect()
 }
 
 /// How far it is: what is done, of how many, and in which part.
