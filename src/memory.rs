@@ -51,17 +51,20 @@ impl Needs {
         let encoder = wide(shapes::encoder_bytes(&config.model, &design));
         let samples = wide(config.train.batch) / ranks as i128;
         let rows = samples / wide(config.train.accumulate);
-        let mut kept = if bf16 { parameters / 2 } else { 0 }; // weights, as they were cast
-        let (mut largest, mut again) = (0, 0);
+        let mut again = 0;
         let number = if bf16 { 2 } else { 4 };
+        let mut passes = Vec::new();
         for pass in &design.passes {
             let (edge, images) = (edge_of(config, pass), wide(pass.images));
-            let of_image =
-                Kept::of_image(&config.model, edge, design.last_level(&pass.scope), norms);
+            let last = design.last_level(&pass.scope);
+            let mut layers = Layer::of_image(&config.model, edge, last, norms);
+            for layer in &mut layers {
+                layer.kept = (layer.kept * number + layer.bits / 8) * rows * images;
+                layer.workspace *= rows * images * number;
+            }
             let heads: i64 = design.heads_of(&pass.scope).map(|head| head.kept(pass.images)).sum();
-            let maps = wide(of_image.maps) * number + wide(of_image.bits) / 8;
-            kept += rows * (images * maps + wide(heads) * number);
-            largest = largest.max(rows * images * wide(of_image.largest) * number);
+            layers.push(Layer { kept: rows * wide(heads) * number, ..Layer::default() });
+            passes.push(layers);
             // Images that the method makes of the views. Those that are shuffled for a teacher are gone before the
             // student's activations come.
             let made = if pass.is_made { 1 } else { 0 };
@@ -79,8 +82,22 @@ impl Needs {
         };
         let (each, pairs) = (wide(design.logits.each), wide(design.logits.pairs));
         let logits = (rows * each + wide(config.train.batch).pow(2) * pairs) * 4;
-        // A layer's gradients, of what it made and of what it read, and one map between.
-        let workspace = 3 * largest + if device.is_cuda() { wide(CUDA_LIBRARIES) } else { 0 };
+        // Those of a micro-batch before, and buckets of those that travel, are there from the beginning.
+        let gradients = if config.train.accumulate > 1 || ranks > 1 { parameters } else { 0 };
+        let (activations, workspace) = backward(&passes, parameters, gradients);
+        let largest = passes.iter().flatten().map(|layer| layer.workspace).max().unwrap_or(0);
+        // Activations are gone when weights change: LARS makes gradients of its own, tensor by tensor.
+        let update = match config.optim.optimizer {
+            config::Optimizer::Lars => parameters + largest_tensor(&config.model),
+            config::Optimizer::Sgd => 0,
+        };
+        let workspace = workspace.max(update - activations);
+        let weights = if bf16 { parameters / 2 } else { 0 }; // as they were cast
+        let workspace = match device.is_cuda() {
+            // cuDNN works in memory of its own, by the size of the layer: an allowance for the largest one.
+            true => wide(CUDA_LIBRARIES) + largest.max(workspace),
+            false => workspace,
+        };
         let parts = [
             ("query encoder", encoder),
             ("gradients", parameters),
@@ -90,7 +107,7 @@ impl Needs {
             ("queues", wide(shapes::queue_bytes(&design))),
             ("batch", batch),
             ("data pipeline", pipeline),
-            ("activations", kept),
+            ("activations", weights + activations),
             ("logits", logits),
             ("workspace", workspace),
             ("libraries", if device.is_cuda() { 0 } else { wide(LIBRARIES) }),
@@ -148,67 +165,100 @@ fn wide(number: i64) -> i128 {
     i128::from(number)
 }
 
-/// What a training pass keeps of an image for its backward pass.
-#[derive(Clone, Copy, Debug, Default)]
-struct Kept {
-    /// Elements of maps, the image among them.
-    maps: i64,
-    /// Bits beside the maps: where a window's largest value lay, and what a ReLU let through where our
-    /// kernels normalise. libtorch looks at the map for that.
-    bits: i64,
-    /// Elements of the largest map.
-    largest: i64,
+/// What backward passes through these layers, in the order of their forward passes, hold when they hold most:
+/// activations beyond the `parameters` bytes of all gradients, and a layer's workspace. Where no gradient is there
+/// when they begin (`gradients` is 0), those of a layer come when its activations go, which are the fewer of both
+/// in the last stages.
+fn backward(passes: &[Vec<Layer>], parameters: i128, gradients: i128) -> (i128, i128) {
+    let mut left: i128 = passes.iter().flatten().map(|layer| layer.kept).sum();
+    // The last pass is the first to go back, and makes the gradients; what it does not reach has its own.
+    let first = passes.last().map_or(&[][..], Vec::as_slice);
+    let of_first: i128 = first.iter().map(|layer| layer.gradients).sum();
+    let mut there = gradients.max(parameters - of_first);
+    let mut most = (0, 0);
+    for (number, pass) in passes.iter().enumerate().rev() {
+        for layer in pass.iter().rev() {
+            if number + 1 == passes.len() {
+                there = parameters.min(there + layer.gradients);
+            }
+            let activations = (left + there - parameters).max(0);
+            if activations + layer.workspace > most.0 + most.1 {
+                most = (activations, layer.workspace);
+            }
+            left -= layer.kept;
+        }
+    }
+    most
 }
 
-impl Kept {
-    /// Of an image of this edge, up to the `last` stage that has a head.
-    fn of_image(model: &config::Model, edge: i64, last: u8, norms: Norms) -> Kept {
+/// What a layer takes of a backward pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Layer {
+    /// Kept for it from the forward pass: elements of maps of an image, then bytes.
+    kept: i128,
+    /// Bits beside the maps: where a window's largest value lay, and what a ReLU let through where our
+    /// kernels normalise. libtorch looks at the map for that.
+    bits: i128,
+    /// While it runs: gradients of what it made and of what it read, and one map between. As `kept`.
+    workspace: i128,
+    /// Bytes of its parameters' gradients.
+    gradients: i128,
+}
+
+impl Layer {
+    /// The layers that an image of this edge goes through, up to the `last` stage that has a head.
+    fn of_image(model: &config::Model, edge: i64, last: u8, norms: Norms) -> Vec<Layer> {
         let net = shapes::ResNet::of(model);
-        let mut kept = Kept::default();
-        kept.add(1, 3 * edge * edge);
+        let image = Layer { kept: wide(3 * edge * edge), ..Layer::default() };
+        let mut layers = vec![image, Layer::of_conv(&net.stem, edge)];
         let elements = net.stem.elements(edge);
-        kept.add(1, elements);
         let mut at = net.edge_behind_stem(edge);
         if net.pools {
             let pooled = net.stem.to * at * at;
-            kept.add(1, pooled);
-            kept.bits += pooled * if norms == Norms::Kernels { 4 } else { 64 };
+            let bits = pooled * if norms == Norms::Kernels { 4 } else { 64 };
+            layers.push(Layer { bits: wide(bits), ..Layer::of_map(pooled) });
         }
         // Our kernels pool on the way.
         if !net.pools || norms == Norms::Libtorch {
-            kept.add_behind_relu(elements, norms);
+            layers.push(Layer::behind_relu(elements, norms));
         }
         for block in net.stages[..usize::from(last) - 1].iter().flatten() {
-            at = kept.add_block(block, at, norms);
+            // A convolution's output is kept by the normalisation after it, and what that makes by the ReLU and the
+            // next convolution; the shortcut's last output is only added.
+            let from = at;
+            for conv in &block.convs {
+                layers.push(Layer::of_conv(conv, at));
+                layers.push(Layer::behind_relu(conv.elements(at), norms));
+                at = conv.edge(at);
+            }
+            if let Some(conv) = &block.downsample {
+                layers.push(Layer::of_conv(conv, from));
+            }
         }
-        kept
+        layers
     }
 
-    /// Adds what a pass through a block keeps; the edge of its map. A convolution's output is kept by the
-    /// normalisation after it, and what that makes by the ReLU and the next convolution; the shortcut's last
-    /// output is only added.
-    fn add_block(&mut self, block: &shapes::Block, edge: i64, norms: Norms) -> i64 {
-        let mut at = edge;
-        for conv in &block.convs {
-            self.add(1, conv.elements(at));
-            self.add_behind_relu(conv.elements(at), norms);
-            at = conv.edge(at);
-        }
-        if let Some(conv) = &block.downsample {
-            self.add(1, conv.elements(edge));
-        }
-        at
+    fn of_map(elements: i64) -> Layer {
+        let kept = wide(elements);
+        Layer { kept, workspace: 3 * kept, ..Layer::default() }
     }
 
-    fn add(&mut self, maps: i64, elements: i64) {
-        self.maps += maps * elements;
-        self.largest = self.largest.max(elements);
+    /// A convolution of a map of this edge, and the normalisation behind it.
+    fn of_conv(conv: &shapes::Conv, edge: i64) -> Layer {
+        let gradients = wide(conv.parameters()) * 4;
+        Layer { gradients, ..Layer::of_map(conv.elements(edge)) }
     }
 
-    fn add_behind_relu(&mut self, elements: i64, norms: Norms) {
-        self.add(1, elements);
-        self.bits += if norms == Norms::Kernels { elements } else { 0 };
+    fn behind_relu(elements: i64, norms: Norms) -> Layer {
+        let bits = if norms == Norms::Kernels { wide(elements) } else { 0 };
+        Layer { bits, ..Layer::of_map(elements) }
     }
+}
+
+/// Bytes of the largest kernel.
+fn largest_tensor(model: &config::Model) -> i128 {
+    let kernels = shapes::ResNet::of(model).convs().map(shapes::Conv::weights).max();
+    wide(kernels.unwrap_or(0)) * 4
 }
 
 /// Edge of a pass's images.
@@ -258,13 +308,13 @@ mod tests {
         meter.read().unwrap().1
     }
 
-    /// Between a twentieth below and a fifth above, for both kinds of blocks, with and without
+    /// Between 5 % below and 15 % above, for both kinds of blocks, with and without
     /// patches, in both precisions, whole and in micro-batches; where our kernels normalise, too.
     #[test]
     fn needs_are_what_libtorch_counts() {
         let small = ["model.width=8", "method.dim=32", "method.queue=512", "train.batch=8"];
         use Norms::{Kernels, Libtorch};
-        let cases: [(&str, &[&str], Norms); 11] = [
+        let cases: [(&str, &[&str], Norms); 14] = [
             ("detco-r50", &["method.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
             // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
             (
@@ -292,6 +342,20 @@ mod tests {
             ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
             ("simclr-cifar", &["train.accumulate=2"], Libtorch),
             ("simclr-r50", &[], Libtorch),
+            // Narrow, of small images: gradients and workspace are a large part, and come when activations go.
+            ("simclr-r50", &["model.backbone=resnet18", "model.width=16"], Libtorch),
+            // More weights than activations: what LARS makes of the gradients is the most.
+            (
+                "simclr-r50",
+                &[
+                    "model.backbone=resnet18",
+                    "model.width=32",
+                    "train.batch=4",
+                    "model.bn_splits=2",
+                ],
+                Libtorch,
+            ),
+            ("rotation-r50", &["model.backbone=resnet18", "model.width=16"], Libtorch),
             ("rotation-r50", &[], Libtorch),
             ("rotation-cifar", &["train.accumulate=2"], Libtorch),
         ];
@@ -306,7 +370,7 @@ mod tests {
             let of_libtorch = needs.sum() - beside;
             let (said, found) = (of_libtorch as f64, measured(&config, norms) as f64);
             println!("{recipe} {more:?} {norms:?}: said {said:.3e}, found {found:.3e}\n{needs}");
-            assert!((0.95..1.20).contains(&(said / found)), "{recipe} {more:?}: {}", said / found);
+            assert!((0.95..1.15).contains(&(said / found)), "{recipe} {more:?}: {}", said / found);
         }
     }
 

@@ -25,12 +25,19 @@ use crate::metrics::{Record, names};
 pub(crate) struct Monitor {
     pub(super) train: Arc<ShardSet>,
     pub(super) test: Arc<ShardSet>,
+    /// The stage whose map it reads.
+    level: u8,
+}
+
+/// Where a figure was read, for messages: ` on Res4`, nothing for Res5.
+fn place(level: u8) -> String {
+    if level == 5 { String::new() } else { format!(" on Res{level}") }
 }
 
 impl fmt::Display for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [train, test] = [&self.train, &self.test].map(|set| HumanCount(set.len()));
-        write!(f, "{test} samples against {train}")
+        write!(f, "{test} samples against {train}{}", place(self.level))
     }
 }
 
@@ -55,7 +62,7 @@ impl Monitor {
         for note in knn::compare(&train, &test)?.notes() {
             note!("kNN monitor: {note}");
         }
-        Ok(Some(Monitor { train, test }))
+        Ok(Some(Monitor { train, test, level: config.design().monitor_level }))
     }
 }
 
@@ -106,7 +113,7 @@ impl Run {
     fn run_knn(&mut self, stop: &AtomicBool) -> Result<(), TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(()) };
         let Some(monitor) = &lead.monitor else { return Ok(()) };
-        let level = self.config.design().monitor_level;
+        let level = monitor.level;
         let look = Look {
             size: self.config.crop_size(),
             workers: self.config.data.workers,
@@ -144,7 +151,7 @@ impl Run {
         lead.metrics.write(&record)?;
         let seconds = started.elapsed().as_secs_f64();
         let (epoch, top1) = (self.cursor.epoch, report.top1);
-        let on = if level == 5 { String::new() } else { format!(" on Res{level}") };
+        let on = place(level);
         let linear = report.linear.map(|linear| format!(", linear {linear:.2} %"));
         let linear = linear.unwrap_or_default();
         lead.progress
