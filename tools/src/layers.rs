@@ -34,7 +34,9 @@ pub(crate) fn findings(root: &Path) -> Result<Vec<String>> {
             let name = path.strip_prefix(&folder).unwrap_or(path).with_extension("");
             let name = name.to_string_lossy().replace('/', "::");
             let module = name.strip_suffix("::mod").unwrap_or(&name);
-            if !ROOTS.contains(&module) {
+            // Tests in a file of their own see everything, as those at the end of a file do.
+            let is_tests = module.ends_with("::tests");
+            if !ROOTS.contains(&module) && !is_tests {
                 let file = path.strip_prefix(root).unwrap_or(path).display();
                 let found = layers.of_module(module, text).into_iter();
                 findings.extend(found.map(|what| format!("{file}: {what}")));
@@ -108,11 +110,19 @@ impl Layers {
     }
 }
 
+/// Where a file's tests begin: not where a file of tests is declared.
+fn tests(text: &str) -> Option<usize> {
+    let marks = text.match_indices("\n#[cfg(test)]").chain(text.match_indices("\n#[cfg(all(test"));
+    let is_declared = |at: usize| {
+        let item = text[at + 1..].lines().nth(1).unwrap_or_default();
+        item.starts_with("mod ") && item.ends_with(';')
+    };
+    marks.map(|(at, _)| at).filter(|at| !is_declared(*at)).min()
+}
+
 /// Paths behind `crate::`, without comments and tests.
 fn named(text: &str) -> BTreeSet<String> {
-    let code =
-        ["\n#[cfg(test)]", "\n#[cfg(all(test"].iter().filter_map(|mark| text.find(mark)).min();
-    let code = &text[..code.unwrap_or(text.len())];
+    let code = &text[..tests(text).unwrap_or(text.len())];
     let code: String = code
         .lines()
         .map(|line| format!("{}\n", line.split("//").next().unwrap_or_default()))
@@ -171,7 +181,8 @@ mod tests {
 
     #[test]
     fn paths_behind_crate_are_found_and_others_are_not() {
-        let text = "use crate::a::{self, b::C, d::{E, F as G},};\nuse crate::h as i;\n\
+        let text = "use crate::a::{self, b::C, d::{E, F as G},};\n\
+                    #[cfg(test)]\nmod tests;\nuse crate::h as i;\n\
                     fn f() { crate::j::k() } // crate::comment\nlet x = $crate::macro_;\n\
                     #[cfg(test)]\nmod tests { use crate::z; }\n";
         let found: Vec<String> = named(text).into_iter().collect();
