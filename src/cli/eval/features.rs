@@ -8,7 +8,8 @@ use crate::cli::CacheArgs;
 /// The features of a frozen backbone as a file, for anybody's probe.
 ///
 /// Of each sample the network sees the centre, and the maps of the levels asked for are pooled to rows. The file is
-/// .safetensors: res2 to res5 float32 [n, d], labels int64 [n] (-1 without a class), keys as bytes, each ended by a zero.
+/// .safetensors: res2 to res5, float32, a row a sample; labels, int64, -1 without a class; keys as bytes, each ended by
+/// a zero.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct FeaturesArgs {
