@@ -1,4 +1,4 @@
-//! Linear classifiers against PyTorch and scikit-learn, and `detco eval features`, `linear` and `compare` end to end.
+//! Linear classifiers against PyTorch, and `detco eval features`, `linear` and `compare` end to end.
 #![cfg(feature = "train")]
 
 mod export_oracle;
@@ -91,7 +91,7 @@ fn fifty_updates_are_pytorchs() {
 }
 
 #[test]
-fn logistic_regression_is_scikit_learns() {
+fn logistic_regression_is_at_pytorchs_minimum() {
     tch::manual_seed(11);
     let folder = tempfile::tempdir().unwrap();
     let given = folder.path().join("in.safetensors");

@@ -1,7 +1,8 @@
-"""Linear classifiers by PyTorch and scikit-learn.
+"""Linear classifiers by PyTorch.
 
     python linear.py sgd IN OUT SETTINGS     updates of torch's Linear (behind BatchNorm1d) by torch's SGD
-    python linear.py logistic IN COST        scikit-learn's logistic regression: objective and predictions, a JSON line
+    python linear.py logistic IN COST        the minimum of scikit-learn's objective of logistic regression, by torch's
+                                             L-BFGS in float64: objective and predictions, a JSON line
     python linear.py pool IN OUT             torch's AvgPool2d and AdaptiveAvgPool2d of maps res2 to res5
 
 IN and OUT are safetensors. sgd: rows [steps, n, d], classes [steps, n], weight [classes, d]; SETTINGS is JSON: rates, momentum,
@@ -11,7 +12,6 @@ nesterov, weight_decay, norm, factors (one a step). logistic: rows, classes, tes
 import json
 import sys
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -48,22 +48,35 @@ def sgd(path, out, settings):
 
 
 def logistic(path, cost):
-    from sklearn.linear_model import LogisticRegression
-
     given = load_file(path)
-    rows, classes = given["rows"].double().numpy(), given["classes"].numpy()
-    fitted = LogisticRegression(C=float(cost), tol=1e-12, max_iter=100_000).fit(rows, classes)
-    logits = rows @ fitted.coef_.T + fitted.intercept_
-    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    penalty = (fitted.coef_**2).sum() / (2 * float(cost) * len(rows))
-    objective = penalty - log_p[np.arange(len(rows)), classes].mean()
-    test = given["test"].double().numpy()
-    answer = {
-        "objective": float(objective),
-        "predictions": fitted.predict(test).tolist(),
-        "logits": (test @ fitted.coef_.T + fitted.intercept_).ravel().tolist(),
-    }
-    print(json.dumps(answer))
+    rows, classes = given["rows"].double(), given["classes"]
+    count = int(classes.max()) + 1
+    weight = torch.zeros(count, rows.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=20_000,
+        max_eval=40_000,
+        tolerance_grad=1e-11,
+        tolerance_change=0,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective():
+        penalty = (weight**2).sum() / (2 * float(cost) * len(rows))
+        return torch.nn.functional.cross_entropy(rows @ weight.T + bias, classes) + penalty
+
+    def closure():
+        optimizer.zero_grad()
+        value = objective()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        predictions = (given["test"].double() @ weight.T + bias).argmax(1)
+        print(json.dumps({"objective": float(objective()), "predictions": predictions.tolist()}))
 
 
 # VISSL's and OpenSelfSup's windows on the maps of a ResNet-50 at 224 pixels: kernel, stride.
