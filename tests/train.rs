@@ -129,8 +129,12 @@ fn a_signal_writes_a_checkpoint_and_says_so_with_its_code() {
     let (folder, data) = shards(8);
     for signal in [Signal::TERM, Signal::HUP] {
         let run = folder.path().join(format!("{signal:?}"));
-        let mut child =
-            start(&new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
+        // Whoever runs the tests under nohup has SIGHUP ignored, and so has the program then.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", DETCO]);
+        command.args(new_run(&data, &run, &["train.epochs=500", "checkpoint.every_epochs=0"]));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("env starts");
         wait_for_step(&run, 3, &mut child);
         let id = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(id, signal).unwrap();
