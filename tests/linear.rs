@@ -6,13 +6,14 @@ mod support;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use detco::eval::features::Pool;
 use detco::eval::linear::heads::{Heads, Training};
 use detco::eval::linear::newton::{Problem, Until};
 use export_oracle::run;
 use serde_json::{Value, json};
-use support::{detco_fails, detco_ok, path, shards};
+use support::{DETCO, detco_fails, detco_ok, path, shards};
 use tch::{Device, Kind, Tensor, kind::FLOAT_CPU};
 
 /// The largest difference, relative to the largest element.
@@ -175,6 +176,29 @@ fn world() -> World {
     World { folder, _sets: [of_train, of_test], train, test, weights }
 }
 
+/// Killed after its first epochs, a probe goes on from there and finds what one finds that nobody killed.
+fn goes_on_after_a_kill(world: &World, sets: &[&str], state: &str) {
+    let long = ["--protocol", "moco", "--batch", "16", "--rates", "0.3,30", "--epochs", "60"];
+    let command = [&["eval", "linear", &world.weights][..], &long, sets].concat();
+    let with_state = [&command[..], &["--state", state]].concat();
+    let mut child = Command::new(DETCO);
+    child.args(&with_state).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.spawn().unwrap();
+    while !Path::new(state).join("linear.safetensors").exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ends before its first epoch is kept");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = support::detco(&with_state);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("going on from"), "{said}");
+    assert!(!said.contains("after epoch 60"), "the kill came too late: {said}");
+    let resumed = parsed(&String::from_utf8_lossy(&output.stdout));
+    let whole = parsed(&detco_ok(&command));
+    assert_eq!((&resumed["readings"], &resumed["levels"]), (&whole["readings"], &whole["levels"]));
+}
+
 fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
@@ -221,7 +245,6 @@ fn commands_measure_the_same_backbone() {
     assert_eq!(top1["samples"].as_array().unwrap().len(), 24);
     assert_eq!(cached["levels"]["res2"]["tried"].as_array().unwrap().len(), 2);
 
-    // A state goes on where it was: two epochs and then the rest are the whole.
     let short = ["--protocol", "moco", "--batch", "16", "--rates", "0.3,30"];
     let whole = eval(&[&short[..], &["--epochs", "4"]].concat());
     assert_eq!(whole["settings"]["milestones"], json!([3, 4]));
@@ -230,6 +253,7 @@ fn commands_measure_the_same_backbone() {
     assert_eq!(kept["readings"], whole["readings"]);
     let again = eval(&[&short[..], &["--epochs", "4", "--state", &state]].concat());
     assert_eq!(again, kept);
+    goes_on_after_a_kill(&world, &sets, &at("killed"));
     let command = [
         "eval",
         "linear",

@@ -36,7 +36,7 @@ impl Allowed {
     /// more than any other processor does. All gradients moved together by 0.005 on an AMD processor and 0.031 on an
     /// Intel one; logits by 6e-5.
     pub(crate) const OTHER_PIXELS: Allowed =
-        Allowed { rounding: 1e-3, crossings: 0.1, clean_steps: 0 };
+        Allowed { rounding: ROUNDING, crossings: 0.1, clean_steps: 0 };
 }
 
 /// What differs in the tensors of a kind.

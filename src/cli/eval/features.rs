@@ -72,7 +72,6 @@ pub(super) use self::made::run;
 #[cfg(feature = "train")]
 mod made {
     use std::io::Write as _;
-    use std::ops::ControlFlow;
 
     use anyhow::bail;
     use serde_json::{Map, json};
@@ -116,7 +115,6 @@ mod made {
             features::write(&args.output, backbone.encoder(), &set, &wanted, &mut |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
-                ControlFlow::Continue(())
             });
         bar.finish_and_clear();
         let (n, widths) = written?;

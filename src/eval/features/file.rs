@@ -1,7 +1,6 @@
 //! Features as a `.safetensors` file, written while they are made: a set of any size in little memory.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,14 +38,6 @@ pub enum FileError {
         /// What the system said.
         source: io::Error,
     },
-    /// The watcher asked for the end.
-    #[error("stopped after {done} of {total} samples")]
-    Stopped {
-        /// Samples whose features were made.
-        done: u64,
-        /// Samples in all.
-        total: u64,
-    },
 }
 
 /// What a file of features is to hold.
@@ -67,7 +58,8 @@ pub struct Wanted<'a> {
 /// Writes the features of a set's samples.
 ///
 /// The file holds `res2`..`res5`, those that were asked for, float32 `[n, d]`; `labels`, int64 `[n]`, -1 without a
-/// class; and `keys`, the samples' keys as bytes, each ended by a zero. It appears whole or not at all; the same backbone and samples give the same bytes. Returns n and the width of each level.
+/// class; and `keys`, the samples' keys as bytes, each ended by a zero. It appears whole or not at all; the same backbone and samples give the same bytes. Returns n and the width of each level;
+/// `watch` hears of the samples done and of all.
 ///
 /// # Errors
 /// [`FileError`].
@@ -76,7 +68,7 @@ pub fn write(
     encoder: &Encoder,
     set: &Arc<ShardSet>,
     wanted: &Wanted<'_>,
-    watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(u64, u64),
 ) -> Result<(u64, Vec<i64>), FileError> {
     let Wanted { levels, pool, look, samples_max, about } = wanted;
     let most = if *samples_max == 0 { set.len() } else { *samples_max };
@@ -107,10 +99,8 @@ pub fn write(
                 keys.push(0);
             }
             done += n;
-            match watch(done, total) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(FileError::Stopped { done, total }),
-            }
+            watch(done, total);
+            Ok::<_, FileError>(())
         })?;
         let layout = layout.unwrap_or_else(|| Layout::new(set, about, total, Vec::new()));
         file.write_all_at(&labels, layout.labels()).map_err(fault)?;

@@ -207,9 +207,15 @@ pub fn class_of(
     class: Option<u32>,
 ) -> Result<u32, FeaturesError> {
     class.ok_or_else(|| {
-        let (shard, key, _) = set.place(id).unwrap_or((Path::new(""), "", 0));
-        FeaturesError::NoClass { which, shard: shard.display().to_string(), key: key.to_owned() }
+        let (shard, key) = place_of(set, id);
+        FeaturesError::NoClass { which, shard, key }
     })
+}
+
+/// The shard and the key of a sample, for messages.
+pub fn place_of(set: &ShardSet, id: u64) -> (String, String) {
+    let (shard, key, _) = set.place(id).unwrap_or((Path::new(""), "", 0));
+    (shard.display().to_string(), key.to_owned())
 }
 
 /// Rows of several levels, and their classes.

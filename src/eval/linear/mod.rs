@@ -52,8 +52,14 @@ pub enum LinearError {
     #[error("the train set has {0} class: a classifier needs two")]
     Classes(usize),
     /// A training sample of a class that the set does not name.
-    #[error("a training sample has the class {class}, and the train set names {count} classes")]
+    #[error(
+        "{shard}: sample {key:?} has the class {class}, and the train set names {count} classes"
+    )]
     Class {
+        /// The shard.
+        shard: String,
+        /// The sample's key in it.
+        key: String,
         /// Its class.
         class: u32,
         /// Classes of the set.
@@ -61,7 +67,8 @@ pub enum LinearError {
     },
     /// Nothing to choose with.
     #[error(
-        "the train set has {samples} samples: one in {one_in} is held out to choose among several {what}; name one"
+        "the train set has {samples} samples: to choose among several {what} one in {one_in} is held out, which takes \
+         {one_in} or more"
     )]
     Few {
         /// Samples.

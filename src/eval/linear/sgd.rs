@@ -7,7 +7,7 @@ use std::sync::Arc;
 use detco_shards::order::{Cursor, Order};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions};
 use detco_shards::stream::ShardSet;
-use detco_shards::views::{Crop, Group, IMAGE, Recipe, STD, Step, Steps};
+use detco_shards::views::{IMAGE, Recipe, STD, Step, Steps};
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::batch;
 use crate::draws::Draws;
-use crate::eval::features::{self, FeaturesError, Passed, class_of, device_of};
+use crate::eval::features::{self, FeaturesError, Passed, class_of, device_of, place_of};
 use crate::model::Encoder;
 
 /// Samples that go through the network together where nothing is trained.
@@ -56,21 +56,21 @@ pub struct Sgd {
 /// Standard deviation of lighting's draws, and the colours' covariance: eigenvalues and vectors on values of 0 to 1
 /// (Krizhevsky et al., 2012, section 4.1; the numbers that OpenSelfSup's probe of levels uses).
 const LIGHTING: f64 = 0.1;
-const LIGHTING_VALUES: [f64; 3] = [0.2175, 0.0188, 0.0045];
-const LIGHTING_VECTORS: [[f64; 3]; 3] =
+const LIGHTING_VALUES: [f32; 3] = [0.2175, 0.0188, 0.0045];
+const LIGHTING_VECTORS: [[f32; 3]; 3] =
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]];
 
 impl Sgd {
     /// The training views: torchvision's `RandomResizedCrop` and flip, and colours.
     fn recipe(&self, size: u32) -> Recipe {
-        let mut steps = vec![Step::Flip { p: 0.5 }];
-        if self.colours {
+        let mut recipe = Recipe::supervised(size);
+        if let (true, Some(Steps::Own(steps))) =
+            (self.colours, recipe.group_mut(IMAGE).map(|group| &mut group.steps))
+        {
             let [brightness, contrast, saturation] = [0.4; 3];
             steps.push(Step::Jitter { p: 1.0, brightness, contrast, saturation, hue: 0.0 });
         }
-        let (name, crop) = (IMAGE.to_owned(), Crop::default());
-        let steps = Steps::Own(steps);
-        Recipe { groups: vec![Group { name, count: 1, size, crop, steps, ..Group::default() }] }
+        recipe
     }
 
     fn factor(&self, epoch: u32) -> f64 {
@@ -81,19 +81,13 @@ impl Sgd {
 /// Lighting's offset of each image, `[n, 3, 1, 1]`, in normalised values.
 fn lighting(seed: u64, epoch: u32, samples: &[u64]) -> Result<Tensor, tch::TchError> {
     let name = format!("lighting {epoch}");
-    let of = |id: &u64| {
-        let alpha = Draws::new(seed, &name, *id).normal(&[3], LIGHTING);
-        let alpha: Vec<f64> = Vec::try_from(alpha.to_kind(Kind::Double)).unwrap_or_default();
-        let weighted = alpha.iter().zip(LIGHTING_VALUES).map(|(a, value)| a * value);
-        let weighted: Vec<f64> = weighted.collect();
-        let channel = |(vector, std): (&[f64; 3], &f32)| {
-            let sum: f64 = vector.iter().zip(&weighted).map(|(v, w)| v * w).sum();
-            (sum / f64::from(*std)) as f32
-        };
-        LIGHTING_VECTORS.iter().zip(&STD).map(channel).collect::<Vec<f32>>()
-    };
-    let values: Vec<f32> = samples.iter().flat_map(of).collect();
-    Tensor::from_slice(&values).f_view([samples.len() as i64, 3, 1, 1])
+    let draw = |id: &u64| Draws::new(seed, &name, *id).normal(&[3], LIGHTING);
+    let drawn = Tensor::f_stack(&samples.iter().map(draw).collect::<Vec<_>>(), 0)?;
+    let weighted = drawn.f_mul(&Tensor::from_slice(&LIGHTING_VALUES))?;
+    let vectors = Tensor::from_slice(&LIGHTING_VECTORS.concat()).f_view([3, 3])?;
+    let offsets =
+        weighted.f_matmul(&vectors.f_transpose(0, 1)?)?.f_div(&Tensor::from_slice(&STD))?;
+    offsets.f_view([samples.len() as i64, 3, 1, 1])
 }
 
 /// What has been reached at one level.
@@ -249,7 +243,13 @@ impl<'a> Probe<'a> {
                 at.push(slot);
                 let place = self.numbering.place(self.sets.classes.of_train(class));
                 if place < 0 {
-                    return Err(LinearError::Class { class, count: self.numbering.len() });
+                    let (shard, key) = place_of(&self.sets.train, *id);
+                    return Err(LinearError::Class {
+                        shard,
+                        key,
+                        class,
+                        count: self.numbering.len(),
+                    });
                 }
                 classes.push(place);
             }
@@ -478,4 +478,30 @@ fn classes_of(set: &Arc<ShardSet>) -> Result<Vec<u32>, LinearError> {
         classes.insert(class_of(set, "train", id, set.class(id)?)?);
     }
     Ok(classes.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Variances of the channels: those of independent draws along the three vectors.
+    #[test]
+    fn lighting_has_the_colours_covariance_and_an_address() {
+        let samples: Vec<u64> = (0..4000).collect();
+        let offsets = lighting(7, 2, &samples).unwrap();
+        assert_eq!(offsets.size(), [4000, 3, 1, 1]);
+        let offsets = offsets.view([4000, 3]);
+        for (channel, (vector, std)) in (0..).zip(LIGHTING_VECTORS.iter().zip(STD)) {
+            let along = vector.iter().zip(LIGHTING_VALUES).map(|(v, value)| (v * value).powi(2));
+            let expected = LIGHTING * f64::from(along.sum::<f32>().sqrt() / std);
+            let of = offsets.select(1, channel).to_kind(Kind::Double);
+            let (found, mean) = (of.std(true).double_value(&[]), of.mean(Kind::Double));
+            assert!((found / expected - 1.0).abs() < 0.05, "{found}, expected {expected}");
+            assert!(mean.double_value(&[]).abs() < 0.06 * expected, "{mean}");
+        }
+        let alone = lighting(7, 2, &[1234]).unwrap().view([3]);
+        assert_eq!(alone, offsets.get(1234));
+        assert_ne!(lighting(7, 3, &[1234]).unwrap().view([3]), alone);
+        assert_ne!(lighting(8, 2, &[1234]).unwrap().view([3]), alone);
+    }
 }

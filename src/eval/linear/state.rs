@@ -33,8 +33,9 @@ pub(super) fn save(
     }
     let part = file.with_extension("part");
     Tensor::write_safetensors(&tensors, &part)?;
-    let flushed = std::fs::File::open(&part).and_then(|file| file.sync_all());
-    flushed.and_then(|()| std::fs::rename(&part, file)).map_err(io)
+    let flush = |path: &Path| std::fs::File::open(path)?.sync_all();
+    flush(&part).and_then(|()| std::fs::rename(&part, file)).map_err(io)?;
+    file.parent().map_or(Ok(()), flush).map_err(io)
 }
 
 /// Goes on from a state of what `key` names: returns the finished epochs, 0 where there is no file.
