@@ -78,16 +78,19 @@ impl Sgd {
     }
 }
 
-/// Lighting's offset of each image, `[n, 3, 1, 1]`, in normalised values.
+/// Lighting's offset of each image, `[n, 3, 1, 1]`, in normalised values. Summed here and not by a matrix product, whose
+/// rounding depends on how many images there are: an image's offset is its own in any batch.
 fn lighting(seed: u64, epoch: u32, samples: &[u64]) -> Result<Tensor, tch::TchError> {
     let name = format!("lighting {epoch}");
-    let draw = |id: &u64| Draws::new(seed, &name, *id).normal(&[3], LIGHTING);
-    let drawn = Tensor::f_stack(&samples.iter().map(draw).collect::<Vec<_>>(), 0)?;
-    let weighted = drawn.f_mul(&Tensor::from_slice(&LIGHTING_VALUES))?;
-    let vectors = Tensor::from_slice(&LIGHTING_VECTORS.concat()).f_view([3, 3])?;
-    let offsets =
-        weighted.f_matmul(&vectors.f_transpose(0, 1)?)?.f_div(&Tensor::from_slice(&STD))?;
-    offsets.f_view([samples.len() as i64, 3, 1, 1])
+    let mut offsets = Vec::with_capacity(3 * samples.len());
+    for id in samples {
+        let drawn = Vec::<f32>::try_from(Draws::new(seed, &name, *id).normal(&[3], LIGHTING))?;
+        for (vector, std) in LIGHTING_VECTORS.iter().zip(STD) {
+            let parts = vector.iter().zip(LIGHTING_VALUES).zip(&drawn);
+            offsets.push(parts.map(|((v, value), draw)| v * value * draw).sum::<f32>() / std);
+        }
+    }
+    Tensor::from_slice(&offsets).f_view([samples.len() as i64, 3, 1, 1])
 }
 
 /// What has been reached at one level.
