@@ -52,6 +52,7 @@
 //! | [`disk`] | what checkpoints will take, and what the disk has | |
 //! | [`checkpoint`] | everything needed to go on, one atomic directory | leave a half one |
 //! | [`metrics`] | JSON lines, TensorBoard events, progress | |
+//! | [`subset`] | subsets of COCO annotations by image | draw by place in a file |
 //! | [`plan`] | what a cluster would give, by arithmetic | measure |
 //! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
@@ -97,6 +98,7 @@ pub mod export_format;
 pub mod guide;
 pub mod shapes;
 pub mod source;
+pub mod subset;
 
 #[cfg(feature = "train")]
 pub mod batch;

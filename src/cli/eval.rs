@@ -1,18 +1,28 @@
 //! `detco eval`.
 
 mod ap;
+mod attention;
 mod backbone;
 mod compare;
 mod features;
 mod knn;
 mod linear;
+mod lowshot;
+#[cfg(feature = "train")]
+mod sheet;
+mod svm;
+mod voc;
 
 pub use ap::{ApArgs, Metric};
+pub use attention::{AttentionArgs, Method, Shown};
 pub use backbone::BackboneArgs;
 pub use compare::CompareArgs;
 pub use features::{FeaturesArgs, Pooling};
 pub use knn::KnnArgs;
 pub use linear::{LinearArgs, Protocol};
+pub use lowshot::LowshotArgs;
+pub use svm::{Difficult, SvmArgs};
+pub use voc::{Costs, VocArgs};
 
 /// Measure how good a backbone is.
 #[derive(clap::Args, Debug)]
@@ -33,6 +43,12 @@ pub enum How {
     Features(FeaturesArgs),
     /// Average precision of detections: COCO's twelve numbers, or PASCAL VOC's.
     Ap(ApArgs),
+    /// Support vector machines on PASCAL VOC 2007: the published protocol.
+    Svm(SvmArgs),
+    /// The same from 1 to 96 images a class.
+    Lowshot(LowshotArgs),
+    /// A grid of pictures that shows where maps are large, with figures where there are boxes.
+    Attention(AttentionArgs),
     /// Reports of these commands side by side, with paired differences.
     Compare(CompareArgs),
 }
@@ -59,11 +75,16 @@ fn positive(text: &str) -> Result<f64, String> {
 #[cfg(feature = "train")]
 pub fn run(args: &Args) -> anyhow::Result<()> {
     const LIGHTER: &str = "--samples N and a smaller --size need less";
+    const FEWER: &str = "fewer --levels need less";
+    const SMALLER: &str = "a smaller --size needs less";
     match &args.how {
         How::Knn(args) => super::with_libtorch(LIGHTER, || knn::run(args)),
         How::Linear(args) => super::with_libtorch(LIGHTER, || linear::run(args)),
         How::Features(args) => super::with_libtorch(LIGHTER, || features::run(args)),
         How::Ap(args) => ap::run(args),
+        How::Svm(args) => super::with_libtorch(FEWER, || svm::run(args)),
+        How::Lowshot(args) => super::with_libtorch(FEWER, || lowshot::run(args)),
+        How::Attention(args) => super::with_libtorch(SMALLER, || attention::run(args)),
         How::Compare(args) => compare::run(args),
     }
 }

@@ -5,6 +5,7 @@
 //! `detco-train` beside it, as cargo and git do with their subcommands, since loading libtorch takes a
 //! quarter of a second warm and ten seconds cold.
 
+pub mod data;
 pub mod eval;
 pub mod export;
 pub mod guide;
@@ -24,7 +25,7 @@ use detco_shards::stream::remote::RemoteOptions;
 
 use crate::config::{self, Bytes, Data, cache_folder};
 use crate::console::is_closed_output;
-use crate::{data, exit};
+use crate::{data as shards, exit};
 
 /// Self-supervised pre-training for detection: from a folder of images to a DetCo backbone.
 ///
@@ -72,6 +73,8 @@ pub enum Command {
     Train(train::Args),
     /// Measure how good a backbone is.
     Eval(eval::Args),
+    /// Prepare data for evaluation: subsets of COCO annotations.
+    Data(data::Args),
     /// Export a run's backbone for other programs.
     Export(export::Args),
     /// Show a guide, or list them.
@@ -94,7 +97,7 @@ impl CacheArgs {
     /// The options for reading from URLs.
     pub fn remote(&self) -> RemoteOptions {
         let folder = self.cache.clone().unwrap_or_else(cache_folder);
-        data::remote_in(&folder, self.cache_size.unwrap_or(Data::default().cache_size))
+        shards::remote_in(&folder, self.cache_size.unwrap_or(Data::default().cache_size))
     }
 }
 

@@ -1,12 +1,16 @@
 //! How good is the backbone: without training anything more on it; and average precision of anybody's detections.
 
 pub mod ap;
+pub mod attention;
 pub mod classes;
 pub mod features;
 pub mod knn;
 pub mod linear;
+pub mod pictures;
 pub mod rankme;
 pub mod report;
+pub mod svm;
+pub mod voc;
 
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};

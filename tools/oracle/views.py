@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from resizing import resize
 from torchvision.transforms import functional as F
 from torchvision.transforms import InterpolationMode
 
@@ -58,15 +59,6 @@ def apply(image, op):
     if name == "sharpness":
         return ImageEnhance.Sharpness(image).enhance(value)
     raise ValueError(name)
-
-
-def resize(image, width, height, filter):
-    """torchvision's resize of a PIL image, whose horizontal pass comes first. Up to Pillow 12 it always does; Pillow 13
-    begins with the vertical one where that shrinks much more (python-pillow/Pillow#9549), which rounds otherwise.
-    """
-    for sides in ([image.height, width], [height, width]):
-        image = F.resize(image, sides, interpolation=filter, antialias=True)
-    return image
 
 
 def view(image, plan):

@@ -660,7 +660,7 @@ mod tests {
         assert_eq!(pins(text, 10), [("a", "1"), ("b", "1")]);
         assert_eq!(pins(text, 11), [("a", "1"), ("b", "2")]);
         for minor in PYTHON_MINORS {
-            assert_eq!(pins(REQUIREMENTS, minor).len(), 33, "Python 3.{minor}");
+            assert_eq!(pins(REQUIREMENTS, minor).len(), 39, "Python 3.{minor}");
         }
     }
 

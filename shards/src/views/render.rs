@@ -2,8 +2,8 @@
 
 use super::plan::{GridPlan, Op, ViewPlan};
 use super::planes::Planes;
-use super::{Vectors, blur, color, geometry, randaugment};
-use crate::decode::{Frame, Image};
+use super::{Filter, Vectors, blur, color, geometry, randaugment};
+use crate::decode::{Frame, Image, Rect};
 
 /// Renders plans. Holds the scratch memory of one thread, which stops growing after the largest
 /// image and view have been seen.
@@ -77,11 +77,55 @@ impl Renderer {
         self.view_any(frame, plan, out);
     }
 
+    /// Cuts a box out of an image and resizes it to `sides` (width, height), as Pillow does: `out` is
+    /// `[height, width, 3]`, and pixels outside the box are not looked at.
+    ///
+    /// # Panics
+    /// Where `out` has another length, a side is 0, or the box is empty or leaves the image.
+    pub fn resize(
+        &mut self,
+        image: &Image,
+        crop: Rect,
+        filter: Filter,
+        sides: [u32; 2],
+        out: &mut [u8],
+    ) {
+        let [width, height] = sides.map(|side| side as usize);
+        assert!(width > 0 && height > 0 && out.len() == 3 * width * height, "{sides:?}");
+        let to = (filter, [width, height]);
+        match self.vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2(_) => {
+                #[expect(unsafe_code, reason = "the same code, compiled for AVX2")]
+                // SAFETY: this CPU has AVX2: the value proves it.
+                unsafe {
+                    self.resize_avx2(image, crop, to, out);
+                }
+            }
+            Vectors::Plain => self.resize_any(image, crop, to, out),
+        }
+    }
+
+    /// [`Renderer::resize_any`] with vectors of 32 bytes.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn resize_avx2(&mut self, image: &Image, crop: Rect, to: (Filter, [usize; 2]), out: &mut [u8]) {
+        self.resize_any(image, crop, to, out);
+    }
+
+    #[inline(always)]
+    fn resize_any(&mut self, image: &Image, crop: Rect, to: (Filter, [usize; 2]), out: &mut [u8]) {
+        self.geometry.crop_resize(image.into(), crop, to, self.vectors, &mut self.view);
+        for (y, row) in out.chunks_exact_mut(3 * to.1[0]).enumerate() {
+            geometry::interleave(self.view.row(y), false, self.vectors, row);
+        }
+    }
+
     // Always inlined, as is everything it calls: code is compiled for the caller's vectors.
     #[inline(always)]
     fn view_any(&mut self, frame: Frame<'_>, plan: &ViewPlan, out: &mut [u8]) {
         if let Some(sides) = plan.resized {
-            self.resize(frame, plan, sides);
+            self.resize_whole(frame, plan, sides);
         }
         let frame = if plan.resized.is_some() { Frame::from(&self.resized) } else { frame };
         let to = (plan.filter, [plan.size as usize; 2]);
@@ -94,7 +138,7 @@ impl Renderer {
 
     /// The whole picture to these sides, rounded to bytes.
     #[inline(always)]
-    fn resize(&mut self, frame: Frame<'_>, plan: &ViewPlan, sides: [u32; 2]) {
+    fn resize_whole(&mut self, frame: Frame<'_>, plan: &ViewPlan, sides: [u32; 2]) {
         [self.resized.width, self.resized.height] = sides;
         let [width, height] = sides.map(|side| side as usize);
         let to = (plan.filter, [width, height]);

@@ -4,13 +4,15 @@
 //! numbers of pycocotools), VOC's the development kits of 2007 (11 points) and 2010 (area under the curve).
 
 mod coco;
-mod read;
+pub(in crate::eval) mod read;
 mod voc;
 
 use serde::Serialize;
 
 pub use coco::{Coco, evaluate as coco};
-pub use read::{ReadError, coco_found, coco_truth, voc_found, voc_truth};
+pub use read::{
+    ReadError, coco_boxes, coco_found, coco_truth, voc_found, voc_images, voc_objects, voc_truth,
+};
 pub use voc::{Voc, Year, evaluate as voc};
 
 /// A box: left, top, width and height in pixels.

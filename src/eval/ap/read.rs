@@ -49,6 +49,10 @@ pub enum ReadError {
     },
 }
 
+/// What a file of COCO's annotations should be.
+const INSTANCES: &str =
+    "COCO annotations: an object with images, categories and annotations with a bbox";
+
 /// COCO's annotations, of what is used here.
 #[derive(Deserialize)]
 struct Instances {
@@ -60,6 +64,8 @@ struct Instances {
 #[derive(Deserialize)]
 struct CocoImage {
     id: i64,
+    #[serde(default)]
+    file_name: String,
 }
 
 #[derive(Deserialize)]
@@ -88,11 +94,11 @@ struct Found {
     score: f64,
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
+pub(in crate::eval) fn bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     std::fs::read(path).map_err(|source| ReadError::Io { path: path.to_path_buf(), source })
 }
 
-fn entry(path: &Path, place: String, fault: impl Into<String>) -> ReadError {
+pub(in crate::eval) fn entry(path: &Path, place: String, fault: impl Into<String>) -> ReadError {
     ReadError::Entry { path: path.to_path_buf(), place, fault: fault.into() }
 }
 
@@ -107,8 +113,7 @@ fn is_box(bounds: Box4) -> bool {
 /// # Errors
 /// When the file cannot be read, is not of this form, or names an image or category that it does not list.
 pub fn coco_truth(path: &Path) -> Result<Truth, ReadError> {
-    let expected =
-        "COCO annotations: an object with images, categories and annotations with a bbox";
+    let expected = INSTANCES;
     let parsed = serde_json::from_slice(&bytes(path)?);
     let Instances { images, categories, annotations } =
         parsed.map_err(|source| ReadError::Json { path: path.to_path_buf(), source, expected })?;
@@ -148,6 +153,34 @@ pub fn coco_truth(path: &Path) -> Result<Truth, ReadError> {
     let objects = objects.collect::<Result<_, _>>()?;
     let images = ids.iter().map(ToString::to_string).collect();
     Ok(Truth { images, categories: kinds, objects })
+}
+
+/// Reads the boxes of COCO's annotations by the name of the image's file, crowds left out.
+///
+/// # Errors
+/// As [`coco_truth`].
+pub fn coco_boxes(path: &Path) -> Result<HashMap<String, Vec<Box4>>, ReadError> {
+    let parsed = serde_json::from_slice(&bytes(path)?);
+    let Instances { images, annotations, .. } = parsed.map_err(|source| ReadError::Json {
+        path: path.to_path_buf(),
+        source,
+        expected: INSTANCES,
+    })?;
+    let names: HashMap<i64, &str> =
+        images.iter().map(|image| (image.id, image.file_name.as_str())).collect();
+    let mut boxes: HashMap<String, Vec<Box4>> =
+        images.iter().map(|image| (image.file_name.clone(), Vec::new())).collect();
+    for (i, one) in annotations.iter().enumerate().filter(|(_, one)| one.iscrowd == 0) {
+        let place = || format!("annotation {i}");
+        let name = names.get(&one.image_id).ok_or_else(|| {
+            entry(path, place(), format!("image_id {} is not among the images", one.image_id))
+        })?;
+        if !is_box(one.bbox) {
+            return Err(entry(path, place(), "expected bbox = [left, top, width, height]"));
+        }
+        boxes.entry((*name).to_owned()).or_default().push(one.bbox);
+    }
+    Ok(boxes)
 }
 
 /// Reads detections in COCO's format: a list of `{image_id, category_id, bbox, score}`. Those of categories that
@@ -215,38 +248,35 @@ impl Corners {
     }
 }
 
+/// Reads the names of the images of a split of PASCAL VOC, `ImageSets/Main/SPLIT.txt`, in its order.
+///
+/// # Errors
+/// When the file cannot be read, or names an image twice.
+pub fn voc_images(folder: &Path, split: &str) -> Result<Vec<String>, ReadError> {
+    let list = folder.join("ImageSets/Main").join(format!("{split}.txt"));
+    let text = String::from_utf8_lossy(&bytes(&list)?).into_owned();
+    let images: Vec<String> =
+        text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    match first_twice(&images) {
+        Some(twice) => Err(entry(&list, format!("image {twice}"), "listed twice")),
+        None => Ok(images),
+    }
+}
+
 /// Reads a folder of PASCAL VOC such as `VOCdevkit/VOC2007`: the images of `ImageSets/Main/SPLIT.txt` and their
 /// `Annotations`. Categories come in the order of their names.
 ///
 /// # Errors
 /// When a file cannot be read or is not of this form.
 pub fn voc_truth(folder: &Path, split: &str) -> Result<Truth, ReadError> {
-    let list = folder.join("ImageSets/Main").join(format!("{split}.txt"));
-    let text = String::from_utf8_lossy(&bytes(&list)?).into_owned();
-    let images: Vec<String> =
-        text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-    if let Some(twice) = first_twice(&images) {
-        return Err(entry(&list, format!("image {twice}"), "listed twice"));
-    }
+    let images = voc_images(folder, split)?;
     let (mut objects, mut names) = (Vec::new(), Vec::new());
     for (image, name) in images.iter().enumerate() {
         let path = folder.join("Annotations").join(format!("{name}.xml"));
-        let text = String::from_utf8_lossy(&bytes(&path)?).into_owned();
-        let parsed: VocAnnotation = quick_xml::de::from_str(&text)
-            .map_err(|source| ReadError::Xml { path: path.clone(), source })?;
-        for (i, object) in parsed.object.iter().enumerate() {
-            let fault = "expected xmin <= xmax and ymin <= ymax";
-            let bounds = object.bndbox.bounds();
-            let bounds = bounds.ok_or_else(|| entry(&path, format!("object {i}"), fault))?;
-            let is_ignored = object.difficult != 0;
-            names.push(object.name.clone());
-            objects.push(Object {
-                image,
-                category: 0,
-                bounds,
-                area: bounds[2] * bounds[3],
-                is_ignored,
-            });
+        for (name, bounds, is_ignored) in voc_objects(&path)? {
+            names.push(name);
+            let area = bounds[2] * bounds[3];
+            objects.push(Object { image, category: 0, bounds, area, is_ignored });
         }
     }
     let mut categories: Vec<String> =
@@ -258,6 +288,23 @@ pub fn voc_truth(folder: &Path, split: &str) -> Result<Truth, ReadError> {
     }
     let categories = (1..).zip(categories).collect();
     Ok(Truth { images, categories, objects })
+}
+
+/// Reads an annotation of VOC: of each object its class, box, and whether it is difficult.
+///
+/// # Errors
+/// When the file cannot be read or is not of this form.
+pub fn voc_objects(path: &Path) -> Result<Vec<(String, Box4, bool)>, ReadError> {
+    let text = String::from_utf8_lossy(&bytes(path)?).into_owned();
+    let parsed: VocAnnotation = quick_xml::de::from_str(&text)
+        .map_err(|source| ReadError::Xml { path: path.to_path_buf(), source })?;
+    let object = |(i, object): (usize, VocObject)| {
+        let fault = "expected xmin <= xmax and ymin <= ymax";
+        let bounds = object.bndbox.bounds();
+        let bounds = bounds.ok_or_else(|| entry(path, format!("object {i}"), fault))?;
+        Ok((object.name, bounds, object.difficult != 0))
+    };
+    parsed.object.into_iter().enumerate().map(object).collect()
 }
 
 fn first_twice(names: &[String]) -> Option<&String> {

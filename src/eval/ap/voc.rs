@@ -95,7 +95,7 @@ pub fn evaluate(truth: &Truth, found: &[Detection], year: Year) -> Voc {
 
 impl Year {
     /// Of a curve of (recall, precision), recall rising.
-    fn average(self, curve: &[(f64, f64)]) -> f64 {
+    pub(in crate::eval) fn average(self, curve: &[(f64, f64)]) -> f64 {
         match self {
             Year::Voc07 => {
                 let from = |point: i32| {
