@@ -57,7 +57,7 @@
 //! | [`profile`] | the data path measured as it runs, and what limits it | measure a copy of the pipeline |
 //! | [`mod@train`] | the loop; the only place that knows everything | |
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
-//! | [`eval`] | kNN, linear classifiers, features, average precision, reports; classes of two sets compared | change a backbone |
+//! | [`eval`] | kNN, linear classifiers, SVMs, features, average precision, a detection probe, attention maps, reports; classes of two sets compared | change a backbone |
 //! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
 //! | [`guide`] | the guides, which `detco guide` shows too | |
 //! | [`cli`] | the command line, one file a subcommand | compute |

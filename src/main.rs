@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Command::Views(args) => cli::views::run(&args),
         Command::Profile(args) => cli::profile::run(&args),
         Command::Plan(args) => cli::plan::run(&args),
-        Command::Data(args) => cli::data::run(&args),
+        Command::Data(args) => cli::data::run(&args).unwrap_or_else(hand_over),
         Command::Guide(args) => cli::guide::run(&args),
         Command::Train(args) if args.print_config => cli::train::print_config(&args),
         Command::Train(_) | Command::Eval(_) | Command::Export(_) => hand_over(),

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => return cli::train::run(&args),
         Command::Eval(args) => cli::eval::run(&args),
+        Command::Data(args) => cli::data::run_all(&args),
         Command::Export(args) => cli::export::run(&args),
         _ => Err(anyhow::anyhow!("this command needs no libtorch: call `detco` instead")),
     };

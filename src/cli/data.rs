@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use detco_shards::files::write_atomically;
 use serde_json::json;
 
+use super::composites::CompositesArgs;
 use crate::console::plural;
 use crate::subset::{self, Pool, Source};
 
-/// Prepare data for evaluation.
+/// Prepare data for pre-training and evaluation.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// What to do.
@@ -23,6 +24,8 @@ pub struct Args {
 pub enum What {
     /// Subsets of COCO annotations: 1, 2, 5 and 10 % of the labels.
     Subset(SubsetArgs),
+    /// Composite scenes without labels, packed into shards: to pre-train for `detco eval detect --composites`.
+    Composites(CompositesArgs),
 }
 
 /// Subsets of COCO annotations: 1, 2, 5 and 10 % of the labels, for semi-supervised fine-tuning
@@ -64,13 +67,26 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs `detco data`.
+/// Runs `detco data subset`; none for what `detco-train` does.
 ///
 /// # Errors
 /// The annotations cannot be read, or the subsets not written.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args) -> Option<anyhow::Result<()>> {
+    match &args.what {
+        What::Subset(args) => Some(subsets(args)),
+        What::Composites(_) => None,
+    }
+}
+
+/// Runs `detco data`, all of it.
+///
+/// # Errors
+/// The data cannot be read or written.
+#[cfg(feature = "train")]
+pub fn run_all(args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Subset(args) => subsets(args),
+        What::Composites(args) => super::composites::run(args),
     }
 }
 

@@ -4,6 +4,7 @@ mod ap;
 mod attention;
 mod backbone;
 mod compare;
+mod detect;
 mod features;
 mod knn;
 mod linear;
@@ -17,6 +18,7 @@ pub use ap::{ApArgs, Metric};
 pub use attention::{AttentionArgs, Method, Shown};
 pub use backbone::BackboneArgs;
 pub use compare::CompareArgs;
+pub use detect::DetectArgs;
 pub use features::{FeaturesArgs, Pooling};
 pub use knn::KnnArgs;
 pub use linear::{LinearArgs, Protocol};
@@ -41,6 +43,8 @@ pub enum How {
     Linear(LinearArgs),
     /// The features themselves, of any level, as a file.
     Features(FeaturesArgs),
+    /// A small detector on a backbone's maps: what the backbone is worth for detection, in minutes.
+    Detect(DetectArgs),
     /// Average precision of detections: COCO's twelve numbers, or PASCAL VOC's.
     Ap(ApArgs),
     /// Support vector machines on PASCAL VOC 2007: the published protocol.
@@ -81,6 +85,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         How::Knn(args) => super::with_libtorch(LIGHTER, || knn::run(args)),
         How::Linear(args) => super::with_libtorch(LIGHTER, || linear::run(args)),
         How::Features(args) => super::with_libtorch(LIGHTER, || features::run(args)),
+        How::Detect(args) => {
+            super::with_libtorch("--scenes N and a smaller --size need less", || detect::run(args))
+        }
         How::Ap(args) => ap::run(args),
         How::Svm(args) => super::with_libtorch(FEWER, || svm::run(args)),
         How::Lowshot(args) => super::with_libtorch(FEWER, || lowshot::run(args)),

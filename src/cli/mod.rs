@@ -5,6 +5,7 @@
 //! `detco-train` beside it, as cargo and git do with their subcommands, since loading libtorch takes a
 //! quarter of a second warm and ten seconds cold.
 
+pub mod composites;
 pub mod data;
 pub mod eval;
 pub mod export;
@@ -73,7 +74,7 @@ pub enum Command {
     Train(train::Args),
     /// Measure how good a backbone is.
     Eval(eval::Args),
-    /// Prepare data for evaluation: subsets of COCO annotations.
+    /// Prepare data for pre-training and evaluation.
     Data(data::Args),
     /// Export a run's backbone for other programs.
     Export(export::Args),

@@ -3,6 +3,7 @@
 pub mod ap;
 pub mod attention;
 pub mod classes;
+pub mod detect;
 pub mod features;
 pub mod knn;
 pub mod linear;

@@ -161,6 +161,25 @@ impl Encoder {
         tch::no_grad(|| self.backbone.forward(images, &mut Norm::Running, level.clamp(2, 5)))
     }
 
+    /// Maps of Res2..Res5, `[n, c, h', w']`, of images `[n, 3, h, w]`, with the batch's statistics, which are added to
+    /// `moments`, and with gradients.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn maps_of_batch(
+        &self,
+        images: &Tensor,
+        moments: &mut Moments,
+    ) -> Result<Vec<Tensor>, ShimError> {
+        let groups = 1;
+        let mut norm = match (self.channels_last, self.norms) {
+            (false, _) => Norm::Dealt { groups, moments },
+            (true, Norms::Libtorch) => Norm::Blocks { groups, moments },
+            (true, Norms::Kernels) => Norm::Fused { groups, moments },
+        };
+        self.backbone.forward(images, &mut norm, 5)
+    }
+
     /// Res5, average-pooled, `[n, c]`: what kNN and linear classifiers read. As [`Encoder::maps`].
     ///
     /// # Errors

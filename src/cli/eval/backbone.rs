@@ -51,6 +51,8 @@ mod opened {
         pub(in crate::cli::eval) size: u32,
         /// What it is, for people.
         pub(in crate::cli::eval) what: String,
+        /// The run's configuration; of a weights file only the backbone's shape is its own.
+        pub(in crate::cli::eval) config: Config,
     }
 
     impl Backbone {
@@ -91,7 +93,7 @@ mod opened {
             let config = Config { model: shape, ..Config::default() };
             let mut model = Model::bare(&config, device(&config)?)?;
             model.start_from(&backbone).with_context(|| run.to_string())?;
-            Ok(Backbone { model, key: false, size, what: run.to_string() })
+            Ok(Backbone { model, key: false, size, what: run.to_string(), config })
         }
 
         fn of_run(&self) -> anyhow::Result<Backbone> {
@@ -123,7 +125,7 @@ mod opened {
                     format!("{run} after step {}{encoder}", saved.state.step)
                 }
             };
-            Ok(Backbone { model, key: self.key, size: config.crop_size(), what })
+            Ok(Backbone { model, key: self.key, size: config.crop_size(), what, config })
         }
     }
 
