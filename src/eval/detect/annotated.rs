@@ -174,7 +174,7 @@ fn dealt(pictures: Vec<Picture>) -> [Vec<Picture>; 2] {
 
 fn read(path: &Path) -> Result<Vec<u8>, SceneError> {
     let bytes = std::fs::read(path);
-    bytes.map_err(|source| SceneError::Read(ReadError::Io { path: path.to_path_buf(), source }))
+    bytes.map_err(|source| ReadError::Io { path: path.to_path_buf(), source }.into())
 }
 
 /// `train_sha256` and the digest of a file.

@@ -66,7 +66,7 @@ pub enum SceneError {
         /// Which set.
         which: &'static str,
         /// Why.
-        source: ShardError,
+        source: Box<ShardError>,
     },
     /// An object has no class.
     #[error("{which}: sample {key:?} in {shard} has no class: pack them from class folders")]
@@ -112,7 +112,7 @@ pub enum SceneError {
     },
     /// Annotations cannot be used.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Read(#[from] Box<ReadError>),
     /// An image cannot be decoded.
     #[error("{}: {source}", path.display())]
     Decode {
@@ -144,7 +144,7 @@ pub enum SceneError {
 pub enum DetectError {
     /// Scenes cannot be made.
     #[error(transparent)]
-    Scene(#[from] SceneError),
+    Scene(Box<SceneError>),
     /// Nothing is there to learn.
     #[error("no training scene has an object to learn")]
     NoObjects,
@@ -193,4 +193,16 @@ pub enum DetectError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+}
+
+impl From<SceneError> for DetectError {
+    fn from(error: SceneError) -> DetectError {
+        DetectError::Scene(Box::new(error))
+    }
+}
+
+impl From<ReadError> for SceneError {
+    fn from(error: ReadError) -> SceneError {
+        SceneError::Read(Box::new(error))
+    }
 }

@@ -50,7 +50,9 @@ impl Pictures {
             if !labelled {
                 continue;
             }
-            let classes = batch.labels().map_err(|source| SceneError::Class { which, source })?;
+            let classes = batch
+                .labels()
+                .map_err(|source| SceneError::Class { which, source: Box::new(source) })?;
             for (id, class) in batch.samples.iter().zip(classes) {
                 all.classes.push(class.ok_or_else(|| {
                     let (shard, key, _) = set.place(*id).unwrap_or((Path::new(""), "", 0));
