@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | [`exit`] | exit codes, and which errors have one | end the process |
 //! | `console` | lines for whoever watches; standard output | end a run that nobody watches |
-//! | [`export_format`] | the names of the formats that weights are exported in | |
+//! | [`export_format`] | the names of the formats that weights are exported in, and of the tables that have configs | |
 //! | [`config`] | a recipe, a file and `--set` to one validated [`config::Config`]; reads the environment | open data |
 //! | [`shapes`] | the layers of a backbone as numbers: channels, kernels, sizes | make a tensor |
 //! | [`data`] | the table `data` to open shards and an order | read a sample |
@@ -58,7 +58,7 @@
 //! | [`mod@train`] | the loop; the only place that knows everything | |
 //! | [`dry_run`] | everything up to the first step, and what it will take | change a file |
 //! | [`eval`] | kNN, linear classifiers, SVMs, features, average precision, a detection probe, attention maps, reports; classes of two sets compared | change a backbone |
-//! | [`weights`], [`export`] | foreign weights in, ours out | run a pickle's code |
+//! | [`weights`], [`export`] | foreign weights in, ours out; folders with which other engines train detectors | run a pickle's code |
 //! | [`guide`] | the guides, which `detco guide` shows too | |
 //! | [`cli`] | the command line, one file a subcommand | compute |
 //!

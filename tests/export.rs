@@ -60,6 +60,7 @@ fn origin() -> Origin {
         backbone: "resnet50".into(),
         encoder: "query".into(),
         recipe: Some("detco-r50".into()),
+        file: None,
         epoch: 200,
         step: 1_000_800,
     }

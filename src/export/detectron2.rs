@@ -32,7 +32,7 @@ pub(super) fn write(
         }
         pickle.set_items();
         pickle.text("__author__");
-        pickle.text(&author(origin));
+        pickle.text(&origin.describe());
         pickle.text("matching_heuristics");
         pickle.bool(true);
         pickle.set_items();
@@ -121,14 +121,6 @@ fn array(pickle: &mut Pickle, name: &str, tensor: &Tensor) -> Result<(), ExportE
     pickle.tuple();
     pickle.build();
     Ok(())
-}
-
-fn author(origin: &Origin) -> String {
-    let recipe = origin.recipe.as_deref().unwrap_or(&origin.backbone);
-    format!(
-        "detco {}: {recipe}, {} encoder, epoch {}, step {}",
-        origin.detco, origin.encoder, origin.epoch, origin.step
-    )
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub fn hint(format: Format, model: &Model, file: &Path) -> String {
         ),
         Format::Detectron2 => detectron2(depth, bottleneck, model.width, file),
         Format::Torchvision => torchvision((name, depth), model.width, file),
+        Format::Mmdet => mmdetection(depth, model.width, file),
     }
 }
 
@@ -59,22 +60,11 @@ fn detectron2(depth: u32, bottleneck: bool, width: i64, file: &Path) -> String {
     text
 }
 
-fn torchvision((name, depth): (&str, u32), width: i64, file: &Path) -> String {
-    let file = file.display();
-    let mmdetection = |more: &str| {
-        format!(
-            "in mmdetection's config (a .pth):\n  backbone=dict(type='ResNet', depth={depth}, \
-             style='pytorch'{more},\n    init_cfg=dict(type='Pretrained', checkpoint='{file}'))\n  \
-             data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], \
-             bgr_to_rgb=True)"
-        )
-    };
+fn torchvision((name, depth): (&str, u32), width: i64, path: &Path) -> String {
+    let file = path.display();
+    let other = mmdetection(depth, width, path);
     if width != WIDTH {
-        let more = format!(", base_channels={width}");
-        return format!(
-            "no {name} of torchvision fits: the width is {width}, not 64\n{}",
-            mmdetection(&more)
-        );
+        return format!("no {name} of torchvision fits: the width is {width}, not 64\n{other}");
     }
     let load = match file.to_string().ends_with(".safetensors") {
         true => format!("safetensors.torch.load_file(\"{file}\")"),
@@ -82,8 +72,21 @@ fn torchvision((name, depth): (&str, u32), width: i64, file: &Path) -> String {
     };
     format!(
         "in torchvision:\n  net = torchvision.models.{name}()\n  net.load_state_dict({load}, \
-         strict=False)  # all but fc\n{}",
-        mmdetection("")
+         strict=False)  # all but fc\n{other}"
+    )
+}
+
+fn mmdetection(depth: u32, width: i64, file: &Path) -> String {
+    let file = file.display();
+    let more = match width {
+        WIDTH => String::new(),
+        width => format!(", base_channels={width}"),
+    };
+    format!(
+        "in mmdetection's config (a .pth):\n  backbone=dict(type='ResNet', depth={depth}, \
+         style='pytorch'{more},\n    init_cfg=dict(type='Pretrained', checkpoint='{file}'))\n  \
+         data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], \
+         bgr_to_rgb=True)"
     )
 }
 
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn nobody_has_a_cifar_stem() {
-        for format in [Format::Detectron2, Format::Torchvision] {
+        for format in [Format::Detectron2, Format::Torchvision, Format::Mmdet] {
             let said = of(Backbone::Resnet18, Stem::Cifar, 64, format);
             assert!(said.starts_with("no configuration") && said.contains("CIFAR"), "{said}");
         }
@@ -128,5 +131,7 @@ mod tests {
         assert!(wide.contains("no resnet50 of torchvision") && wide.contains("base_channels=128"));
         let stock = of(Backbone::Resnet34, Stem::Imagenet, 64, Format::Torchvision);
         assert!(stock.contains("models.resnet34()") && stock.contains("depth=34,"), "{stock}");
+        let only = of(Backbone::Resnet34, Stem::Imagenet, 64, Format::Mmdet);
+        assert!(only.starts_with("in mmdetection") && stock.ends_with(&only), "{only}");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! torchvision's names are read by torchvision, timm, mmdetection, OpenSelfSup and this program's own
 //! `--init`; detectron2 has its own names. Heads and queues are not exported, and the key encoder's
-//! backbone only on request.
+//! backbone only on request. [`configs`] writes folders with which those engines train detectors.
 
+pub mod configs;
 mod detectron2;
 pub mod hints;
 mod pickle;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError, Tensor};
 use thiserror::Error;
 
-pub use crate::export_format::Format;
+pub use crate::export_format::{Format, Table};
 use crate::weights::is_backbone;
 
 /// Why weights could not be exported.
@@ -111,10 +112,27 @@ pub struct Origin {
     /// Recipe or file the run was started from, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
+    /// The file of weights they were read from, where it was no run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Finished epochs.
     pub epoch: u32,
     /// Finished steps.
     pub step: u64,
+}
+
+impl Origin {
+    /// A line for people.
+    pub fn describe(&self) -> String {
+        let Origin { detco, backbone, encoder, recipe, file, epoch, step } = self;
+        match file {
+            Some(file) => format!("detco {detco}: {backbone} of {file}"),
+            None => {
+                let what = recipe.as_deref().unwrap_or(backbone);
+                format!("detco {detco}: {what}, {encoder} encoder, epoch {epoch}, step {step}")
+            }
+        }
+    }
 }
 
 /// The backbone among a checkpoint's tensors, under torchvision's names, in ascending order.
@@ -177,10 +195,11 @@ fn container(path: &Path, format: Format) -> Result<Write, ExportError> {
     };
     match (format, extension) {
         (Format::Torchvision, "safetensors") => Ok(safetensors::write),
-        (Format::Torchvision, "pth" | "pt") => Ok(pth::write),
+        (Format::Torchvision | Format::Mmdet, "pth" | "pt") => Ok(pth::write),
         (Format::Detectron2, "pkl") => Ok(detectron2::write),
         (Format::Torchvision, _) => wrong("torchvision", ".safetensors, .pth or .pt"),
         (Format::Detectron2, _) => wrong("detectron2", ".pkl"),
+        (Format::Mmdet, _) => wrong("mmdetection", ".pth"),
     }
 }
 
