@@ -71,5 +71,5 @@ guides! {
     remote, "shards behind URLs: stores, credentials, the cache, failures", "guide/remote.md";
     gpu, "decoding, views and kernels on a GPU, and what has not yet run on one", "guide/gpu.md";
     profile, "what limits the data path, how to read it, and how it compares", "guide/profile.md";
-    evaluation, "kNN, linear, VOC 2007, features, detection probe, attention, export, detectors, foreign weights", "guide/evaluation.md";
+    evaluation, "kNN, linear, VOC 2007, a detection probe, attention, export, detectors", "guide/evaluation.md";
 }
