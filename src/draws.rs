@@ -2,6 +2,7 @@
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+#[cfg(feature = "train")]
 use tch::{Device, Kind, Tensor};
 
 /// A stream of random numbers with an address: the seed of the run, a name, and a position.
@@ -20,11 +21,6 @@ impl Draws {
             state = Xoshiro256PlusPlus::seed_from_u64(state ^ word).next_u64();
         }
         Draws(Xoshiro256PlusPlus::seed_from_u64(state))
-    }
-
-    /// Uniform in \[0, 1), 53 bits.
-    pub fn unit(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
 
     /// Uniform in 0 to below `end`, which must not be 0 (Lemire's multiply and reject).
@@ -47,6 +43,14 @@ impl Draws {
         }
         order
     }
+}
+
+#[cfg(feature = "train")]
+impl Draws {
+    /// Uniform in \[0, 1), 53 bits.
+    pub fn unit(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+    }
 
     /// A tensor of N(0, `std`²), on the CPU (Box-Muller).
     pub fn normal(&mut self, shape: &[i64], std: f64) -> Tensor {
@@ -63,6 +67,7 @@ impl Draws {
     }
 }
 
+#[cfg(feature = "train")]
 /// A tensor of float32 on the CPU, filled from its first number to its last. libtorch allocates it: where there
 /// is no memory that is an error, and Rust's vectors would end the process.
 fn filled<const N: usize>(shape: &[i64], mut draw: impl FnMut() -> [f32; N]) -> Tensor {
@@ -84,7 +89,7 @@ fn filled<const N: usize>(shape: &[i64], mut draw: impl FnMut() -> [f32; N]) -> 
     tensor
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
 

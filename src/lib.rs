@@ -41,7 +41,7 @@
 //! | [`device`] | where tensors live, in which precision | load CUDA unasked |
 //! | [`batch`] | slabs to normalised tensors: the only place where bytes become tensors | |
 //! | [`feed`] | a batch of either source to a step's tensors, and its memory back | wait for the device |
-//! | `draws` | random numbers with an address | draw from a global state |
+//! | [`draws`] | random numbers with an address | draw from a global state |
 //! | [`model`] | ResNet, heads, encoders, queues | know a rank, a clock or a disk |
 //! | [`method`] | one file a method: what it is made of, what its encoders see, the gradients of its loss; [`method::parts`] is what methods share | make a pass |
 //! | [`optim`], [`schedule`] | SGD and LARS with a state that can be saved; learning rates | |
@@ -110,8 +110,7 @@ pub mod device;
 pub mod disk;
 #[cfg(feature = "train")]
 pub mod dist;
-#[cfg(feature = "train")]
-mod draws;
+pub mod draws;
 #[cfg(feature = "train")]
 pub mod dry_run;
 #[cfg(feature = "train")]

@@ -7,13 +7,13 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize as FromJson, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+use crate::draws::Draws;
 
 /// Why there is no subset.
 #[derive(Debug, Error)]
@@ -180,11 +180,8 @@ impl<'a> Source<'a> {
             ids.retain(|id| self.annotated.contains(id));
         }
         ids.sort_unstable();
-        let mut draws = Xoshiro256PlusPlus::seed_from_u64(seed);
-        for i in (1..ids.len()).rev() {
-            ids.swap(i, below(&mut draws, i as u64 + 1) as usize); // at most i
-        }
-        ids
+        let places = Draws::new(seed, "subset", 0).permutation(ids.len());
+        places.into_iter().map(|place| ids[place as usize]).collect() // a permutation of 0..len
     }
 
     /// The annotations of some images as a file of the same form: entries as they are, in their order.
@@ -246,18 +243,7 @@ pub fn size(percent: f64, images: usize) -> Result<usize, SubsetError> {
 
 /// SHA-256 in hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Uniform in 0 to below `end`, which is not 0 (Lemire's multiply and reject).
-fn below(draws: &mut Xoshiro256PlusPlus, end: u64) -> u64 {
-    let rejected = end.wrapping_neg() % end;
-    loop {
-        let wide = u128::from(draws.next_u64()) * u128::from(end);
-        if wide as u64 >= rejected {
-            return (wide >> 64) as u64;
-        }
-    }
+    detco_shards::files::hex(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

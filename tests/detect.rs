@@ -7,12 +7,13 @@ mod photographs;
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use detco::config::Config;
 use detco::model::Model;
 use photographs::{boxed, photographs};
 use serde_json::Value;
-use support::{detco_fails, detco_ok, images, path};
+use support::{DETCO, detco_fails, detco_ok, images, path};
 use tch::{Device, Tensor};
 
 /// Shards of objects and of photos, and a backbone as a weights file.
@@ -112,9 +113,12 @@ fn a_measurement_is_repeatable_and_finite() {
         (ap["ap50"].as_f64().unwrap(), of("all/AP50")["samples"][0].as_f64().unwrap());
     assert!((theirs - ours).abs() < 1e-9, "{theirs} {ours}");
 
-    // Another number of threads, and other files to keep: the same to the last digit.
+    // Other numbers of threads, and other files to keep: the same to the last digit.
     let args = fixture.args("b", &["--workers", "3", "--json", "--each-level"]);
-    let second: Value = serde_json::from_str(&detco_ok(&strings(&args))).unwrap();
+    let mut alone = Command::new(DETCO);
+    let alone = alone.args(&args).env("OMP_NUM_THREADS", "1").output().unwrap();
+    assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+    let second: Value = serde_json::from_slice(&alone.stdout).unwrap();
     assert_eq!(first, second);
     // A lost reading is measured again and is what it was.
     let kept = |name: &str| {
@@ -204,6 +208,13 @@ fn wrong_arguments_are_named() {
     assert!(error.contains("expected a number above 0, at most 100"), "{error}");
     let error = fails(&[&both[..], &["--inits", "3"]].concat(), 2);
     assert!(error.contains("3 is not in 5..=1000"), "{error}");
+    let error = fails(&["--voc", &photos, "--objects", &objects], 1);
+    assert!(error.contains("--objects is for --composites"), "{error}");
+    // What is of no use is refused, not left aside.
+    for unused in [["--voc-splits", "trainval", "test"], ["--test-coco", "a.json", "a"]] {
+        let error = fails(&[&both[..], &unused].concat(), 2);
+        assert!(error.contains("cannot be used with"), "{error}");
+    }
     let error = fails(&["--voc", &photos], 1);
     assert!(error.contains("ImageSets/Main/trainval.txt"), "{error}");
     let error = fails(&[&both[..], &["--detections", "nowhere/a.json"]].concat(), 1);

@@ -69,6 +69,6 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
 }
 
 /// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -93,6 +93,18 @@ mod made {
     use crate::eval::detect::pictures::Pictures;
 
     impl CompositeArgs {
+        /// The first of the options that is given.
+        pub(crate) fn given(&self) -> Option<&'static str> {
+            let all = [
+                ("--objects", !self.objects.is_empty()),
+                ("--photos", !self.photos.is_empty()),
+                ("--test-objects", !self.test_objects.is_empty()),
+                ("--no-distractors", self.no_distractors),
+                ("--scene-seed", self.scene_seed != 0),
+            ];
+            all.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+        }
+
         /// Reads the material for scenes of this edge.
         pub(crate) fn read(&self, size: u32, workers: usize) -> anyhow::Result<Composites> {
             let open = |what: &str, spec: &[String]| {
@@ -149,9 +161,10 @@ mod made {
 mod written {
     use std::io::Write as _;
 
-    use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+    use indicatif::HumanBytes;
 
     use super::CompositesArgs;
+    use crate::cli::eval::bar;
     use crate::console::plural;
     use crate::eval::detect::files::write_shards;
 
@@ -165,12 +178,8 @@ mod written {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = if args.workers == 0 { cores } else { args.workers };
         let source = material.read(args.size, workers)?;
-        let bar = ProgressBar::new(args.count);
-        if let Ok(style) =
-            ProgressStyle::with_template("scenes {bar:24} {pos}/{len}  {per_sec}  left {eta}")
-        {
-            bar.set_style(style.progress_chars("━╸ "));
-        }
+        let bar = bar("scenes");
+        bar.set_length(args.count);
         let tick = |done| bar.set_position(done);
         let counts = (args.count, args.shard_size);
         let written = write_shards(&source, &args.out, counts, workers, &tick);

@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// A bar on standard error, where that is a terminal.
 #[cfg(feature = "train")]
-fn bar(what: &str) -> indicatif::ProgressBar {
+pub(in crate::cli) fn bar(what: &str) -> indicatif::ProgressBar {
     let bar = indicatif::ProgressBar::new(0);
     let template =
         format!("{{prefix}}{what} {{bar:24}} {{pos}}/{{len}}  {{per_sec}}  left {{eta}}");

@@ -40,5 +40,5 @@ pub fn digest(tensors: &[(String, Tensor)]) -> Result<String, ShimError> {
             values.iter().for_each(|value| hash.update(value.to_le_bytes()));
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(detco_shards::files::hex(&hash.finalize()))
 }

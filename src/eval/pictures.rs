@@ -78,7 +78,7 @@ pub enum PictureError {
 }
 
 /// Reads a file.
-pub(in crate::eval) fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
+fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
     std::fs::read(path).map_err(|source| PictureError::Io { path: path.to_path_buf(), source })
 }
 
@@ -198,11 +198,10 @@ fn render(
 }
 
 /// Reads and decodes a file.
-pub(in crate::eval) fn decode(
-    decoder: &mut Decoder,
-    path: &Path,
-    image: &mut Image,
-) -> Result<(), PictureError> {
+///
+/// # Errors
+/// [`PictureError::Io`], [`PictureError::Decode`].
+pub fn decode(decoder: &mut Decoder, path: &Path, image: &mut Image) -> Result<(), PictureError> {
     let bytes = read(path)?;
     let decoded = decoder.decode(&bytes, image);
     decoded.map_err(|source| PictureError::Decode { path: path.to_path_buf(), source })

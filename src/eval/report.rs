@@ -62,7 +62,7 @@ impl Reading {
 
     /// The mean of figures of several seeds, with Student's interval.
     pub fn of_seeds(name: impl Into<String>, samples: Vec<f64>) -> Reading {
-        let Spread { mean, half } = Spread::of(&samples);
+        let Spread { mean, half, .. } = Spread::of(&samples);
         let interval = half.map(|half| [mean - half, mean + half]);
         Reading { name: name.into(), value: mean, interval, samples }
     }
@@ -77,11 +77,13 @@ fn wilson(right: f64, n: f64) -> [f64; 2] {
     [(centre - half) * scale, (centre + half) * scale]
 }
 
-/// A mean and half of its interval.
+/// A mean, how much single values differ, and half of the mean's interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// Mean.
     pub mean: f64,
+    /// Standard deviation of the values (over n - 1); none of fewer than two.
+    pub sd: Option<f64>,
     /// Half of Student's 95 % interval of the mean; none of fewer than two values.
     pub half: Option<f64>,
 }
@@ -92,9 +94,10 @@ impl Spread {
         let n = values.len();
         let mean = values.iter().sum::<f64>() / n as f64;
         let square = |value: &f64| (value - mean) * (value - mean);
-        let variance = values.iter().map(square).sum::<f64>() / (n as f64 - 1.0);
-        let half = (n > 1).then(|| student(n - 1) * (variance / n as f64).sqrt());
-        Spread { mean, half }
+        let sd =
+            (n > 1).then(|| (values.iter().map(square).sum::<f64>() / (n as f64 - 1.0)).sqrt());
+        let half = sd.map(|sd| student(n - 1) * sd / (n as f64).sqrt());
+        Spread { mean, sd, half }
     }
 }
 

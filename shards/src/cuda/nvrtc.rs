@@ -242,7 +242,7 @@ impl Nvrtc {
             add(text);
         });
         program.options.iter().for_each(|option| add(option));
-        let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = crate::files::hex(&hash.finalize());
         let ending = match code {
             Code::Ptx => "ptx",
             Code::Cubin => "cubin",

@@ -110,6 +110,7 @@ mod measured {
     use crate::console::plural;
     use crate::eval::ap::{self, Box4};
     use crate::eval::attention::{self, InBoxes, Resized, SIDE_MAX};
+    use crate::eval::pictures;
     use crate::eval::report::{Reading, Report};
 
     /// Figures of one backbone and stage.
@@ -126,7 +127,7 @@ mod measured {
         }
         crate::cli::check_folder(&args.out)?;
         let boxes = Boxes::open(args)?;
-        let pictures = pictures(args)?;
+        let pictures = resized(args)?;
         let mut backbones = vec![args.backbone.open()?];
         for run in &args.with {
             let of = BackboneArgs {
@@ -188,14 +189,12 @@ mod measured {
     /// Path, pixels, and by what a box grows.
     type Picture = (PathBuf, Resized, [f64; 2]);
 
-    fn pictures(args: &AttentionArgs) -> anyhow::Result<Vec<Picture>> {
+    fn resized(args: &AttentionArgs) -> anyhow::Result<Vec<Picture>> {
         let (mut decoder, mut renderer, mut image) =
             (Decoder::new(), Renderer::new(), Image::new());
         let mut pictures = Vec::with_capacity(args.images.len());
         for path in &args.images {
-            let bytes =
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            decoder.decode(&bytes, &mut image).with_context(|| path.display().to_string())?;
+            pictures::decode(&mut decoder, path, &mut image)?;
             let resized = attention::resized(&image, args.size, &mut renderer);
             let resized = resized.with_context(|| {
                 let (width, height) = (image.width, image.height);
@@ -239,9 +238,8 @@ mod measured {
                 Boxes::Voc(folder) => {
                     let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
                     let file = folder.join("Annotations").join(format!("{stem}.xml"));
-                    // VOC counts pixels from 1, and its boxes hold those at both of their ends.
-                    let whole = |[left, top, w, h]: Box4| [left - 1.0, top - 1.0, w + 1.0, h + 1.0];
-                    ap::voc_objects(&file)?.into_iter().map(|(_, one, _)| whole(one)).collect()
+                    let objects = ap::voc_objects(&file)?.into_iter();
+                    objects.map(|(_, one, _)| ap::voc_pixels(one)).collect()
                 }
                 Boxes::Coco(file, boxes) => {
                     let name = picture.file_name().unwrap_or_default().to_string_lossy();

@@ -7,10 +7,10 @@ use crate::cli::composites::{CompositeArgs, scene_size};
 
 /// A small detector on a backbone's maps: what the backbone is worth for detection, in minutes.
 ///
-/// The detector has one grid of stride 8, 64 channels, focal and GIoU loss. It is trained once a seed on the maps of
-/// training scenes, which stay as they are unless --fine-tune trains the backbone too, and its detections in test scenes are measured as COCO does. Random initialisations of the same
-/// architecture are measured too, for they differ from each other by more than seeds of the detector do. Finished
-/// readings are kept and not measured again.
+/// The detector has one grid of stride 8, 64 channels, focal and GIoU loss. It is trained once a seed on maps of
+/// training scenes, from a backbone that stays as it is unless --fine-tune trains it too; its detections in test scenes
+/// are measured as COCO does. Random initialisations of the same architecture are measured too, for they differ from
+/// each other by more than seeds of the detector do. Finished readings are kept and not measured again.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 #[command(group(clap::ArgGroup::new("scenes_of").required(true).args(["composites", "coco", "voc"])))]
@@ -32,7 +32,8 @@ pub struct DetectArgs {
     pub coco: Option<Vec<PathBuf>>,
 
     /// The same for testing [default: every fifth image of --coco].
-    #[arg(long, num_args = 2, value_names = ["JSON", "IMAGES"], requires = "coco")]
+    #[arg(long, num_args = 2, value_names = ["JSON", "IMAGES"], requires = "coco",
+          conflicts_with_all = ["composites", "voc"])]
     pub test_coco: Option<Vec<PathBuf>>,
 
     /// A folder of PASCAL VOC such as VOCdevkit/VOC2007.
@@ -40,7 +41,8 @@ pub struct DetectArgs {
     pub voc: Option<PathBuf>,
 
     /// For VOC: the lists of ImageSets/Main to train and to test on.
-    #[arg(long, num_args = 2, value_names = ["TRAIN", "TEST"], default_values = ["trainval", "test"])]
+    #[arg(long, num_args = 2, value_names = ["TRAIN", "TEST"], default_values = ["trainval", "test"],
+          conflicts_with_all = ["composites", "coco"])]
     pub voc_splits: Vec<String>,
 
     /// Levels that the detector reads together, from 2 for Res2 to 5 for Res5.
@@ -162,15 +164,17 @@ mod measured {
     use crate::eval::detect::files::write_detections;
     use crate::eval::detect::fit::Training;
     use crate::eval::detect::keep::Keep;
-    use crate::eval::detect::run::{
-        Bench, Distance, Found, Options, Progress, Subject, deviation, distances,
-    };
+    use crate::eval::detect::run::{Bench, Distance, Found, Options, Progress, Subject, distances};
     use crate::eval::detect::sources::Source;
-    use crate::eval::report::{Reading, Report};
+    use crate::eval::features::device_of;
+    use crate::eval::report::{Reading, Report, Spread};
 
     pub(in crate::cli::eval) fn run(args: &DetectArgs) -> anyhow::Result<()> {
         if let Some(file) = &args.detections {
             check_folder(file)?;
+        }
+        if let (false, Some(flag)) = (args.composites, args.material.given()) {
+            anyhow::bail!("{flag} is for --composites");
         }
         let backbone = args.backbone.open()?;
         let options = options(args);
@@ -198,7 +202,7 @@ mod measured {
             let bench = Bench::new(source.as_ref(), &options, &keep, &watch)?;
             let sha256 = backbone.digest()?;
             let encoder = backbone.encoder();
-            let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
+            let device = device_of(encoder);
             let subject = Subject { what: "backbone", encoder, config: &backbone.config };
             let found = bench.measure(subject, &options.seeds)?;
             let random = bench.random(&backbone.config, device)?;
@@ -318,8 +322,9 @@ mod measured {
                 let Some(reading) = report.readings.iter().find(|one| one.name == full) else {
                     continue;
                 };
-                let sd =
-                    deviation(&reading.samples).map_or(String::new(), |sd| format!(" ± {sd:.2}"));
+                let sd = Spread::of(&reading.samples)
+                    .sd
+                    .map_or(String::new(), |sd| format!(" ± {sd:.2}"));
                 let within = reading
                     .interval
                     .map_or(String::new(), |[low, high]| format!(" (95 % {low:.2} to {high:.2})"));

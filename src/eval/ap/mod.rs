@@ -11,7 +11,8 @@ use serde::Serialize;
 
 pub use coco::{Coco, evaluate as coco};
 pub use read::{
-    ReadError, coco_boxes, coco_found, coco_truth, voc_found, voc_images, voc_objects, voc_truth,
+    ReadError, coco_boxes, coco_found, coco_truth, voc_found, voc_images, voc_objects, voc_pixels,
+    voc_truth,
 };
 pub use voc::{Voc, Year, evaluate as voc};
 

@@ -240,6 +240,11 @@ struct Corners {
     ymax: f64,
 }
 
+/// The pixels that a box of VOC covers: VOC counts them from 1, and a box holds those at both of its ends.
+pub fn voc_pixels([left, top, width, height]: Box4) -> Box4 {
+    [left - 1.0, top - 1.0, width + 1.0, height + 1.0]
+}
+
 impl Corners {
     /// The box, if its corners are in order. Its width is that between pixels' centres.
     fn bounds(&self) -> Option<Box4> {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use detco_shards::decode::Rect;
+use detco_shards::files::hex;
 use detco_shards::views::{Filter, MEAN};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::SceneError;
 use super::sources::{Object, Scene, Source, Split, Tools};
 use crate::eval::ap::{self, ReadError, Truth};
+use crate::eval::pictures;
 
 /// Every so many pictures one is for testing, where nothing else is given for that.
 const SPLIT: usize = 5;
@@ -107,12 +109,10 @@ impl Annotated {
                 .map(|(_, name)| classes.partition_point(|class| class < name))
                 .collect();
             let images = folder.join("JPEGImages");
-            let mut pictures = pictures(&truth, |_, name| images.join(format!("{name}.jpg")));
+            let mut pictures = of_truth(&truth, |_, name| images.join(format!("{name}.jpg")));
             for object in pictures.iter_mut().flat_map(|picture| &mut picture.objects) {
                 object.category = numbers[object.category];
-                // VOC's pixels count from 1, and a box holds those at both of its ends.
-                let [left, top, width, height] = object.bounds;
-                object.bounds = [left - 1.0, top - 1.0, width + 1.0, height + 1.0];
+                object.bounds = ap::voc_pixels(object.bounds);
                 object.area = object.bounds[2] * object.bounds[3];
             }
             description.insert(format!("{split}_images"), pictures.len().into());
@@ -145,12 +145,12 @@ fn coco((file, images): (&Path, &Path)) -> Result<(Truth, Vec<Picture>), SceneEr
         files.images.into_iter().map(|image| (image.id.to_string(), image.file_name)).collect();
     // Every image of the truth is one of the file.
     let path = |_, name: &str| images.join(names.get(name).map_or("", String::as_str));
-    let found = pictures(&truth, path);
+    let found = of_truth(&truth, path);
     Ok((truth, found))
 }
 
 /// The pictures of a truth with their objects.
-fn pictures(truth: &Truth, path: impl Fn(usize, &str) -> PathBuf) -> Vec<Picture> {
+fn of_truth(truth: &Truth, path: impl Fn(usize, &str) -> PathBuf) -> Vec<Picture> {
     let mut all: Vec<Picture> = truth
         .images
         .iter()
@@ -180,8 +180,7 @@ fn read(path: &Path) -> Result<Vec<u8>, SceneError> {
 /// `train_sha256` and the digest of a file.
 fn digest(of: &str, path: &Path) -> Result<(String, Value), SceneError> {
     let digest = Sha256::digest(read(path)?);
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((format!("{of}_sha256"), hex.into()))
+    Ok((format!("{of}_sha256"), hex(&digest).into()))
 }
 
 impl Source for Annotated {
@@ -209,11 +208,8 @@ impl Source for Annotated {
         out: &mut [u8],
     ) -> Result<Scene, SceneError> {
         let picture = &self.parts[split.part()][index];
-        let bytes = read(&picture.path)?;
         let Tools { renderer, decoder, image, small, .. } = tools;
-        decoder
-            .decode(&bytes, image)
-            .map_err(|source| SceneError::Decode { path: picture.path.clone(), source })?;
+        pictures::decode(decoder, &picture.path, image).map_err(Box::new)?;
         let scale = f64::from(self.size) / f64::from(image.width.max(image.height));
         let [width, height] = [image.width, image.height]
             .map(|side| ((f64::from(side) * scale).round() as u32).clamp(1, self.size));

@@ -6,6 +6,7 @@ use super::DetectError;
 use super::head::{STRIDE, reduced};
 use super::sources::Scenes;
 use crate::batch;
+use crate::eval::features::device_of;
 use crate::model::Encoder;
 
 /// Scenes that go through the backbone together.
@@ -44,7 +45,7 @@ fn maps(
     first: usize,
     count: usize,
 ) -> Result<Vec<Tensor>, DetectError> {
-    let device = encoder.parameters().first().map_or(tch::Device::Cpu, |(_, t)| t.device());
+    let device = device_of(encoder);
     let edge = scenes.size as usize;
     let images = batch::images(scenes.bytes(first, count), count, edge, device)?;
     on_grid(&encoder.maps(&images)?, grid(scenes))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use detco_shards::files::{FileError, write_atomically};
+use detco_shards::files::{FileError, hex, write_atomically};
 use detco_shards::format::ShardError;
 use detco_shards::format::manifest::{FORMAT, Manifest, Part, STATE_FOLDER, ShardRecord};
 use detco_shards::format::writer::ShardWriter;
@@ -107,7 +107,7 @@ pub fn write_shards(
         bytes: shards.iter().map(|shard| shard.bytes).sum(),
         members_per_sample: 1,
         part: Part::WHOLE,
-        source_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        source_sha256: hex(&digest),
         options,
         classes: Vec::new(),
         class_samples: Vec::new(),

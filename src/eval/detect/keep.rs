@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use detco_shards::files::{FileError, write_atomically};
+use detco_shards::files::{FileError, hex, write_atomically};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -64,8 +64,4 @@ fn key(of: &Value) -> String {
 
 fn file(folder: &Path, key: &str) -> PathBuf {
     folder.join(format!("{}.json", &key[..32]))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -28,7 +28,6 @@ pub mod tuned;
 
 use std::path::PathBuf;
 
-use detco_shards::decode::DecodeError;
 use detco_shards::format::ShardError;
 use detco_shards::limits;
 use detco_shards::order::OrderError;
@@ -36,6 +35,7 @@ use detco_shards::pipeline::PipelineError;
 use thiserror::Error;
 
 use super::ap::ReadError;
+use super::pictures::PictureError;
 use crate::batch::BatchError;
 use crate::console::plural;
 use crate::model::ModelError;
@@ -113,14 +113,9 @@ pub enum SceneError {
     /// Annotations cannot be used.
     #[error(transparent)]
     Read(#[from] Box<ReadError>),
-    /// An image cannot be decoded.
-    #[error("{}: {source}", path.display())]
-    Decode {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: DecodeError,
-    },
+    /// An image cannot be read or decoded.
+    #[error(transparent)]
+    Picture(#[from] Box<PictureError>),
     /// There is no memory for the scenes.
     #[error(
         "no memory for {scenes} scenes of {size} x {size} pixels: --scenes and --size need less"

@@ -1,6 +1,5 @@
 //! Pictures of composite scenes, in memory: small labelled ones to paste, photos to paste them on.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use detco_shards::order::Order;
@@ -9,6 +8,7 @@ use detco_shards::stream::ShardSet;
 use detco_shards::views::{IMAGE, Recipe};
 
 use super::SceneError;
+use crate::eval::features::place_of;
 
 /// Square pictures `[n, edge, edge, 3]` of one edge, in bytes.
 #[derive(Clone, Debug, Default)]
@@ -55,8 +55,7 @@ impl Pictures {
                 .map_err(|source| SceneError::Class { which, source: Box::new(source) })?;
             for (id, class) in batch.samples.iter().zip(classes) {
                 all.classes.push(class.ok_or_else(|| {
-                    let (shard, key, _) = set.place(*id).unwrap_or((Path::new(""), "", 0));
-                    let (shard, key) = (shard.display().to_string(), key.to_string());
+                    let (shard, key) = place_of(set, *id);
                     SceneError::NoClass { which, shard, key }
                 })?);
             }

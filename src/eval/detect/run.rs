@@ -18,6 +18,8 @@ use crate::config::Config;
 use crate::draws::Draws;
 use crate::eval::ap::{self, Detection, Truth};
 use crate::eval::digest;
+use crate::eval::features::device_of;
+use crate::eval::report::Spread;
 use crate::model::{Encoder, Model};
 use crate::shapes;
 
@@ -129,13 +131,6 @@ pub struct Subject<'a> {
     pub encoder: &'a Encoder,
     /// Its architecture.
     pub config: &'a Config,
-}
-
-impl Subject<'_> {
-    /// Where its tensors are.
-    fn device(&self) -> Device {
-        self.encoder.parameters().first().map_or(Device::Cpu, |(_, tensor)| tensor.device())
-    }
 }
 
 /// What was computed once of a subject: how its channels are standardised, and a frozen one's maps of training and of
@@ -328,7 +323,7 @@ impl<'a> Bench<'a> {
         prepared: &Prepared,
         detector: Detector<'_>,
     ) -> Result<Said, DetectError> {
-        let (levels, device) = (detector.levels, subject.device());
+        let (levels, device) = (detector.levels, device_of(subject.encoder));
         let channels = shapes::ResNet::of(&subject.config.model).channels();
         let channels: Vec<(u8, i64)> =
             levels.iter().map(|level| (*level, channels[usize::from(*level) - 2])).collect();
@@ -459,24 +454,12 @@ pub fn distances(found: &[Found], random: &[Found]) -> Vec<Distance> {
             else {
                 continue;
             };
-            let (Some(mean), Some(random)) = (mean(&ours_are), mean(&samples)) else { continue };
-            let (above, random_sd) = (mean - random, deviation(&samples));
+            let [mean, random] = [&ours_are, &samples].map(|of| Spread::of(of));
+            let (above, random_sd, random) = (mean.mean - random.mean, random.sd, random.mean);
             let deviations = random_sd.filter(|sd| *sd > 0.0).map(|sd| above / sd);
             let name = format!("{}/{name}", ours.name);
             all.push(Distance { name, random, random_sd, samples, above, deviations });
         }
     }
     all
-}
-
-/// The mean; none of nothing.
-pub fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// The standard deviation of a sample (n - 1); none of fewer than two values.
-pub fn deviation(values: &[f64]) -> Option<f64> {
-    let mean = mean(values).filter(|_| values.len() > 1)?;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    Some((squares / (values.len() - 1) as f64).sqrt())
 }

@@ -445,7 +445,7 @@ impl<'a> Probe<'a> {
             train.fingerprint(),
             test.fingerprint()
         );
-        Ok(Sha256::digest(all).iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(detco_shards::files::hex(&Sha256::digest(all)))
     }
 }
 
