@@ -257,7 +257,7 @@ impl Cache {
         if path.metadata().map(number).ok() != Some(mine) {
             return Ok(Admitted::Elsewhere);
         }
-        let part = Part::take_up(file, path, whole, bytes)?;
+        let part = Part::take_up(file, path, whole, Arc::clone(&self.locks), bytes)?;
         if part.whole.exists() {
             part.discard()?;
             return Ok(Admitted::Present);
@@ -271,6 +271,11 @@ impl Cache {
     ///
     /// The folder cannot be listed.
     pub fn usage(&self) -> Result<Usage, ShardError> {
+        self.locks.alone(&self.folder, || self.count())
+    }
+
+    /// Counts the contents, with the lock of [`Locks::alone`].
+    fn count(&self) -> Result<Usage, ShardError> {
         let mut usage = Usage::default();
         for found in self.list()? {
             usage.bytes += found.bytes;
@@ -307,7 +312,7 @@ impl Cache {
         bytes: u64,
         priority: &dyn Fn(&str) -> Priority,
     ) -> Result<Option<u64>, ShardError> {
-        let mut used = self.usage()?.bytes;
+        let mut used = self.count()?.bytes;
         let fits = |used: u64| used.saturating_add(bytes) <= self.bound;
         if fits(used) {
             return Ok(None);

@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::locks::Locks;
 use crate::files::{hex, sync_folder};
 use crate::format::ShardError;
 
@@ -16,6 +18,7 @@ pub struct Part {
     /// `.NAME.BYTES.part`.
     path: PathBuf,
     pub(super) whole: PathBuf,
+    locks: Arc<Locks>,
     have: u64,
     digest: Sha256,
 }
@@ -26,6 +29,7 @@ impl Part {
         mut file: File,
         path: PathBuf,
         whole: PathBuf,
+        locks: Arc<Locks>,
         bytes: u64,
     ) -> Result<Part, ShardError> {
         let (mut digest, mut have) = (Sha256::new(), 0);
@@ -38,7 +42,7 @@ impl Part {
             digest.update(&buffer[..read]);
             have += read as u64;
         }
-        let mut part = Part { file, path, whole, have, digest };
+        let mut part = Part { file, path, whole, locks, have, digest };
         if part.have > bytes {
             part.restart()?;
         }
@@ -94,14 +98,17 @@ impl Part {
         self.file.sync_all().map_err(ShardError::io(&self.path, "flush"))
     }
 
-    /// Renames a flushed part to its final name.
+    /// Renames a flushed part to its final name, while no process counts the cache: the file would be
+    /// missed under both names.
     ///
     /// # Errors
     ///
     /// The file system refuses.
     pub fn finish(self) -> Result<(), ShardError> {
-        let renamed = fs::rename(&self.path, &self.whole);
-        renamed.map_err(ShardError::io(&self.whole, "rename the part to"))?;
+        self.locks.alone(&self.whole, || {
+            fs::rename(&self.path, &self.whole)
+                .map_err(ShardError::io(&self.whole, "rename the part to"))
+        })?;
         Ok(sync_folder(self.whole.parent().unwrap_or(Path::new(".")))?)
     }
 

@@ -1,5 +1,7 @@
 //! Tests of the cache.
 
+use std::sync::atomic::Ordering;
+
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -51,6 +53,28 @@ fn the_least_recently_used_goes_first_and_the_bound_holds() {
     assert_eq!(there(&cache), [0, 3], "1 and 2 were used before 0");
     assert!(!put(&cache, 4, 301, &not), "more than there may ever be");
     assert!(folder.path().join("not-ours.tar").exists());
+}
+
+/// A part that is renamed while another process lists the cache is counted by that process, under
+/// either name: it was once counted under neither, and the bound was exceeded by a shard.
+#[test]
+fn the_bound_holds_while_parts_are_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Cache::open(folder.path(), 500).unwrap();
+    let (most, writers) = (std::sync::atomic::AtomicU64::new(0), std::sync::Barrier::new(4));
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (cache, most, writers) = (open(), &most, &writers);
+            scope.spawn(move || {
+                writers.wait();
+                for number in 0..250 {
+                    put(&cache, writer + 4 * (number % 60), 100, &not);
+                    most.fetch_max(cache.usage().unwrap().bytes, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(most.into_inner(), 500);
 }
 
 #[test]
