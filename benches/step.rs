@@ -245,7 +245,7 @@ fn time_loss(n: i64, k: i64, rounds: u64) {
     let leaves: Vec<Tensor> = query.iter().map(|leaf| leaf.set_requires_grad(true)).collect();
     let met = |outputs| {
         let (targets, queues) = (key.as_slice(), &model.queues);
-        Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share: 1.0 }
+        Met::new(outputs, targets, queues)
     };
     let by_definition = || {
         total(&moco.contrast(&met(&query))).backward();

@@ -3,6 +3,9 @@
 //! Exact for what is held from step to step; for activations, what libtorch's layers keep for their
 //! backward passes; for what comes and goes within a layer, an estimate.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use detco_shards::device::{self as pipeline, Number, batches_held};
@@ -12,7 +15,7 @@ use tch::Device;
 use crate::config::{self, Config};
 use crate::device;
 use crate::feed::Way;
-use crate::method::PassDesign;
+use crate::method::{self, Design, HeadDesign, Logits, PassDesign, Reads};
 use crate::model::Norms;
 use crate::shapes;
 
@@ -51,7 +54,7 @@ impl Needs {
         let encoder = wide(shapes::encoder_bytes(&config.model, &design));
         let samples = wide(config.train.batch) / ranks as i128;
         let rows = samples / wide(config.train.accumulate);
-        let mut again = 0;
+        let (mut again, mut cells) = (0, 0);
         let number = if bf16 { 2 } else { 4 };
         let mut passes = Vec::new();
         for pass in &design.passes {
@@ -62,8 +65,18 @@ impl Needs {
                 layer.kept = (layer.kept * number + layer.bits / 8) * rows * images;
                 layer.workspace *= rows * images * number;
             }
-            let heads: i64 = design.heads_of(&pass.scope).map(|head| head.kept(pass.images)).sum();
-            layers.push(Layer { kept: rows * wide(heads) * number, ..Layer::default() });
+            let rows_of = |head: &HeadDesign| shapes::rows(&config.model, head, pass.images, edge);
+            let heads: i64 =
+                design.heads_of(&pass.scope).map(|head| head.kept(rows_of(head))).sum();
+            // What a head made of each cell of a map meets what the teacher made of all samples.
+            for head in design.heads_of(&pass.scope).filter(|head| head.reads == Reads::Cells) {
+                let has_teacher = design.teacher.is_some() && head.in_teacher;
+                let both = rows + if has_teacher { samples } else { 0 };
+                cells += both * wide(rows_of(head) * head.width);
+            }
+            let of_heads: i64 = design.heads_of(&pass.scope).map(HeadDesign::parameters).sum();
+            let (kept, gradients) = (rows * wide(heads) * number, wide(of_heads) * 4);
+            layers.push(Layer { kept, gradients, ..Layer::default() });
             passes.push(layers);
             // Images that the method makes of the views. Those that are shuffled for a teacher are gone before the
             // student's activations come.
@@ -80,15 +93,18 @@ impl Needs {
             // What is made of them alone: the views are the pipeline's.
             Way::Lent => (again, circulating(config, samples, bf16)),
         };
-        let (each, pairs) = (wide(design.logits.each), wide(design.logits.pairs));
-        let logits = (rows * each + wide(config.train.batch).pow(2) * pairs) * 4;
+        let Logits { each, all, pairs, once } = design.logits;
+        let scored = if design.is_coupled { samples } else { rows };
+        let batch_of_all = wide(config.train.batch);
+        let of_batch = batch_of_all * wide(all) + batch_of_all.pow(2) * wide(pairs);
+        let logits = (scored * wide(each) + of_batch + wide(once) + cells) * 4;
         // Those of a micro-batch before, and buckets of those that travel, are there from the beginning.
         let gradients = if config.train.accumulate > 1 || ranks > 1 { parameters } else { 0 };
         let (activations, workspace) = backward(&passes, parameters, gradients);
         let largest = passes.iter().flatten().map(|layer| layer.workspace).max().unwrap_or(0);
         // Activations are gone when weights change: LARS makes gradients of its own, tensor by tensor.
         let update = match config.optim.optimizer {
-            config::Optimizer::Lars => parameters + largest_tensor(&config.model),
+            config::Optimizer::Lars => parameters + largest_tensor(&config.model, &design),
             config::Optimizer::Sgd => 0,
         };
         let workspace = workspace.max(update - activations);
@@ -103,7 +119,7 @@ impl Needs {
             ("gradients", parameters),
             ("averaging", if ranks > 1 { parameters } else { 0 }), // what travels, beside the gradients
             ("momentum", parameters),
-            ("key encoder", if design.teacher.is_some() { encoder } else { 0 }),
+            ("key encoder", wide(shapes::teacher_bytes(&config.model, &design))),
             ("queues", wide(shapes::queue_bytes(&design))),
             ("batch", batch),
             ("data pipeline", pipeline),
@@ -168,22 +184,29 @@ fn wide(number: i64) -> i128 {
 /// What backward passes through these layers, in the order of their forward passes, hold when they hold most:
 /// activations beyond the `parameters` bytes of all gradients, and a layer's workspace. Where no gradient is there
 /// when they begin (`gradients` is 0), those of a layer come when its activations go, which are the fewer of both
-/// in the last stages.
+/// in the last stages. Where gradients are there, those of the last of several passes wait for the first's, to be
+/// added to them together.
 fn backward(passes: &[Vec<Layer>], parameters: i128, gradients: i128) -> (i128, i128) {
     let mut left: i128 = passes.iter().flatten().map(|layer| layer.kept).sum();
     // The last pass is the first to go back, and makes the gradients; what it does not reach has its own.
     let first = passes.last().map_or(&[][..], Vec::as_slice);
     let of_first: i128 = first.iter().map(|layer| layer.gradients).sum();
     let mut there = gradients.max(parameters - of_first);
+    let wait = gradients > 0 && passes.len() > 1;
+    let bound = if wait { parameters + of_first } else { parameters };
     let mut most = (0, 0);
     for (number, pass) in passes.iter().enumerate().rev() {
         for layer in pass.iter().rev() {
             if number + 1 == passes.len() {
-                there = parameters.min(there + layer.gradients);
+                there = bound.min(there + layer.gradients);
+            } else if wait && number == 0 {
+                there = parameters.max(there - layer.gradients);
             }
-            let activations = (left + there - parameters).max(0);
-            if activations + layer.workspace > most.0 + most.1 {
-                most = (activations, layer.workspace);
+            let waiting = (there - parameters).max(0);
+            let activations = (left + there - waiting - parameters).max(0);
+            let workspace = layer.workspace + waiting;
+            if activations + workspace > most.0 + most.1 {
+                most = (activations, workspace);
             }
             left -= layer.kept;
         }
@@ -255,220 +278,15 @@ impl Layer {
     }
 }
 
-/// Bytes of the largest kernel.
-fn largest_tensor(model: &config::Model) -> i128 {
-    let kernels = shapes::ResNet::of(model).convs().map(shapes::Conv::weights).max();
-    wide(kernels.unwrap_or(0)) * 4
+/// Bytes of the largest kernel or matrix.
+fn largest_tensor(model: &config::Model, design: &Design) -> i128 {
+    let net = shapes::ResNet::of(model);
+    let kernels = net.convs().map(shapes::Conv::weights);
+    let matrices = design.heads.iter().flat_map(HeadDesign::layers).map(method::Layer::parameters);
+    wide(kernels.chain(matrices).max().unwrap_or(0)) * 4
 }
 
 /// Edge of a pass's images.
 fn edge_of(config: &Config, pass: &PassDesign) -> i64 {
     config.views.group(&pass.group).map_or(0, |group| i64::from(group.images().1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::batch::{Batch, Form};
-    use crate::dist::local::Local;
-    use crate::model::{Draws, Model};
-    use crate::optim::Sgd;
-    use crate::shim::step::Meter;
-    use crate::step::{At, update};
-    use tch::{Kind, Tensor};
-
-    /// The most that two steps hold, counted by libtorch's allocator.
-    fn measured(config: &Config, norms: Norms) -> i64 {
-        tch::set_num_threads(1);
-        let meter = Meter::begin().unwrap();
-        let mut model = Model::new(config, Device::Cpu).unwrap();
-        model.normalise_by(norms);
-        let mut sgd = Sgd::of(model.query.parameters(), &config.optim);
-        let form = Form::of(config, Device::Cpu);
-        for step in 0..2 {
-            let n = config.train.batch;
-            let view = |name: &str, images: i64, edge: i64| {
-                let kind = if form.bf16 { Kind::BFloat16 } else { Kind::Float };
-                let lead = if images == 1 { vec![n] } else { vec![n, images] };
-                let draw = |shape: Vec<i64>, at| Draws::new(step, name, at).normal(&shape, 1.0);
-                // Small factors: what the test itself needs for its batch is not to be the most.
-                let each = draw([lead, vec![3, 1, 1]].concat(), 0).to_kind(kind);
-                each + draw(vec![3, edge, edge], 1).to_kind(kind)
-            };
-            let groups = config.training_views().groups.into_iter().map(|group| {
-                let (images, edge) = group.images();
-                let view = |v: u32| view(&v.to_string(), images as i64, edge.into());
-                (group.name.clone(), (0..group.count).map(view).collect())
-            });
-            let batch = Batch::new(groups.collect());
-            let at = At { step, learning_rate: 0.01 };
-            let report = update(&mut model, &mut sgd, &Local, config, &batch, at).unwrap();
-            assert!(report.applied);
-        }
-        meter.read().unwrap().1
-    }
-
-    /// Between 5 % below and 15 % above, for both kinds of blocks, with and without
-    /// patches, in both precisions, whole and in micro-batches; where our kernels normalise, too.
-    #[test]
-    fn needs_are_what_libtorch_counts() {
-        let small = ["model.width=8", "method.dim=32", "method.queue=512", "train.batch=8"];
-        use Norms::{Kernels, Libtorch};
-        let cases: [(&str, &[&str], Norms); 14] = [
-            ("detco-r50", &["method.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
-            // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
-            (
-                "detco-r50",
-                &[
-                    "model.backbone=resnet18",
-                    "model.width=16",
-                    "views.patches.grid.patch=32",
-                    "train.precision=bf16",
-                ],
-                Libtorch,
-            ),
-            ("detco-r50", &["model.backbone=resnet18", "train.accumulate=4"], Libtorch),
-            ("moco-v2-r50", &["train.accumulate=2"], Libtorch),
-            ("moco-v2-cifar", &["model.bn_splits=1", "train.layout=channels-last"], Libtorch),
-            (
-                "detco-r50",
-                &[
-                    "method.local_head=pirl",
-                    "views.patches.grid.patch=32",
-                    "train.layout=channels-last",
-                ],
-                Kernels,
-            ),
-            ("moco-v2-cifar", &["train.layout=channels-last"], Kernels),
-            ("simclr-cifar", &["train.accumulate=2"], Libtorch),
-            ("simclr-r50", &[], Libtorch),
-            // Narrow, of small images: gradients and workspace are a large part, and come when activations go.
-            ("simclr-r50", &["model.backbone=resnet18", "model.width=16"], Libtorch),
-            // More weights than activations: what LARS makes of the gradients is the most.
-            (
-                "simclr-r50",
-                &[
-                    "model.backbone=resnet18",
-                    "model.width=32",
-                    "train.batch=4",
-                    "model.bn_splits=2",
-                ],
-                Libtorch,
-            ),
-            ("rotation-r50", &["model.backbone=resnet18", "model.width=16"], Libtorch),
-            ("rotation-r50", &[], Libtorch),
-            ("rotation-cifar", &["train.accumulate=2"], Libtorch),
-        ];
-        for (recipe, more, norms) in cases {
-            let edges = ["views.crops.size=64", "model.bn_splits=4"];
-            let is_moco = !recipe.contains("simclr") && !recipe.contains("rotation");
-            let small = small.iter().filter(|set| is_moco || !set.starts_with("method."));
-            let sets = small.chain(&edges).chain(more).map(ToString::to_string);
-            let config = Config::load(recipe, &sets.collect::<Vec<_>>()).unwrap();
-            let needs = Needs::normalised_by(norms, &config, 1, Device::Cpu, Way::Copied);
-            let beside = needs.part("data pipeline") + needs.part("libraries");
-            let of_libtorch = needs.sum() - beside;
-            let (said, found) = (of_libtorch as f64, measured(&config, norms) as f64);
-            println!("{recipe} {more:?} {norms:?}: said {said:.3e}, found {found:.3e}\n{needs}");
-            assert!((0.95..1.15).contains(&(said / found)), "{recipe} {more:?}: {}", said / found);
-        }
-    }
-
-    #[test]
-    fn a_smaller_card_takes_more_micro_batches() {
-        let sets = ["model.width=8", "method.local_head=pirl", "method.queue=1024"];
-        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-        let config = Config::load("detco-r50", &sets).unwrap();
-        let whole = Needs::of(&config, 1, Device::Cuda(0), Way::Copied);
-        let fits = |free| accumulate_for(&config, 1, Device::Cuda(0), Way::Copied, free);
-        assert_eq!(fits(whole.sum()), Some(1));
-        assert_eq!(fits(whole.sum() - 1), Some(2));
-        assert_eq!(fits(whole.sum() - whole.part("activations")), None);
-        let half = whole.part("activations") / 2 + whole.part("logits") / 2;
-        assert_eq!(fits(whole.sum() - half), Some(2));
-        assert!(matches!(fits(whole.sum() - half - half / 2), Some(4 | 8)));
-    }
-
-    #[test]
-    fn batches_that_wait_on_the_device_are_counted() {
-        let sets = ["model.width=8", "method.queue=1024", "data.batches_ahead=2"];
-        let config = Config::load("detco-r50", &sets.map(String::from)).unwrap();
-        let of = |way| Needs::of(&config, 1, Device::Cuda(0), way);
-        let (copied, lent) = (of(Way::Copied), of(Way::Lent));
-        assert_eq!(copied.part("data pipeline"), 0);
-        // Three batches of 256: two crops and two patch sets in bfloat16, and a picture.
-        let (crop, patch) = (224 * 224, config.patch_size().unwrap().pow(2));
-        let sample = 2 * 3 * 2 * i64::from(crop + 9 * patch) + (640 << 10);
-        assert_eq!(lent.part("data pipeline"), 3 * 256 * sample + NVJPEG);
-        assert_eq!(lent.part("batch"), 0, "the pipeline's own views, and nothing made of them");
-        let rest = |needs: &Needs| needs.sum() - needs.part("batch") - needs.part("data pipeline");
-        assert_eq!(rest(&copied), rest(&lent));
-    }
-
-    /// What is counted by shapes is what models hold, byte by byte, and what their checkpoints do.
-    #[test]
-    fn shapes_are_those_of_models() {
-        let bytes = |tensors: &[(String, Tensor)]| -> i64 {
-            let of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-            tensors.iter().map(|(_, tensor)| of(tensor) as i64).sum()
-        };
-        let small = ["model.width=4", "method.dim=8", "method.queue=1024"];
-        for recipe in ["simclr-r50", "simclr-cifar", "rotation-r50"] {
-            let config = Config::load(recipe, &["model.width=4".into()]).unwrap();
-            let model = Model::new(&config, Device::Cpu).unwrap();
-            let parameters = bytes(&model.query.parameters());
-            let design = config.design();
-            assert_eq!(parameters, shapes::parameters(&config.model, &design) * shapes::FLOAT);
-            let query = bytes(&model.query.tensors());
-            assert_eq!(query, shapes::encoder_bytes(&config.model, &design), "{recipe}");
-            let saved = bytes(&model.tensors()) + parameters; // momentum
-            assert_eq!(saved, shapes::checkpoint_bytes(&config), "{recipe}");
-        }
-        for (recipe, more) in [
-            ("detco-r50", ["method.local_head=pirl", "method.levels=[3,5]"]),
-            ("detco-small", ["method.local_head=9c-9c", "model.backbone=resnet34"]),
-            ("moco-v1-r50", ["model.backbone=resnet101", "model.stem=cifar"]),
-            ("moco-v2-cifar", ["method.head=linear", "model.width=6"]),
-        ] {
-            let mut sets: Vec<String> =
-                small.iter().chain(&more).map(ToString::to_string).collect();
-            if more[1].contains("levels") {
-                sets.push("method.level_weights=[0.5,1.0]".into());
-            }
-            let config = Config::load(recipe, &sets).unwrap();
-            let model = Model::new(&config, Device::Cpu).unwrap();
-            let parameters = bytes(&model.query.parameters());
-            assert_eq!(
-                parameters,
-                shapes::parameters(&config.model, &config.design()) * shapes::FLOAT,
-                "{recipe}"
-            );
-            let query = bytes(&model.query.tensors());
-            assert_eq!(
-                query,
-                parameters + shapes::buffer_bytes(&config.model, &config.design()),
-                "{recipe}"
-            );
-            let saved = bytes(&model.tensors()) + parameters; // momentum
-            // The queues' pointer is eight bytes.
-            assert_eq!(saved - 8, shapes::checkpoint_bytes(&config), "{recipe}");
-        }
-    }
-
-    #[test]
-    fn ranks_share_the_batch_and_not_the_model() {
-        let config = Config::load("detco-r50", &[]).unwrap();
-        let of = |ranks| Needs::of(&config, ranks, Device::Cuda(0), Way::Copied);
-        let (one, eight) = (of(1), of(8));
-        for shared in ["batch", "logits", "activations"] {
-            let part = |needs: &Needs| needs.part(shared) as f64;
-            // Weights that were cast to bfloat16 are among the activations.
-            let share = part(&one) / part(&eight);
-            assert!((7.0..=8.0).contains(&share), "{shared}: {share}");
-        }
-        for own in ["query encoder", "momentum", "queues"] {
-            assert_eq!(one.part(own), eight.part(own));
-        }
-        assert_eq!((one.part("averaging"), eight.part("averaging")), (0, one.part("gradients")));
-    }
 }

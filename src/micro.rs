@@ -6,7 +6,7 @@ use tch::Tensor;
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::dist::Collective;
-use crate::method::{Design, Met, Queues, Seen, StepError};
+use crate::method::{Design, Met, Seen, StepError};
 use crate::model::{Encoder, Model, Moments};
 use crate::shim::ShimError;
 use crate::shim::step::Autocast;
@@ -70,10 +70,15 @@ impl<'a> Cut<'a> {
         let device = seen.images.first().map(Tensor::device);
         let device = device.filter(|_| encoder.in_bf16());
         let _autocast = device.map(Autocast::enter).transpose()?;
+        let rows = |images: &Tensor| images.narrow(0, part * self.rows, self.rows);
+        if let (true, Some(pass)) = (self.design.is_joint, self.design.passes.first()) {
+            let images: Vec<Tensor> = seen.images.iter().map(rows).collect();
+            return encoder.embed_together(&images, &pass.scope, self.groups, &mut statistics.0);
+        }
         let passes = self.design.passes.iter().zip(&seen.images).zip(&mut statistics.0);
         let mut outputs = Vec::new();
         for ((pass, images), moments) in passes {
-            let rows = images.narrow(0, part * self.rows, self.rows);
+            let rows = rows(images);
             outputs.extend(encoder.embed(&rows, &pass.scope, self.groups, moments)?);
         }
         Ok(outputs)
@@ -127,7 +132,8 @@ impl Coupled {
             // The passes that go backward count.
             (None, tch::no_grad(|| cut.embed_all(student, seen, &mut cut.statistics()))?)
         };
-        let all = outputs.iter().map(|output| world.gather(output));
+        let gathered = cut.design.outputs().zip(&outputs).filter(|(head, _)| head.is_gathered);
+        let all = gathered.map(|(_, output)| world.gather(output));
         let all = all.collect::<Result<Vec<Tensor>, _>>()?;
         Ok(Coupled { held, gradients: None, outputs, all })
     }
@@ -136,13 +142,16 @@ impl Coupled {
     pub(crate) fn met<'a>(
         &'a self,
         seen: &'a Seen,
-        targets: &'a [Tensor],
-        queues: &'a Queues,
         world: &dyn Collective,
+        rest: Met<'a>,
     ) -> Met<'a> {
         let (outputs, all, labels) = (&self.outputs, &self.all, seen.labels.as_ref());
-        let (rank, share) = (world.rank() as i64, world.size() as f64);
-        Met { outputs, all, rank, labels, targets, queues, share }
+        Met { outputs, all, labels, share: world.size() as f64, ..rest }
+    }
+
+    /// The outputs of all ranks.
+    pub(crate) fn into_gathered(self) -> Vec<Tensor> {
+        self.all
     }
 }
 

@@ -51,6 +51,15 @@ impl Sgd {
         shim::forget_gradients(&tensors)
     }
 
+    /// Forgets the gradients of the parameters with such names: the next update leaves these alone.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn forget(&mut self, such: impl Fn(&str) -> bool) -> Result<(), ShimError> {
+        let named = self.parameters.iter().filter(|(name, _)| such(name));
+        shim::forget_gradients(&named.map(|(_, p)| p.shallow_clone()).collect::<Vec<_>>())
+    }
+
     /// Gradients of the last backward pass, sharing memory with the parameters' own. A parameter
     /// that took no part has none.
     pub fn gradients(&self) -> Vec<Tensor> {

@@ -33,7 +33,7 @@ impl Term {
 pub struct Spread {
     /// Stage, 2 to 5.
     pub level: u8,
-    /// The head's scope: `global`.
+    /// The head: its scope, `global`, or what it is called where a scope has several.
     pub scope: String,
     /// Standard deviation over the batch of all ranks, averaged over the d coordinates; 1/sqrt(d) for
     /// directions spread evenly, 0 for a collapsed encoder.
@@ -47,7 +47,8 @@ pub struct Spread {
 pub struct StepReport {
     /// Whether the update was made. If the loss or a gradient is not finite, it is not: weights,
     /// BN statistics, momentum and the keys in the queues are as before the step. Only the key encoder has
-    /// moved: its EMA step comes first.
+    /// moved, whose EMA step comes first, and what the method does before a step is done (SwAV's prototypes
+    /// have unit length).
     pub applied: bool,
     /// The loss that was minimised: the sum of the terms times their weights.
     pub loss: f64,
@@ -67,7 +68,7 @@ pub struct StepReport {
 pub(crate) struct Tally {
     /// `[terms, readings]`, each a mean over as many samples as the others.
     readings: Vec<Tensor>,
-    /// The student's outputs for each micro-batch.
+    /// The student's outputs whose spread is watched, for each micro-batch.
     outputs: Vec<Vec<Tensor>>,
 }
 
@@ -79,11 +80,12 @@ impl Tally {
     }
 
     /// A micro-batch's outputs.
-    pub(crate) fn add(&mut self, outputs: Vec<Tensor>) {
-        self.outputs.push(outputs);
+    pub(crate) fn add(&mut self, design: &Design, outputs: &[Tensor]) {
+        let watched = design.outputs().zip(outputs).filter(|(head, _)| head.unit);
+        self.outputs.push(watched.map(|(_, output)| output.shallow_clone()).collect());
     }
 
-    /// Mean, and mean square, of each coordinate of this rank's outputs of one head: `[2, d]` in float64, where
+    /// Mean, and mean square, of each coordinate of this rank's outputs of one watched head: `[2, d]` in float64, where
     /// their difference keeps the spread of outputs that have all but collapsed.
     fn moments(&self, index: usize) -> Tensor {
         let parts: Vec<&Tensor> = self.outputs.iter().map(|outputs| &outputs[index]).collect();
@@ -99,8 +101,7 @@ impl Tally {
         design: &Design,
         sgd: &Sgd,
     ) -> Result<(Pending, Tensor), StepError> {
-        let watched: Vec<usize> =
-            design.outputs().enumerate().filter(|(_, head)| head.unit).map(|(i, _)| i).collect();
+        let watched = design.watched();
         let length = sgd.gradient_norm()?.to_kind(Kind::Double);
         let mut means = tch::no_grad(|| {
             let terms = Tensor::stack(&self.readings, 0).mean_dim(0, false, None);
@@ -109,7 +110,7 @@ impl Tally {
             let moments = match watched.as_slice() {
                 [] => rest.narrow(0, 0, 0),
                 some => {
-                    let each = some.iter().map(|index| self.moments(*index));
+                    let each = (0..some.len()).map(|index| self.moments(index));
                     Tensor::stack(&each.collect::<Vec<_>>(), 0)
                 }
             };
@@ -123,12 +124,14 @@ impl Tally {
             let spread = if watched.is_empty() { moments } else { spread(&moments) };
             (Tensor::cat(&[&terms, &spread, &rest], 0), applied)
         });
-        let heads = design.outputs().filter(|head| head.unit);
         let pending = Pending {
             readings: Download::begin(&readings)?,
             terms: design.terms.clone(),
             names: design.readings.clone(),
-            spreads: heads.map(|head| (head.level, head.scope.clone(), head.width)).collect(),
+            spreads: watched
+                .into_iter()
+                .map(|(head, label)| (head.level, label, head.width))
+                .collect(),
         };
         Ok((pending, applied))
     }
@@ -148,7 +151,7 @@ pub struct Pending {
     readings: Download,
     terms: Vec<TermDesign>,
     names: Vec<&'static str>,
-    /// Level, scope and width of each head that is watched.
+    /// Level, name and width of each output that is watched.
     spreads: Vec<(u8, String, i64)>,
 }
 

@@ -24,7 +24,9 @@ pub fn learning_rate(config: &Config, epoch: u32, step: u64, steps_per_epoch: u6
         Schedule::Cosine => {
             let share = (position - warmup) / (f64::from(config.train.epochs) - warmup);
             let share = share.min(1.0);
-            0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+            let cosine = 0.5 * (1.0 + (std::f64::consts::PI * share).cos());
+            let end = config.optim.cosine_end;
+            end + (1.0 - end) * cosine
         }
         Schedule::Steps => {
             let passed = config.optim.milestones.iter().filter(|m| f64::from(**m) <= position);
@@ -84,6 +86,11 @@ mod tests {
         close(learning_rate(&config, 200, 0, 5000), 0.0);
         config.optim.schedule_per = SchedulePer::Step;
         close(learning_rate(&config, 99, 5000, 5000), 0.015);
+        config.optim.cosine_end = 0.1;
+        close(learning_rate(&config, 0, 0, 5000), 0.03);
+        close(learning_rate(&config, 100, 0, 5000), 0.03 * 0.55);
+        close(learning_rate(&config, 200, 0, 5000), 0.003);
+        config.optim.cosine_end = 0.0;
         assert!(learning_rate(&config, 0, 1, 5000) < 0.03);
     }
 

@@ -122,6 +122,13 @@ impl ResNet {
         if self.pools { (edge - 1) / 2 + 1 } else { edge }
     }
 
+    /// Edge of the map of a stage, 2 to 5, of an image of this edge.
+    pub fn edge_at(&self, level: u8, image: i64) -> i64 {
+        let blocks = self.stages.iter().take(usize::from(level).saturating_sub(1)).flatten();
+        let convs = blocks.flat_map(|block| &block.convs);
+        convs.fold(self.edge_behind_stem(image), |edge, conv| conv.edge(edge))
+    }
+
     /// All convolutions.
     pub fn convs(&self) -> impl Iterator<Item = &Conv> {
         std::iter::once(&self.stem).chain(self.stages.iter().flatten().flat_map(Block::all))
@@ -148,7 +155,8 @@ pub const FLOAT: i64 = 4;
 
 /// Bytes of the queues of negative keys.
 pub fn queue_bytes(design: &Design) -> i64 {
-    design.heads.iter().map(|head| head.width * design.queue * FLOAT).sum()
+    let queues = |head: &HeadDesign| head.queue_names().len() as i64;
+    design.heads.iter().map(|head| queues(head) * head.width * design.queue * FLOAT).sum()
 }
 
 /// Bytes of an encoder.
@@ -156,10 +164,19 @@ pub fn encoder_bytes(model: &Model, design: &Design) -> i64 {
     parameters(model, design) * FLOAT + buffer_bytes(model, design)
 }
 
+/// Bytes of the key encoder, 0 without one.
+pub fn teacher_bytes(model: &Model, design: &Design) -> i64 {
+    if design.teacher.is_some() { encoder_bytes(model, &design.of_teacher()) } else { 0 }
+}
+
 /// Bytes of a model: its encoders and the queues.
 pub fn model_bytes(model: &Model, design: &Design) -> i64 {
-    let encoders = if design.teacher.is_some() { 2 } else { 1 };
-    encoders * encoder_bytes(model, design) + queue_bytes(design)
+    encoder_bytes(model, design) + teacher_bytes(model, design) + queue_bytes(design)
+}
+
+/// Rows of a head for a sample of so many images of this edge.
+pub fn rows(model: &Model, head: &HeadDesign, images: i64, edge: i64) -> i64 {
+    images * head.rows(ResNet::of(model).edge_at(head.level, edge).pow(2))
 }
 
 /// Bytes of a checkpoint: the model, and the momentum of one encoder.

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::dist::local::Local;
 use crate::dist::{Collective, Move};
 use crate::method::parts::shuffle::Shuffle;
-use crate::method::{Met, Seen};
+use crate::method::{Design, Met, Seen};
 use crate::micro::{Coupled, Cut, settle};
 use crate::model::Model;
 use crate::optim::Sgd;
@@ -109,39 +109,60 @@ fn run(
     at: At,
     mut watch: Option<Watch<'_>>,
 ) -> Result<Pending, StepError> {
-    let (method, design) = (config.method.trained(), model.design.clone());
+    let (method, mut design) = (config.method.trained(), model.design.clone());
+    config.method.weigh(at.step, &mut design.terms);
     let cut = Cut::new(&design, config, world, batch)?;
     let seen = method.student(batch)?;
     let now = |what| world.at(at.step + 1, what); // counted from 1, as in metrics
     let (mut of_query, mut of_key) = (cut.statistics(), cut.statistics());
 
-    let mut all_keys = Vec::new();
+    let named = model.query.parameters();
+    let weights: Vec<(String, Tensor)> =
+        named.iter().map(|(name, weight)| (name.clone(), weight.detach())).collect();
+    let parameters: Vec<Tensor> = named.into_iter().map(|(_, p)| p).collect();
+    tch::no_grad(|| method.before(&weights))?;
+
+    let mut keys = Keys::default();
     if let (Some(teacher), Some(_)) = (design.teacher, &model.key) {
         let of_teacher = method.teacher(batch)?;
         now(Move::Follow);
         model.follow(teacher.ema)?; // 1: the key encoder follows the query encoder
         now(Move::Shuffle);
-        let shuffle = Shuffle::draw(config.seed, at.step, cut.samples, world, batch.device())?;
-        let images = of_teacher.images.iter().map(|images| shuffle.send(world, images)); // 2
-        let shuffled = Seen { images: images.collect::<Result<_, _>>()?, labels: None };
+        let draw = || Shuffle::draw(config.seed, at.step, cut.samples, world, batch.device());
+        let shuffle = teacher.shuffles.then(draw).transpose()?;
+        let send = |images: &Tensor| match &shuffle {
+            Some(shuffle) => shuffle.send(world, images), // 2
+            None => Ok(images.shallow_clone()),
+        };
+        let images = of_teacher.images.iter().map(send).collect::<Result<_, _>>()?;
+        let shuffled = Seen { images, labels: None };
         now(Move::Keys);
         let encoder = model.key.as_ref();
-        let keys = || encoder.map(|key| cut.embed_all(key, &shuffled, &mut of_key)).transpose();
-        let keys = tch::no_grad(keys)?.unwrap_or_default(); // 3
+        let made = || encoder.map(|key| cut.embed_all(key, &shuffled, &mut of_key)).transpose();
+        let made = tch::no_grad(made)?.unwrap_or_default(); // 3
         now(Move::Unshuffle);
-        all_keys = shuffle.bring_back(world, &keys)?; // 4: every rank's, in the batch's order
+        keys = Keys::bring_back(world, &design, shuffle.as_ref(), made, cut.samples)?; // 4
     }
-    let mine = world.rank() as i64 * cut.samples;
-    let keys: Vec<Tensor> = all_keys.iter().map(|k| k.narrow(0, mine, cut.samples)).collect();
 
     sgd.zero_grad()?;
-    let parameters: Vec<Tensor> = model.query.parameters().into_iter().map(|(_, p)| p).collect();
     let mut tally = Tally::default();
     let mut coupled = Coupled::default();
+    let met = |share| Met {
+        step: at.step,
+        outputs: &[],
+        all: &[],
+        weights: &weights,
+        rank: world.rank() as i64,
+        labels: None,
+        targets: &[],
+        queues: &model.queues,
+        share,
+    };
     if design.is_coupled {
         now(Move::Queries);
         coupled = Coupled::look(&cut, &model.query, &seen, &mut of_query, world)?;
-        let scores = method.score(&coupled.met(&seen, &keys, &model.queues, world));
+        let rest = Met { targets: &keys.own, ..met(1.0) };
+        let scores = method.score(&coupled.met(&seen, world, rest));
         coupled.gradients = Some(tally.read(scores));
     }
     for part in 0..cut.parts {
@@ -152,15 +173,8 @@ fn run(
         };
         let outputs: Vec<Tensor> = query.iter().map(Tensor::detach).collect();
         let labels = seen.labels.as_ref().map(|labels| cut.share_of(labels, part));
-        let met = Met {
-            outputs: &outputs,
-            all: &[],
-            rank: world.rank() as i64,
-            labels: labels.as_ref(),
-            targets: &cut.share(&keys, part),
-            queues: &model.queues,
-            share: 1.0 / cut.parts as f64,
-        };
+        let (labels, targets) = (labels.as_ref(), &cut.share(&keys.own, part));
+        let met = Met { outputs: &outputs, labels, targets, ..met(1.0 / cut.parts as f64) };
         if let Some(watch) = &mut watch {
             tch::no_grad(|| watch(&method.logits(&met)));
         }
@@ -168,14 +182,19 @@ fn run(
             Some(gradients) => cut.share(gradients, part),
             None => tally.read(method.score(&met)), // 6
         };
-        let loss = with_gradients(&query, &gradients);
+        tally.add(&design, &outputs);
+        drop(outputs);
+        let scored = design.outputs().zip(query).filter(|(head, _)| head.is_scored);
+        let loss = with_gradients(scored.map(|(_, output)| output), &gradients);
         now(Move::Backward);
         if part + 1 < cut.parts {
             Local.backward(&loss, &[])?; // 7
         } else {
             world.backward(&loss, &parameters)?; // 7 and 8: averaged while backward goes on
         }
-        tally.add(outputs);
+    }
+    if let Some(frozen) = design.frozen.as_ref().filter(|frozen| at.step < frozen.updates) {
+        sgd.forget(|name| name.split('.').next() == Some(frozen.label))?;
     }
     now(Move::Report);
     let (pending, applied) = tally.settle(world, &design, sgd)?;
@@ -184,14 +203,54 @@ fn run(
         sgd.step(at.learning_rate, Some(&refusal(&applied)))?; // 9
     }
     settle(world, model, &[of_query, of_key], &applied)?;
-    method.after(&mut model.queues, &all_keys, &applied)?; // 10
+    let gathered = if design.teacher.is_some() { keys.gathered } else { coupled.into_gathered() };
+    method.after(&mut model.queues, &gathered, &applied)?; // 10
     Ok(pending)
 }
 
+/// The teacher's outputs.
+#[derive(Debug, Default)]
+struct Keys {
+    /// All of them, of this rank's samples.
+    own: Vec<Tensor>,
+    /// Of the heads whose outputs are gathered, those of all ranks in the batch's order.
+    gathered: Vec<Tensor>,
+}
+
+impl Keys {
+    /// From the ranks that have made them.
+    fn bring_back(
+        world: &dyn Collective,
+        design: &Design,
+        shuffle: Option<&Shuffle>,
+        made: Vec<Tensor>,
+        samples: i64,
+    ) -> Result<Keys, StepError> {
+        let is_gathered: Vec<bool> = design.targets().map(|head| head.is_gathered).collect();
+        let of = |gathered: bool| -> Vec<Tensor> {
+            let all = made.iter().zip(&is_gathered).filter(|(_, is)| **is == gathered);
+            all.map(|(output, _)| output.shallow_clone()).collect()
+        };
+        let (all, rest) = (of(true), of(false));
+        let Some(shuffle) = shuffle else {
+            let gathered = all.iter().map(|output| world.gather(output));
+            return Ok(Keys { gathered: gathered.collect::<Result<_, _>>()?, own: made });
+        };
+        let home = if rest.is_empty() { rest } else { shuffle.send_home(world, &rest)? };
+        let gathered = if all.is_empty() { all } else { shuffle.bring_back(world, &all)? };
+        let mine = world.rank() as i64 * samples;
+        let narrowed: Vec<Tensor> =
+            gathered.iter().map(|output| output.narrow(0, mine, samples)).collect();
+        let (mut narrowed, mut home) = (narrowed.into_iter(), home.into_iter());
+        let own =
+            is_gathered.iter().filter_map(|is| if *is { narrowed.next() } else { home.next() });
+        Ok(Keys { own: own.collect(), gathered })
+    }
+}
+
 /// A scalar whose gradients with regard to the outputs are these: what backward starts from.
-fn with_gradients(outputs: &[Tensor], gradients: &[Tensor]) -> Tensor {
-    let dots =
-        outputs.iter().zip(gradients).map(|(output, gradient)| (output * gradient).sum(None));
+fn with_gradients(outputs: impl Iterator<Item = Tensor>, gradients: &[Tensor]) -> Tensor {
+    let dots = outputs.zip(gradients).map(|(output, gradient)| (output * gradient).sum(None));
     Tensor::stack(&dots.collect::<Vec<_>>(), 0).sum(None)
 }
 

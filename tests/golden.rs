@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use detco::config::{Config, PATCHES, RECIPES};
-use detco::method::Moco;
+use detco::method::{Byol, Densecl, Moco, Swav};
 use support::{detco_ok, path, shards};
 
 const STEPS: usize = 5;
@@ -53,8 +53,25 @@ fn losses(recipe: &str, data: &Path, run: &Path) -> Vec<f64> {
     if config.views.group(PATCHES).is_some() {
         sets.extend(["views.patches.size=36", "views.patches.grid.patch=8"].map(String::from));
     }
+    for (group, small) in [("first", 32), ("second", 32), ("small", 16)] {
+        if config.views.group(group).is_some() {
+            sets.push(format!("views.{group}.size={small}"));
+        }
+    }
     if config.method.as_a::<Moco>().is_some() {
         sets.extend(["method.dim=16", "method.queue=64"].map(String::from));
+    }
+    if config.method.as_a::<Densecl>().is_some() {
+        // Of the smaller crops Res5 has one cell.
+        let more = ["method.dim=16", "method.queue=64", "views.crops.size=64"];
+        sets.extend(more.map(String::from));
+    }
+    if config.method.as_a::<Byol>().is_some() {
+        sets.extend(["method.dim=16", "method.hidden=64"].map(String::from));
+    }
+    if config.method.as_a::<Swav>().is_some() {
+        let more = ["method.dim=16", "method.hidden=64", "method.prototypes=32"];
+        sets.extend(more.map(String::from));
     }
     for set in &sets {
         args.extend(["--set", set]);

@@ -285,7 +285,7 @@ fn frozen_statistics_give_the_same_embedding_wherever_a_sample_goes() {
         keys.iter().map(|key| key.index_select(0, &back)).collect()
     });
     let (outputs, targets, queues) = (query.as_slice(), keys.as_slice(), &model.queues);
-    let met = Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share: 1.0 };
+    let met = Met::new(outputs, targets, queues);
     for (term, logits) in moco(&config).logits(&met) {
         if !term.ends_with("gl") {
             let off = number(&(logits.narrow(1, 0, 1) - 5.0).abs().max());

@@ -279,7 +279,7 @@ fn the_loss_holds_one_terms_logits_at_a_time() {
     };
     let met = |outputs| {
         let (targets, queues) = (key.as_slice(), &model.queues);
-        Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share: 1.0 }
+        Met::new(outputs, targets, queues)
     };
     let values: Vec<Tensor> = query.iter().map(Tensor::detach).collect();
     let scored = peak(&|| drop(moco.score(&met(&values))));

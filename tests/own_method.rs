@@ -33,12 +33,10 @@ impl Declare for Colour {
     fn design(&self, channels: [i64; 4]) -> Design {
         let head = HeadDesign {
             scope: "colour".into(),
-            level: 5,
-            joined: 1,
-            each: vec![],
             whole: Layer::mlp(&[channels[3], 3]),
             width: 3,
             unit: false,
+            ..HeadDesign::default()
         };
         let pass =
             PassDesign { scope: "colour".into(), group: CROPS.into(), images: 1, is_made: false };

@@ -59,6 +59,8 @@ impl Config {
         check("optim.warmup_epochs", warm, warm == 0 || warm < epochs, reason)?;
         let start = self.optim.warmup_start;
         check("optim.warmup_start", start, (0.0..=1.0).contains(&start), "0 to 1")?;
+        let end = self.optim.cosine_end;
+        check("optim.cosine_end", end, (0.0..=1.0).contains(&end), "0 to 1")?;
         let factor = self.optim.milestone_factor;
         check("optim.milestone_factor", factor, (0.0..=1.0).contains(&factor), "0 to 1")?;
         let looks_ahead = self.optim.nesterov;
@@ -105,6 +107,8 @@ impl Config {
         let first = widths.next();
         let reason = "outputs of unit length to be of one width";
         check(key, name, widths.all(|width| Some(width) == first), reason)?;
+        let reason = "heads to read maps, or heads before them of the same scope and level";
+        check(key, name, design.reads_what_is_there(), reason)?;
         let whole = !design.groups.is_empty() && design.outputs().next().is_some();
         let reason = "a group of views, a pass and a head";
         check(key, name, whole && design.readings.first() == Some(&"loss"), reason)

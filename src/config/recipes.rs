@@ -26,9 +26,24 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("../recipes/moco-v1-r50.toml"),
     ),
     (
+        "densecl-r50",
+        "DenseCL, ResNet-50, ImageNet (200 epochs, batch 256)",
+        include_str!("../recipes/densecl-r50.toml"),
+    ),
+    (
         "simclr-r50",
         "SimCLR, ResNet-50, ImageNet (200 epochs, batch 256, LARS)",
         include_str!("../recipes/simclr-r50.toml"),
+    ),
+    (
+        "byol-r50",
+        "BYOL, ResNet-50, ImageNet (200 epochs, batch 4096, LARS)",
+        include_str!("../recipes/byol-r50.toml"),
+    ),
+    (
+        "swav-r50",
+        "SwAV, ResNet-50, ImageNet (200 epochs, batch 256, 2 large and 6 small views)",
+        include_str!("../recipes/swav-r50.toml"),
     ),
     (
         "rotation-r50",
@@ -46,9 +61,24 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("../recipes/moco-v2-cifar.toml"),
     ),
     (
+        "densecl-cifar",
+        "DenseCL, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("../recipes/densecl-cifar.toml"),
+    ),
+    (
         "simclr-cifar",
         "SimCLR, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("../recipes/simclr-cifar.toml"),
+    ),
+    (
+        "byol-cifar",
+        "BYOL, ResNet-18 with a CIFAR stem, 32-pixel images",
+        include_str!("../recipes/byol-cifar.toml"),
+    ),
+    (
+        "swav-cifar",
+        "SwAV, ResNet-18 with a CIFAR stem, 32-pixel images, two views",
+        include_str!("../recipes/swav-cifar.toml"),
     ),
     (
         "rotation-cifar",
@@ -64,6 +94,21 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         "moco-v2-small",
         "MoCo v2, narrow ResNet-18, 48-pixel crops: minutes on a laptop",
         include_str!("../recipes/moco-v2-small.toml"),
+    ),
+    (
+        "densecl-small",
+        "DenseCL, narrow ResNet-18, 48-pixel crops: minutes on a laptop",
+        include_str!("../recipes/densecl-small.toml"),
+    ),
+    (
+        "byol-small",
+        "BYOL, narrow ResNet-18, 48-pixel views: minutes on a laptop",
+        include_str!("../recipes/byol-small.toml"),
+    ),
+    (
+        "swav-small",
+        "SwAV, narrow ResNet-18, 48- and 24-pixel views: minutes on a laptop",
+        include_str!("../recipes/swav-small.toml"),
     ),
 ];
 

@@ -142,7 +142,8 @@ impl Model {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// `lr * 0.5 * (1 + cos(pi * epoch / epochs))`, both without the epochs of the warm-up.
+    /// `lr * (e + (1 - e) * 0.5 * (1 + cos(pi * epoch / epochs)))`, both without the epochs of the warm-up, where
+    /// e is `optim.cosine_end`.
     Cosine,
     /// Times `optim.milestone_factor` at each of `optim.milestones`.
     Steps,
@@ -196,6 +197,8 @@ pub struct Optim {
     pub warmup_start: f64,
     /// How the learning rate falls.
     pub schedule: Schedule,
+    /// Where the cosine ends, as a share of the learning rate.
+    pub cosine_end: f64,
     /// When it is updated.
     pub schedule_per: SchedulePer,
     /// Epochs at which `steps` multiplies by `milestone_factor`.
@@ -218,6 +221,7 @@ impl Default for Optim {
             warmup_epochs: 0,
             warmup_start: 0.0,
             schedule: Schedule::Cosine,
+            cosine_end: 0.0,
             schedule_per: SchedulePer::Epoch,
             milestones: vec![120, 160],
             milestone_factor: 0.1,

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::parts::info_nce::{self, Contrast};
 use super::{
     Around, Declare, Design, EmaSchedule, HeadDesign, Layer, Logits, PassDesign, Refused,
-    TeacherDesign, TermDesign, refuse_unless,
+    TeacherDesign, TermDesign, checks, refuse_unless,
 };
 #[cfg(feature = "train")]
 use super::{Met, Method, Queues, Scores, Seen, StepError};
@@ -32,8 +32,6 @@ pub const LOCAL: &str = "local";
 
 /// Patches of a sample.
 const PATCHES_EACH: i64 = 9;
-/// Keys of a queue: thirteen times ImageNet's images.
-const QUEUE_MAX: i64 = 1 << 24;
 
 /// Shape of a global head, from c channels to the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +142,7 @@ impl Moco {
             Head::Mlp => Layer::mlp(&[c, c, self.dim]),
         };
         let (scope, width) = (GLOBAL.to_owned(), self.dim);
-        HeadDesign { scope, level, joined: 1, each: Vec::new(), whole, width, unit: true }
+        HeadDesign { scope, level, whole, width, ..HeadDesign::default() }
     }
 
     /// The head of patches at a level of `c` channels.
@@ -156,7 +154,7 @@ impl Moco {
             LocalHead::Pirl => (Layer::mlp(&[c, c, d]), Layer::mlp(&[PATCHES_EACH * d, d])),
         };
         let (scope, joined) = (LOCAL.to_owned(), PATCHES_EACH);
-        HeadDesign { scope, level, joined, each, whole, width: d, unit: true }
+        HeadDesign { scope, level, joined, each, whole, width: d, ..HeadDesign::default() }
     }
 }
 
@@ -182,21 +180,23 @@ impl Declare for Moco {
             groups: passes.iter().map(|pass| pass.group.clone()).collect(),
             heads: global.chain(local).collect(),
             passes,
-            teacher: Some(TeacherDesign { ema: self.ema, schedule: self.ema_schedule }),
+            teacher: Some(TeacherDesign {
+                ema: self.ema,
+                schedule: self.ema_schedule,
+                shuffles: true,
+            }),
             queue: self.queue,
             fill: if self.fill_first { self.queue } else { 0 },
             terms: terms.collect(),
             readings: vec!["loss", "positive", "negative", "accuracy"],
-            is_coupled: false,
-            logits: Logits { each: 2 * self.queue, pairs: 0 }, // of one term, and their softmax
+            logits: Logits { each: 2 * self.queue, ..Logits::default() }, // of one term, and their softmax
             lighter: "method.queue, method.dim, or another method.local_head",
-            monitor_level: 5,
+            ..Design::default()
         }
     }
 
     fn check(&self, run: &Around<'_>) -> Result<(), Refused> {
-        let legal = (2..=8192).contains(&self.dim);
-        refuse_unless(legal, "method.dim", self.dim, "2 to 8192")?;
+        checks::width("method.dim", self.dim)?;
         let ascending = self.levels.windows(2).all(|pair| pair[0] < pair[1]);
         let legal = !self.levels.is_empty() && self.levels.iter().all(|l| (2..=5).contains(l));
         let text = format!("{:?}", self.levels);
@@ -207,13 +207,9 @@ impl Declare for Moco {
         refuse_unless(same, key, &text, "one weight for each of method.levels")?;
         let finite = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
         refuse_unless(finite, key, &text, "finite, not negative")?;
-        let (batch, queue) = (run.batch, self.queue);
-        let reason = format!("a positive multiple of train.batch = {batch}, at most {QUEUE_MAX}");
-        let legal = (1..=QUEUE_MAX).contains(&queue) && batch > 0 && queue % batch == 0;
-        refuse_unless(legal, "method.queue", queue, reason)?;
-        let t = self.temperature;
-        refuse_unless(t.is_finite() && t > 0.0, "method.temperature", t, "above 0")?;
-        refuse_unless((0.0..=1.0).contains(&self.ema), "method.ema", self.ema, "0 to 1")?;
+        checks::queue(self.queue, run.batch)?;
+        checks::temperature(self.temperature)?;
+        checks::ema(self.ema)?;
         let reason = "two views without a grid: the query's and the key's";
         run.views(
             ("views.crops", CROPS),
@@ -347,7 +343,7 @@ mod tests {
                 query.iter().for_each(|leaf| drop(leaf.set_requires_grad(true)));
                 let met = |outputs, share| {
                     let (targets, queues) = (key.as_slice(), &model.queues);
-                    Met { outputs, all: &[], rank: 0, labels: None, targets, queues, share }
+                    Met { share, ..Met::new(outputs, targets, queues) }
                 };
                 let terms = moco.contrast(&met(&query, 1.0));
                 (info_nce::total(&terms) / 2.0).backward();

@@ -7,6 +7,9 @@
 //! A method's type is its table `[method]` of the configuration. To add one: write its file, add its line to
 //! `METHODS` and its name to `TRAINED`, write a recipe. A program that uses this crate [`register`]s its own.
 
+mod byol;
+mod checks;
+mod densecl;
 pub mod design;
 #[cfg(feature = "train")]
 pub mod error;
@@ -15,6 +18,7 @@ mod moco;
 pub mod parts;
 mod rotation;
 mod simclr;
+mod swav;
 
 use std::any::Any;
 use std::fmt;
@@ -32,8 +36,11 @@ use tch::Tensor;
 use crate::batch::Batch;
 #[cfg(feature = "train")]
 use crate::shim::ShimError;
+pub use byol::Byol;
+pub use densecl::Densecl;
 pub use design::{
-    Design, EmaSchedule, HeadDesign, Layer, Logits, PassDesign, TeacherDesign, TermDesign,
+    Design, EmaSchedule, FrozenDesign, HeadDesign, Layer, Logits, PassDesign, Reads, TeacherDesign,
+    TermDesign,
 };
 #[cfg(feature = "train")]
 pub use error::StepError;
@@ -42,19 +49,31 @@ pub use moco::{CROPS, GLOBAL, Head, LOCAL, LocalHead, Moco, PATCHES};
 pub use parts::queue::Queues;
 pub use rotation::Rotation;
 pub use simclr::Simclr;
+pub use swav::{SMALL, Swav};
 
 /// The methods of this program: what their tables are read as.
-const METHODS: &[(&str, Read)] =
-    &[("moco", read::<Moco>), ("rotation", read::<Rotation>), ("simclr", read::<Simclr>)];
+const METHODS: &[(&str, Read)] = &[
+    ("moco", read::<Moco>),
+    ("byol", read::<Byol>),
+    ("densecl", read::<Densecl>),
+    ("rotation", read::<Rotation>),
+    ("simclr", read::<Simclr>),
+    ("swav", read::<Swav>),
+];
 
 /// The same, as training sees them. Apart, so that a program that does not train links no libtorch.
 #[cfg(feature = "train")]
-const TRAINED: &[Cast] = &[cast::<Moco>, cast::<Rotation>, cast::<Simclr>];
+const TRAINED: &[Cast] =
+    &[cast::<Moco>, cast::<Byol>, cast::<Densecl>, cast::<Rotation>, cast::<Simclr>, cast::<Swav>];
 
 /// What a method of pre-training declares: its keys of the configuration, and what they come to.
 pub trait Declare: Any + fmt::Debug + Send + Sync {
     /// What it is made of, on a backbone whose Res2 to Res5 have so many channels.
     fn design(&self, channels: [i64; 4]) -> Design;
+
+    /// Changes the weights of its terms, as [`Design::terms`] has them, to those of the update with this number, from
+    /// 0. As a rule they stay.
+    fn weigh(&self, _step: u64, _terms: &mut [TermDesign]) {}
 
     /// Checks its keys, and what it needs of the run.
     ///
@@ -68,6 +87,15 @@ pub trait Declare: Any + fmt::Debug + Send + Sync {
 /// What a method of pre-training does.
 #[cfg(feature = "train")]
 pub trait Method: Declare {
+    /// Changes the student's weights before a step, whose names and values (which share their memory) these are. Called
+    /// without a graph.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    fn before(&self, _student: &[(String, Tensor)]) -> Result<(), ShimError> {
+        Ok(())
+    }
+
     /// What the student sees in this step: the images of each of [`Design::passes`].
     ///
     /// # Errors
@@ -91,15 +119,16 @@ pub trait Method: Declare {
         Vec::new()
     }
 
-    /// Changes the state once the weights have been: enters the teacher's outputs of all ranks into the queues.
-    /// Where `applied`, a truth value on the device, is false, nothing may change.
+    /// Changes the state once the weights have been: enters what was gathered of all ranks into the queues, which are
+    /// the outputs of the teacher's [gathered](HeadDesign::is_gathered) heads, or without a teacher those of the
+    /// student's where rows are coupled. Where `applied`, a truth value on the device, is false, nothing may change.
     ///
     /// # Errors
     /// When libtorch fails.
     fn after(
         &self,
         _queues: &mut Queues,
-        _targets: &[Tensor],
+        _gathered: &[Tensor],
         _applied: &Tensor,
     ) -> Result<(), ShimError> {
         Ok(())
@@ -170,15 +199,20 @@ pub struct Seen {
     pub labels: Option<Tensor>,
 }
 
-/// What meets in a loss. Outputs have a tensor `[rows, width]` for each of [`Design::outputs`]; the rows of a
-/// sample's images stay together.
+/// What meets in a loss. Outputs have a tensor `[rows, width]` for each of [`Design::outputs`], targets for each of
+/// [`Design::targets`]; the rows of a sample's images, and those of an image's cells, stay together.
 #[cfg(feature = "train")]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Met<'a> {
+    /// Updates before this one.
+    pub step: u64,
     /// The student's outputs for these samples, without their history.
     pub outputs: &'a [Tensor],
-    /// Where rows are coupled, those of all ranks, in the order of the batch.
+    /// Where rows are coupled, those of all ranks, in the order of the batch: of the
+    /// [gathered](HeadDesign::is_gathered) heads.
     pub all: &'a [Tensor],
+    /// The student's weights by name, without their history.
+    pub weights: &'a [(String, Tensor)],
     /// Rank whose samples these are: where they stand in `all`.
     pub rank: i64,
     /// The labels of these samples.
@@ -193,13 +227,31 @@ pub struct Met<'a> {
     pub share: f64,
 }
 
+#[cfg(feature = "train")]
+impl<'a> Met<'a> {
+    /// Of these in the first step of a world of one, and nothing else.
+    pub fn new(outputs: &'a [Tensor], targets: &'a [Tensor], queues: &'a Queues) -> Met<'a> {
+        let (step, rank, share, labels) = (0, 0, 1.0, None);
+        Met { step, outputs, all: &[], weights: &[], rank, labels, targets, queues, share }
+    }
+
+    /// A weight of the student's.
+    ///
+    /// # Panics
+    /// When there is none of this name: a head that the method has declared has its own.
+    pub fn weight(&self, name: &str) -> &Tensor {
+        let found = self.weights.iter().find(|(known, _)| known == name);
+        &found.expect("a declared head has its weights").1
+    }
+}
+
 /// What a step wants of a loss.
 #[cfg(feature = "train")]
 #[derive(Debug)]
 pub struct Scores {
     /// `[terms, readings]` in the order of [`Design::terms`] and [`Design::readings`]: means over the samples.
     pub readings: Tensor,
-    /// Of the loss, by each of [`Met::outputs`], in its shape.
+    /// Of the loss, by each of [`Met::outputs`] of a [scored](HeadDesign::is_scored) head, in its shape.
     pub gradients: Vec<Tensor>,
 }
 

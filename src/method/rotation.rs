@@ -43,12 +43,10 @@ impl Declare for Rotation {
     fn design(&self, channels: [i64; 4]) -> Design {
         let head = HeadDesign {
             scope: SCOPE.to_owned(),
-            level: 5,
-            joined: 1,
-            each: Vec::new(),
             whole: Layer::mlp(&[channels[3], TURNS]),
             width: TURNS,
             unit: false,
+            ..HeadDesign::default()
         };
         let (scope, group) = (SCOPE.to_owned(), CROPS.to_owned());
         Design {
@@ -57,7 +55,7 @@ impl Declare for Rotation {
             passes: vec![PassDesign { scope, group, images: self.rotations, is_made: true }],
             terms: vec![TermDesign { name: "res5/rotation".to_owned(), weight: 1.0 }],
             readings: vec!["loss", "accuracy"],
-            logits: Logits { each: 4 * TURNS * self.rotations, pairs: 0 },
+            logits: Logits { each: 4 * TURNS * self.rotations, ..Logits::default() },
             // Res5 tells ways up from each other, not classes: linear classifiers of OpenSelfSup's ResNet-50
             // reach 55 % on Res4 and 47 % on Res5.
             monitor_level: 4,

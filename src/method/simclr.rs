@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::parts::{images, nt_xent};
 use super::{
     Around, CROPS, Declare, Design, GLOBAL, HeadDesign, Layer, Logits, PassDesign, Refused,
-    TermDesign, refuse_unless,
+    TermDesign, checks,
 };
 #[cfg(feature = "train")]
 use super::{Met, Method, Scores, Seen, StepError};
@@ -52,8 +52,7 @@ impl Simclr {
             ],
             false => Layer::mlp(&[c, c, d]),
         };
-        let (scope, each) = (GLOBAL.to_owned(), Vec::new());
-        HeadDesign { scope, level: 5, joined: 1, each, whole, width: d, unit: true }
+        HeadDesign { scope: GLOBAL.to_owned(), whole, width: d, ..HeadDesign::default() }
     }
 }
 
@@ -68,16 +67,14 @@ impl Declare for Simclr {
             readings: vec!["loss", "positive", "negative", "accuracy"],
             is_coupled: true,
             // Logits of all with all, and their softmax.
-            logits: Logits { each: 0, pairs: 2 * VIEWS * VIEWS },
+            logits: Logits { pairs: 2 * VIEWS * VIEWS, ..Logits::default() },
             ..Design::default()
         }
     }
 
     fn check(&self, run: &Around<'_>) -> Result<(), Refused> {
-        let legal = (2..=8192).contains(&self.dim);
-        refuse_unless(legal, "method.dim", self.dim, "2 to 8192")?;
-        let t = self.temperature;
-        refuse_unless(t.is_finite() && t > 0.0, "method.temperature", t, "above 0")?;
+        checks::width("method.dim", self.dim)?;
+        checks::temperature(self.temperature)?;
         let fits = |group: &detco_shards::views::Group| {
             group.count == 2 && group.grid.is_none() && !group.rotate
         };

@@ -9,7 +9,7 @@ use super::norm::{self, Moments, Norm, Norms, Settling};
 use super::resnet::ResNet;
 use super::weights::Builder;
 use crate::config::Model as Config;
-use crate::method::design::Design;
+use crate::method::design::{Design, Reads};
 use crate::shim::ShimError;
 use crate::shim::{norm as shim_norm, step as shim};
 
@@ -88,19 +88,44 @@ impl Encoder {
         groups: i64,
         moments: &mut Moments,
     ) -> Result<Vec<Tensor>, ShimError> {
-        let rows = flat(images);
-        if self.channels_last {
-            let mut norm = match self.norms {
-                Norms::Libtorch => Norm::Blocks { groups, moments },
-                Norms::Kernels => Norm::Fused { groups, moments },
-            };
+        let moments = std::slice::from_mut(moments);
+        self.embed_together(std::slice::from_ref(images), scope, groups, moments)
+    }
+
+    /// As [`Encoder::embed`], of several passes over the same samples, whose images may differ in size and are
+    /// normalised pass by pass in the backbone. Heads see the rows of all passes at once: a sample's images of
+    /// the first pass, then those of the next. What they saw is added to the last of `moments`.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn embed_together(
+        &self,
+        images: &[Tensor],
+        scope: &str,
+        groups: i64,
+        moments: &mut [Moments],
+    ) -> Result<Vec<Tensor>, ShimError> {
+        let mut passes = Vec::new();
+        for (images, moments) in images.iter().zip(moments.iter_mut()) {
+            let mut rows = flat(images);
+            if !self.channels_last {
+                rows = deal(&rows, groups);
+            }
+            let mut norm = self.norm(groups, moments);
             let maps = self.backbone.forward(&rows, &mut norm, self.last_level(scope))?;
-            self.project(&maps, scope, &mut norm, Tensor::shallow_clone)
-        } else {
-            let mut norm = Norm::Dealt { groups, moments };
-            let rows = deal(&rows, groups);
-            let maps = self.backbone.forward(&rows, &mut norm, self.last_level(scope))?;
-            self.project(&maps, scope, &mut norm, |pooled| collect(pooled, groups))
+            passes.push(Pass { maps, samples: images.size()[0] });
+        }
+        let Some(last) = moments.last_mut() else { return Ok(Vec::new()) };
+        let groups_of_maps = if self.channels_last { 1 } else { groups };
+        self.project(&passes, scope, &mut self.norm(groups, last), groups_of_maps)
+    }
+
+    /// Statistics of each group's own.
+    fn norm<'a>(&self, groups: i64, moments: &'a mut Moments) -> Norm<'a> {
+        match (self.channels_last, self.norms) {
+            (false, _) => Norm::Dealt { groups, moments },
+            (true, Norms::Libtorch) => Norm::Blocks { groups, moments },
+            (true, Norms::Kernels) => Norm::Fused { groups, moments },
         }
     }
 
@@ -116,7 +141,8 @@ impl Encoder {
     pub fn embed_frozen(&self, images: &Tensor, scope: &str) -> Result<Vec<Tensor>, ShimError> {
         let mut norm = Norm::Running;
         let maps = self.backbone.forward(&flat(images), &mut norm, self.last_level(scope))?;
-        self.project(&maps, scope, &mut norm, Tensor::shallow_clone)
+        let pass = Pass { maps, samples: images.size()[0] };
+        self.project(&[pass], scope, &mut norm, 1)
     }
 
     /// The highest stage that a scope's heads read.
@@ -128,19 +154,54 @@ impl Encoder {
         self.heads.iter().filter(move |head| head.scope == scope)
     }
 
+    /// Outputs of a scope's heads on maps whose rows were dealt to so many groups.
     fn project(
         &self,
-        maps: &[Tensor],
+        passes: &[Pass],
         scope: &str,
         norm: &mut Norm<'_>,
-        arrange: impl Fn(&Tensor) -> Tensor,
+        dealt: i64,
     ) -> Result<Vec<Tensor>, ShimError> {
-        let project = |head: &Projection| {
-            let features = arrange(&pool(&maps[usize::from(head.level) - 2])?);
-            let output = widened(head.forward(&features, norm));
-            Ok(if head.unit { unit(&output) } else { output })
-        };
-        self.heads_of(scope).map(project).collect()
+        let mut outputs = Vec::new();
+        // What each head has made, before it gets unit length: others may read it.
+        let mut made: Vec<(&Projection, Tensor)> = Vec::new();
+        for head in self.heads_of(scope) {
+            let of = |label: &str| {
+                let found = made
+                    .iter()
+                    .find(|(other, _)| other.label == label && other.level == head.level);
+                found.map_or_else(Tensor::new, |(_, made)| made.shallow_clone())
+            };
+            let features = match head.reads {
+                Reads::Average => {
+                    let averages =
+                        passes.iter().map(|pass| Ok(collect(&pool(pass.map(head.level))?, dealt)));
+                    together(&averages.collect::<Result<Vec<_>, ShimError>>()?, passes)
+                }
+                Reads::Cells => {
+                    let cells = passes.iter().map(|pass| {
+                        let map = pass.map(head.level);
+                        let map = if head.is_scored { map.shallow_clone() } else { map.detach() };
+                        // An image's cells line by line.
+                        let rows = collect(&map, dealt).permute([0, 2, 3, 1]);
+                        rows.reshape([-1, map.size()[1]])
+                    });
+                    together(&cells.collect::<Vec<_>>(), passes)
+                }
+                Reads::Head(label) => of(label),
+                Reads::Mean(label) => {
+                    let (rows, images) = (of(label), passes.iter().map(Pass::images).sum::<i64>());
+                    let width = rows.size()[1];
+                    rows.view([images, -1, width]).mean_dim([1_i64].as_slice(), false, None)
+                }
+            };
+            let own = head.forward(&features, norm);
+            let output = widened(own.shallow_clone());
+            let output = if head.is_scored { output } else { output.detach() };
+            outputs.push(if head.unit { unit(&output) } else { output });
+            made.push((head, own));
+        }
+        Ok(outputs)
     }
 
     /// Maps of Res2..Res5, `[n, c, h', w']`, of images `[n, 3, h, w]`, with running statistics and
@@ -270,6 +331,36 @@ fn share(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
+/// What the backbone made of the images of a pass.
+struct Pass {
+    maps: Vec<Tensor>,
+    samples: i64,
+}
+
+impl Pass {
+    /// The map of a stage.
+    fn map(&self, level: u8) -> &Tensor {
+        &self.maps[usize::from(level) - 2]
+    }
+
+    fn images(&self) -> i64 {
+        self.maps.first().map_or(0, |map| map.size()[0])
+    }
+}
+
+/// Rows of each pass, those of a sample side by side, to rows of all passes: a sample's of the first, then of the next.
+fn together(rows: &[Tensor], passes: &[Pass]) -> Tensor {
+    let [several @ .., last] = rows else { return Tensor::new() };
+    if several.is_empty() {
+        return last.shallow_clone();
+    }
+    let by_sample = rows
+        .iter()
+        .zip(passes)
+        .map(|(rows, pass)| rows.reshape([pass.samples, -1, rows.size()[1]]));
+    Tensor::cat(&by_sample.collect::<Vec<_>>(), 1).flatten(0, 1)
+}
+
 /// `[n, images, 3, h, w]` to `[images * n, 3, h, w]`; other images as they are.
 fn flat(images: &Tensor) -> Tensor {
     if images.dim() == 5 { images.flatten(0, 1) } else { images.shallow_clone() }
@@ -300,11 +391,11 @@ fn pool(map: &Tensor) -> Result<Tensor, ShimError> {
 }
 
 /// Lengths, logits and losses are float32 whatever the layers before them ran in.
-fn widened(x: Tensor) -> Tensor {
+pub(super) fn widened(x: Tensor) -> Tensor {
     if x.kind() == Kind::BFloat16 { x.to_kind(Kind::Float) } else { x }
 }
 
 /// Rows of unit length.
-fn unit(x: &Tensor) -> Tensor {
+pub(super) fn unit(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2, [1], true).clamp_min(1e-12)
 }

@@ -2,9 +2,10 @@
 
 use tch::Tensor;
 
+use super::encoder::{unit, widened};
 use super::norm::{BatchNorm, Moments, Norm, Settling};
 use super::weights::{Builder, Init};
-use crate::method::design::{HeadDesign, Layer};
+use crate::method::design::{HeadDesign, Layer, Reads};
 
 #[derive(Debug)]
 struct Linear {
@@ -31,6 +32,7 @@ enum Step {
     Linear(Linear),
     Norm(BatchNorm),
     Relu,
+    Unit,
 }
 
 /// Layers, named as torch names an `nn.Sequential` of them: `0`, `1`, ...
@@ -47,6 +49,7 @@ impl Sequential {
                 Step::Norm(BatchNorm::with_shift(build, &format!("{name}.{i}"), width, shift))
             }
             Layer::Relu => Step::Relu,
+            Layer::Unit { .. } => Step::Unit,
         };
         Sequential(layers.iter().enumerate().map(&mut layer).collect())
     }
@@ -58,6 +61,7 @@ impl Sequential {
                 Step::Linear(linear) => linear.forward(&x),
                 Step::Norm(bn) => bn.forward_rows(&x, norm),
                 Step::Relu => x.relu_(),
+                Step::Unit => unit(&widened(x)),
             };
         }
         x
@@ -66,7 +70,7 @@ impl Sequential {
     fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
         self.0.iter().filter_map(|step| match step {
             Step::Norm(bn) => Some(bn),
-            Step::Linear(_) | Step::Relu => None,
+            Step::Linear(_) | Step::Relu | Step::Unit => None,
         })
     }
 }
@@ -75,8 +79,12 @@ impl Sequential {
 #[derive(Debug)]
 pub(super) struct Projection {
     pub(super) scope: String,
+    /// As [`HeadDesign::label`].
+    pub(super) label: String,
     pub(super) level: u8,
+    pub(super) reads: Reads,
     pub(super) unit: bool,
+    pub(super) is_scored: bool,
     joined: i64,
     each: Option<Sequential>,
     whole: Sequential,
@@ -96,8 +104,9 @@ impl Projection {
             (Some(_), layers) => Sequential::new(build, &format!("{name}.join"), layers),
             (None, layers) => Sequential::new(build, &name, layers),
         };
-        let (scope, level, unit, joined) = (head.scope.clone(), head.level, head.unit, head.joined);
-        Projection { scope, level, unit, joined, each, whole }
+        let (scope, label) = (head.scope.clone(), head.label().to_owned());
+        let HeadDesign { level, reads, unit, is_scored, joined, .. } = *head;
+        Projection { scope, label, level, reads, unit, is_scored, joined, each, whole }
     }
 
     /// Features `[images * n, c]`, those of a sample adjacent, to `[images / joined * n, width]`, not yet of

@@ -150,7 +150,7 @@ impl Model {
         drop(probe.f_to_device(device).map_err(|source| ModelError::Device { device, source })?);
         has_room(config, &design, device)?;
         let mut query = Encoder::draw(&config.model, &design, config.seed, device);
-        let copy = || Encoder::copy(&config.model, &design, &query, device);
+        let copy = || Encoder::copy(&config.model, &design.of_teacher(), &query, device);
         let mut key = design.teacher.is_some().then(copy);
         let queues = draw_queues(&design, config.seed, device);
         for encoder in [&mut query].into_iter().chain(&mut key) {
@@ -197,13 +197,9 @@ impl Model {
     /// # Errors
     /// When libtorch fails, as where memory ends.
     pub fn follow(&mut self, ema: f64) -> Result<(), ShimError> {
-        let weights = |encoder: &Encoder| -> Vec<Tensor> {
-            encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect()
-        };
-        match &self.key {
-            Some(key) => shim::lerp(&weights(key), &weights(&self.query), 1.0 - ema),
-            None => Ok(()),
-        }
+        let Some(key) = &self.key else { return Ok(()) };
+        let (ours, theirs) = common(key.parameters(), self.query.parameters());
+        shim::lerp(&ours, &theirs, 1.0 - ema)
     }
 
     /// Sets the momentum of the next EMA steps, which [`Model::new`] takes from the method.
@@ -257,24 +253,36 @@ impl Model {
         });
         copy_all(&own, &check(&own, backbone)?);
         if let Some(key) = &self.key {
-            let query: Vec<_> = self.query.tensors().into_iter().map(|(_, t)| t).collect();
-            copy_all(&key.tensors(), &query);
+            let (ours, theirs) = common(key.tensors(), self.query.tensors());
+            tch::no_grad(|| shim::copy(&ours, &theirs))?;
         }
         Ok(())
     }
 }
 
+/// The tensors of a key encoder, and those of the query encoder that they follow: it has heads that the other has not.
+fn common(key: Vec<(String, Tensor)>, query: Vec<(String, Tensor)>) -> (Vec<Tensor>, Vec<Tensor>) {
+    let mut query = query.into_iter();
+    let pair = |(name, ours): (String, Tensor)| {
+        query.find(|(theirs, _)| *theirs == name).map(|(_, theirs)| (ours, theirs))
+    };
+    key.into_iter().filter_map(pair).unzip()
+}
+
 /// Random directions for each head, until real keys have replaced them.
 fn draw_queues(design: &Design, seed: u64, device: Device) -> Queues {
-    let queue = |head: &HeadDesign| {
-        let name = head.name();
-        let shape = [head.width, design.queue];
-        let keys = Draws::new(seed, &format!("queue.{name}"), 0).normal(&shape, 1.0);
+    let queue = |(name, width): (String, i64)| {
+        let keys =
+            Draws::new(seed, &format!("queue.{name}"), 0).normal(&[width, design.queue], 1.0);
         let lengths = keys.norm_scalaropt_dim(2, [0], true).clamp_min(1e-12);
         (name, (keys / lengths).to_device(device))
     };
+    let of = |head: &HeadDesign| {
+        let width = head.width;
+        head.queue_names().into_iter().map(move |name| (name, width)).collect::<Vec<_>>()
+    };
     let with_queue = design.heads.iter().filter(|_| design.queue > 0);
-    Queues::new(with_queue.map(queue).collect())
+    Queues::new(with_queue.flat_map(of).map(queue).collect())
 }
 
 /// Whether the system gives a CPU as much memory as the model takes, all at once. Nothing of it is touched.

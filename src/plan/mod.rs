@@ -10,6 +10,7 @@
 //!
 //! - images of the keys, each to one rank, for shuffled batch normalisation:
 //!   `n (1 - 1/W) x image`, where an image is `4 x 3 x (size^2 + 9 patch^2)` bytes of floats;
+//!   What a loss reads of a sample's keys and no queue keeps comes back that way (DenseCL's cells);
 //! - embeddings of the keys, to all: `(W - 1) n x 4 x dim x levels x 2` bytes (x 1 without patches).
 //!   Every rank's queues take them from there, so nothing travels for the queues;
 //! - gradients, by a ring: `2 (1 - 1/W) x bytes x parameters`, 4 bytes each, or 2 as bf16;
@@ -210,19 +211,32 @@ impl Load {
         };
         let all: u64 = design.passes.iter().map(pixels).sum();
         let first = design.passes.first().map_or(0, pixels);
-        let has_teacher = design.teacher.is_some();
-        // Of the teacher, or of a student whose rows are coupled.
-        let rows = |pass: &PassDesign, head: &HeadDesign| pass.images / head.joined * head.width;
-        let outputs = design
-            .passes
-            .iter()
-            .flat_map(|pass| design.heads_of(&pass.scope).map(move |head| rows(pass, head)));
-        let gathered = has_teacher || design.is_coupled;
-        let later = design.passes.iter().skip(1).flat_map(|pass| design.heads_of(&pass.scope));
+        let shuffles = design.teacher.is_some_and(|teacher| teacher.shuffles);
+        // Outputs of the teacher, or of a student whose rows are coupled.
+        let (mut gathered, mut sent_home) = (0, 0);
+        for pass in &design.passes {
+            let edge = config.views.group(&pass.group).map_or(0, |group| group.images().1);
+            for head in design.heads_of(&pass.scope) {
+                let rows = shapes::rows(&config.model, head, pass.images, edge.into());
+                let values = (rows / head.joined * head.width) as u64;
+                let meets = match design.teacher {
+                    Some(_) => head.in_teacher,
+                    None => design.is_coupled,
+                };
+                match (meets, head.is_gathered) {
+                    (false, _) => {}
+                    (true, true) => gathered += values,
+                    (true, false) => sent_home += values,
+                }
+            }
+        }
+        // Gradients of other scopes' heads come before the first's.
+        let scope = design.passes.first().map(|pass| pass.scope.as_str()).unwrap_or_default();
+        let later = design.heads.iter().filter(|head| head.scope != scope);
         Load {
             parameters: parameters(config),
-            image_values: if has_teacher { 3 * all } else { 0 },
-            embedding_values: if gathered { outputs.sum::<i64>() as u64 } else { 0 },
+            image_values: if shuffles { 3 * all + sent_home } else { 0 },
+            embedding_values: gathered,
             bucket: (config.dist.bucket_mb << 20) as f64,
             local_parameters: later.map(HeadDesign::parameters).sum::<i64>() as u64,
             crops: first as f64 / all.max(1) as f64,

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::method::{Design, HeadDesign, PassDesign};
-use crate::shapes::{Conv, ResNet};
+use crate::shapes::{self, Conv, ResNet};
 
 /// Forward passes that an image of the student counts for: the forward pass and, at twice its cost,
 /// the backward pass.
@@ -28,8 +28,10 @@ pub fn backbone(config: &Config, side: u64) -> u64 {
 /// Multiply-adds of a pass over one sample: the backbone on each of its images, and the heads.
 pub fn pass(config: &Config, design: &Design, pass: &PassDesign) -> u64 {
     let edge = config.views.group(&pass.group).map_or(0, |group| u64::from(group.images().1));
-    let heads = design.heads_of(&pass.scope);
-    let heads: i64 = heads.map(|head| HeadDesign::multiply_adds(head, pass.images)).sum();
+    let of = |head: &HeadDesign| {
+        head.multiply_adds(shapes::rows(&config.model, head, pass.images, edge as i64))
+    };
+    let heads: i64 = design.heads_of(&pass.scope).map(of).sum();
     pass.images as u64 * backbone(config, edge) + heads as u64
 }
 
@@ -37,10 +39,12 @@ pub fn pass(config: &Config, design: &Design, pass: &PassDesign) -> u64 {
 /// the teacher's forward passes, if there is one.
 pub fn training(config: &Config) -> f64 {
     let design = config.design();
-    let forward: u64 = design.passes.iter().map(|one| pass(config, &design, one)).sum();
-    let teacher = if design.teacher.is_some() { 1.0 } else { 0.0 };
+    let forward = |design: &Design| -> f64 {
+        design.passes.iter().map(|one| pass(config, design, one)).sum::<u64>() as f64
+    };
+    let teacher = if design.teacher.is_some() { forward(&design.of_teacher()) } else { 0.0 };
     let again = if design.is_coupled && config.train.accumulate > 1 { 1.0 } else { 0.0 };
-    2.0 * forward as f64 * (TRAINED + teacher + again)
+    2.0 * (forward(&design) * (TRAINED + again) + teacher)
 }
 
 /// Floating-point operations of one supervised step an image: one view, forward and backward.

@@ -32,7 +32,7 @@ const FOREIGN: [&str; 16] = [
 
 /// Tests whose numbers a processor's rounding reaches, and those of the views' vector code: the flag of
 /// cargo, and its value.
-const NUMERICAL: [(&str, &str); 15] = [
+const NUMERICAL: [(&str, &str); 16] = [
     ("--test", "golden"),
     ("--test", "knn"),
     ("--test", "linear"),
@@ -40,6 +40,7 @@ const NUMERICAL: [(&str, &str); 15] = [
     ("--test", "norm"),
     ("--test", "numerics"),
     ("--test", "parity"),
+    ("--test", "parity_methods"),
     ("--test", "part"),
     ("--test", "pixels"),
     ("--test", "views"),

@@ -7,3 +7,5 @@ pub mod info_nce;
 pub mod nt_xent;
 pub mod queue;
 pub(crate) mod shuffle;
+pub mod sinkhorn;
+pub mod swapped;

@@ -82,12 +82,9 @@ impl Shuffle {
     }
 
     fn exchange(&self, world: &dyn Collective, rows: &Tensor) -> Result<Tensor, StepError> {
-        let pick = |rows: &Tensor, index: &[i64]| -> Result<Tensor, StepError> {
-            Ok(rows.index_select(0, &shim::upload(&Tensor::from_slice(index), rows.device())?))
-        };
         let come = world.exchange(&pick(rows, &self.leaving)?, &self.send, &self.receive)?;
         // In a world of one they are in their places.
-        if self.arrange.is_sorted() { Ok(come) } else { pick(&come, &self.arrange) }
+        if self.arrange.is_sorted() { Ok(come) } else { Ok(pick(&come, &self.arrange)?) }
     }
 
     /// Outputs `[n, d]` of all samples of all ranks, in the order of the batch; one collective for all of them.
@@ -101,6 +98,40 @@ impl Shuffle {
         let all = all.index_select(0, &self.back);
         Ok(all.split_with_sizes(widths, 1))
     }
+
+    /// Outputs of this rank's samples, in its order, from the ranks that made them; one collective for all of them.
+    /// Samples may have several rows each.
+    pub(crate) fn send_home(
+        &self,
+        world: &dyn Collective,
+        outputs: &[Tensor],
+    ) -> Result<Vec<Tensor>, StepError> {
+        let samples = self.arrange.len() as i64;
+        let by_sample: Vec<Tensor> =
+            outputs.iter().map(|output| output.reshape([samples, -1])).collect();
+        let widths: Vec<i64> = by_sample.iter().map(|output| output.size()[1]).collect();
+        let made = Tensor::cat(&by_sample, 1);
+        // By the rank that each came from, in the order in which it came: the way there, backwards.
+        let made = pick(&made, &inverse(&self.arrange))?;
+        let home = world.exchange(&made, &self.receive, &self.send)?;
+        let home = pick(&home, &inverse(&self.leaving))?.split_with_sizes(widths, 1);
+        let shaped = home.iter().zip(outputs).map(|(home, made)| home.reshape(made.size()));
+        Ok(shaped.collect())
+    }
+}
+
+/// Rows by their places.
+fn pick(rows: &Tensor, places: &[i64]) -> Result<Tensor, ShimError> {
+    Ok(rows.index_select(0, &shim::upload(&Tensor::from_slice(places), rows.device())?))
+}
+
+/// Where each of a permutation's places is.
+fn inverse(order: &[i64]) -> Vec<i64> {
+    let mut inverse = vec![0; order.len()];
+    for (place, of) in (0..).zip(order) {
+        inverse[*of as usize] = place;
+    }
+    inverse
 }
 
 /// The order in which the key encoder sees the samples of a global batch at a step: place to
