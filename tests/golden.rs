@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use detco::config::{Config, PATCHES, RECIPES};
-use detco::method::{Byol, Densecl, Moco, Swav};
+use detco::method::{Byol, Densecl, Jigsaw, Moco, Swav};
 use support::{detco_ok, path, shards};
 
 const STEPS: usize = 5;
@@ -57,6 +57,10 @@ fn losses(recipe: &str, data: &Path, run: &Path) -> Vec<f64> {
         if config.views.group(group).is_some() {
             sets.push(format!("views.{group}.size={small}"));
         }
+    }
+    if config.method.as_a::<Jigsaw>().is_some() {
+        let more = ["method.hidden=16", "method.permutations=12", "views.patches.grid.shuffle=12"];
+        sets.extend(more.map(String::from));
     }
     if config.method.as_a::<Moco>().is_some() {
         sets.extend(["method.dim=16", "method.queue=64"].map(String::from));

@@ -11,6 +11,7 @@ use detco::method::GLOBAL;
 use detco::model::{Draws, Model, Moments};
 use detco::optim::Sgd;
 use detco::step::{At, StepReport, update};
+use detco_shards::views::{Note, Rect};
 use tch::{Device, Kind, Tensor};
 
 const SMALL: [&str; 5] = [
@@ -354,6 +355,31 @@ fn refused_steps_change_nothing_of_densecl_and_byol() {
     }
 }
 
+/// ln P, as a classifier that says nothing; and orders that come with the batch, without which it is refused.
+#[test]
+fn jigsaw_starts_at_the_logarithm_of_its_permutations() {
+    let mut trainer = Trainer::new("jigsaw-r50", &["views.patches.grid.patch=32"]);
+    let patches = Tensor::randn([8, 9, 3, 32, 32], (Kind::Float, Device::Cpu));
+    let batch = || Batch::new(vec![("patches".to_string(), vec![patches.copy()])]);
+    let at = At { step: 0, learning_rate: 0.1 };
+    let Trainer { config, model, sgd, .. } = &mut trainer;
+    let refused = update(model, sgd, &Local, config, &batch(), at).unwrap_err().to_string();
+    assert!(refused.contains("does not say what was drawn"), "{refused}");
+    let crop = Rect { left: 0, top: 0, width: 64, height: 64 };
+    let note = |order| Note {
+        picture: [64, 64],
+        crop,
+        flip: false,
+        rotation: 0,
+        permutation: Some(order),
+    };
+    let notes = (0..8).map(|sample| note(250 * sample)).collect();
+    let batch = batch().with_notes(vec![("patches".to_string(), vec![notes])]);
+    let report = update(model, sgd, &Local, config, &batch, at).unwrap();
+    assert!((report.loss - 2000_f64.ln()).abs() < 0.5, "{report:?}");
+    assert!(report.embedding_std.is_empty() && report.terms[0].reading("accuracy") <= 0.25);
+}
+
 /// What does not fit is refused by name, with what was expected.
 #[test]
 fn keys_and_views_that_do_not_fit_are_refused() {
@@ -366,6 +392,12 @@ fn keys_and_views_that_do_not_fit_are_refused() {
         ("byol-r50", "method.scale=0", "method.scale = 0: expected above 0"),
         ("byol-r50", "views.second.count=2", "views.second = 2 views: expected one view"),
         ("byol-r50", "method.queue=64", "it is a key of"),
+        (
+            "jigsaw-r50",
+            "method.permutations=100",
+            "views.patches = 1 views: expected one view with",
+        ),
+        ("jigsaw-r50", "method.permutations=1", "method.permutations = 1: expected 2 to 10000"),
         ("swav-r50", "method.epsilon=0", "method.epsilon = 0: expected above 0"),
         ("swav-r50", "method.small_crops=4", "views.small = 6 views: expected 4 views"),
         ("swav-r50", "views.small.count=0", "views.small = 0 views: expected 6 views"),

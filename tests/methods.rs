@@ -265,7 +265,16 @@ const SWAV: &[&str] = &[
     "views.small.size=24",
 ];
 
-const RECIPES: [(&str, &[&str]); 7] = [
+const JIGSAW: &[&str] = &[
+    "method.hidden=32",
+    "method.permutations=12",
+    "views.patches.size=54",
+    "views.patches.grid.patch=16",
+    "views.patches.grid.shuffle=12",
+];
+
+const RECIPES: [(&str, &[&str]); 8] = [
+    ("jigsaw-r50", JIGSAW),
     ("densecl-r50", DENSECL),
     ("byol-r50", BYOL),
     ("swav-r50", SWAV),

@@ -1,4 +1,4 @@
-//! DenseCL, BYOL and SwAV against PyTorch: same weights, same views, same shuffles, compared after every step.
+//! DenseCL, BYOL, SwAV and Jigsaw against PyTorch: same weights, same views, same shuffles, compared after every step.
 //!
 //! The other side is `tools/reference/methods_reference.py`, written from the papers' equations, with torchvision's
 //! ResNet inside and autograd's gradients. As in `tests/parity.rs`, which explains the bounds: five free steps in
@@ -22,10 +22,18 @@ use detco::dist::local::Local;
 use detco::model::{Draws, Model};
 use detco::optim::Sgd;
 use detco::step::{At, permutation, update};
+use detco_shards::views::{Note, Rect};
 use numerical::set_threads;
 use reference::{Reference, STEPS, dtype};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+
+/// In which of a set's orders a view's patches lie.
+fn note(order: i64) -> Note {
+    let crop = Rect { left: 0, top: 0, width: 64, height: 64 };
+    let permutation = Some(order as u32);
+    Note { picture: [64, 64], crop, flip: false, rotation: 0, permutation }
+}
 
 /// Blobs of colour and some noise, which differ as photographs do.
 fn picture(name: &str, view: u64, n: i64, edge: i64) -> Tensor {
@@ -116,7 +124,13 @@ fn compare(recipe: &str, edges: &[(&str, i64)], sets: &[&str], kind: Kind) {
                 (0..*count).map(move |view| {
                     // Views of all groups are of the same pictures.
                     let number = edge as u64 * 10 + u64::from(view) + 1000 * group.len() as u64;
-                    let pixels = picture(&step.to_string(), number, n, edge).to_kind(kind);
+                    let images = if group == "patches" { 9 } else { 1 };
+                    let pixels = picture(&step.to_string(), number, n * images, edge);
+                    let pixels = pixels.to_kind(kind);
+                    let pixels = match images {
+                        1 => pixels,
+                        images => pixels.view([n, images, 3, edge, edge]),
+                    };
                     (format!("{step}.{group}.{view}"), pixels)
                 })
             })
@@ -124,12 +138,17 @@ fn compare(recipe: &str, edges: &[(&str, i64)], sets: &[&str], kind: Kind) {
         .collect();
     let shuffles: Vec<Vec<i64>> =
         (0..STEPS).map(|step| permutation(config.seed, step, n as usize)).collect();
+    let orders = |step: u64| -> Vec<i64> {
+        let mut draw = Draws::new(9, "orders", step);
+        (0..n).map(|_| draw.below(12) as i64).collect()
+    };
     let method: Value = serde_json::to_value(&config.method).unwrap();
     let mut settings = json!({
         "backbone": "resnet18", "bn_splits": config.model.bn_splits, "lr": lr,
         "momentum": optim.momentum, "weight_decay": optim.weight_decay, "nesterov": optim.nesterov,
         "trust": optim.trust, "decay_vectors": optim.decay_vectors, "optimizer": optim.optimizer,
         "threads": threads, "dtype": dtype(kind), "steps": STEPS, "shuffles": shuffles,
+        "orders": (0..STEPS).map(orders).collect::<Vec<_>>(),
         "groups": groups.iter().cloned().collect::<HashMap<String, u32>>(),
         "method": method["name"],
     });
@@ -149,7 +168,9 @@ fn compare(recipe: &str, edges: &[(&str, i64)], sets: &[&str], kind: Kind) {
             let views = (0..*count).map(|view| views[&format!("{step}.{group}.{view}")].copy());
             (group.clone(), views.collect())
         };
-        let batch = Batch::new(groups.iter().map(of_group).collect());
+        let notes: Vec<Note> = orders(step).into_iter().map(note).collect();
+        let batch = Batch::new(groups.iter().map(of_group).collect())
+            .with_notes(vec![("patches".to_string(), vec![notes])]);
         let at = At { step, learning_rate: lr };
         let report = update(&mut model, &mut sgd, &Local, &config, &batch, at).unwrap();
         assert!(report.applied);
@@ -201,6 +222,21 @@ const SWAV: &[&str] = &[
     "method.queue=16",
     "method.queue_from=3",
 ];
+
+const JIGSAW: &[&str] =
+    &["method.hidden=32", "method.permutations=12", "views.patches.grid.shuffle=12"];
+
+#[test]
+fn jigsaw_trains_as_pytorch_does() {
+    let sets = ["model.bn_splits=1", "optim.lr=0.05"];
+    compare("jigsaw-r50", &[("patches", 32)], &[JIGSAW, &sets].concat(), Kind::Float);
+}
+
+#[test]
+fn jigsaw_in_groups_and_parts_trains_as_pytorch_does() {
+    let sets = ["model.bn_splits=4", "train.accumulate=2", "optim.lr=0.05"];
+    compare("jigsaw-r50", &[("patches", 32)], &[JIGSAW, &sets].concat(), Kind::Double);
+}
 
 #[test]
 fn densecl_trains_as_pytorch_does() {

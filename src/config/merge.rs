@@ -7,6 +7,12 @@ use super::error::ConfigError;
 /// The table of the method and its keys.
 pub(super) const METHOD: &str = "method";
 
+/// The table of a group's crop.
+const CROP: &str = "crop";
+
+/// What a crop has one of: the keys of each.
+const REGIONS: [&[&str]; 4] = [&["scale", "ratio"], &["square"], &["center"], &["whole"]];
+
 /// Puts a table on another, key by key. Lists of tables with a `name` go table by table: groups of views.
 pub(super) fn merge(under: &mut toml::Table, over: toml::Table) {
     let groups = |list: &[toml::Value]| list.iter().all(|one| one.get("name").is_some());
@@ -18,7 +24,12 @@ pub(super) fn merge(under: &mut toml::Table, over: toml::Table) {
             {
                 *below = above;
             }
-            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => {
+                if key == CROP {
+                    above.keys().for_each(|region| make_way(below, region));
+                }
+                merge(below, above);
+            }
             (Some(toml::Value::Array(below)), toml::Value::Array(above))
                 if !above.is_empty() && groups(&below[..]) && groups(&above) =>
             {
@@ -40,6 +51,14 @@ fn merge_group(list: &mut Vec<toml::Value>, group: toml::Value) {
     }
 }
 
+/// Takes the regions out of a crop that a key says another one in the place of.
+fn make_way(crop: &mut toml::Table, key: &str) {
+    if let Some(own) = REGIONS.iter().find(|keys| keys.contains(&key)) {
+        let others = REGIONS.iter().filter(|keys| *keys != own);
+        others.copied().flatten().for_each(|other| drop(crop.remove(*other)));
+    }
+}
+
 /// Whether a name is that of another method than the table's.
 fn other_name(table: &toml::Table, name: Option<&toml::Value>) -> bool {
     name.is_some_and(|name| table.get("name") != Some(name))
@@ -56,7 +75,7 @@ pub(super) fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError
         .and_then(|mut one| one.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.to_string()));
     let mut keys = path.trim().split('.').peekable();
-    let mut at = table;
+    let (mut at, mut within) = (table, "");
     while let Some(key) = keys.next() {
         if key.is_empty() {
             return Err(fault("the key is empty".into()));
@@ -64,6 +83,9 @@ pub(super) fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError
         if keys.peek().is_none() {
             if path.trim() == "method.name" && other_name(at, Some(&value)) {
                 at.clear(); // the keys of one method mean nothing to another
+            }
+            if within == CROP {
+                make_way(at, key);
             }
             at.insert(key.to_string(), value);
             break;
@@ -76,6 +98,7 @@ pub(super) fn set(table: &mut toml::Table, text: &str) -> Result<(), ConfigError
             })?;
             below = element(list, one).map_err(fault)?;
         }
+        within = key;
         at = below
             .as_table_mut()
             .ok_or_else(|| fault("the key goes through a value that is no table".into()))?;
@@ -126,7 +149,7 @@ pub(super) fn flatten(prefix: &str, value: &toml::Value, to: &mut BTreeMap<Strin
 #[cfg(test)]
 mod tests {
     use crate::config::Config;
-    use detco_shards::views::{Group, Recipe, Step};
+    use detco_shards::views::{Crop, Group, Recipe, Region, Step};
 
     #[test]
     fn overrides_reach_groups_of_views_and_their_steps_by_name() {
@@ -157,6 +180,37 @@ mod tests {
         // Of no use to MoCo, and no fault.
         let moco = Config::load("moco-v2-r50", &["views.patches.count=0".to_owned()]).unwrap();
         assert_eq!((moco.training_views().groups.len(), moco.patch_size()), (1, None));
+    }
+
+    /// A recipe names another kind of crop than its base in a key, and so does `--set`; two at once are refused.
+    #[test]
+    fn a_crop_named_above_takes_the_place_of_another_kind_below() {
+        let load = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+            Config::load("detco-r50", &sets)
+        };
+        let crop = |sets: &[&str]| load(sets).unwrap().views.groups.remove(0).crop;
+        assert_eq!(crop(&["views.crops.crop.square=0.5"]).region, Region::Square(0.5));
+        let half = ["views.crops.crop.square=0.5", "views.crops.crop.resize=64"];
+        assert_eq!(crop(&half), Crop { resize: Some(64), ..crop(&half[..1]) });
+        let back = [&half[..], &["views.crops.crop.scale=[0.3, 1.0]"]].concat();
+        let ratio = [0.75, 1.0 / 0.75];
+        assert_eq!(crop(&back).region, Region::Random { scale: [0.3, 1.0], ratio });
+        assert_eq!(crop(&back).resize, Some(64), "what is no kind of crop stays");
+        let folder = tempfile::tempdir().unwrap();
+        let file = |crop: &str| {
+            let path = folder.path().join("recipe.toml");
+            let text =
+                format!("base = \"detco-r50\"\n[[views]]\nname = \"crops\"\ncrop = {crop}\n");
+            std::fs::write(&path, text).unwrap();
+            Config::load(path.to_str().unwrap(), &[])
+        };
+        let region = |crop: &str| file(crop).unwrap().views.groups.remove(0).crop.region;
+        assert_eq!(region("{ whole = true }"), Region::Whole);
+        assert_eq!(region("{ center = 0.875 }"), Region::Center(0.875));
+        assert_eq!(region("{ scale = [0.1, 0.2] }"), Region::Random { scale: [0.1, 0.2], ratio });
+        let error = file("{ whole = true, square = 0.5 }").unwrap_err().to_string();
+        assert!(error.contains("a crop has one of"), "{error}");
     }
 
     #[test]

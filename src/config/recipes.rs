@@ -51,6 +51,11 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         include_str!("../recipes/rotation-r50.toml"),
     ),
     (
+        "jigsaw-r50",
+        "Jigsaw, ResNet-50, ImageNet (105 epochs, batch 256, 2000 permutations)",
+        include_str!("../recipes/jigsaw-r50.toml"),
+    ),
+    (
         "detco-cifar",
         "DetCo, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("../recipes/detco-cifar.toml"),
@@ -84,6 +89,11 @@ pub const RECIPES: &[(&str, &str, &str)] = &[
         "rotation-cifar",
         "Rotation, ResNet-18 with a CIFAR stem, 32-pixel images",
         include_str!("../recipes/rotation-cifar.toml"),
+    ),
+    (
+        "jigsaw-cifar",
+        "Jigsaw, ResNet-18 with a CIFAR stem, 48-pixel images in nine patches",
+        include_str!("../recipes/jigsaw-cifar.toml"),
     ),
     (
         "detco-small",

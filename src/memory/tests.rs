@@ -55,7 +55,7 @@ fn needs_are_what_libtorch_counts() {
         "method.queue_from=0",
     ];
     use Norms::{Kernels, Libtorch};
-    let cases: [(&str, &[&str], Norms); 23] = [
+    let cases: [(&str, &[&str], Norms); 25] = [
         ("detco-r50", &["method.local_head=pirl", "views.patches.grid.patch=32"], Libtorch),
         // With 8 channels libtorch's convolutions in bfloat16 hold more on a CPU than their maps.
         (
@@ -101,6 +101,8 @@ fn needs_are_what_libtorch_counts() {
         ("byol-r50", &[], Libtorch),
         ("byol-r50", &["method.hidden=4096", "method.dim=256"], Libtorch),
         ("byol-cifar", &["train.accumulate=2", "model.width=16"], Libtorch),
+        ("jigsaw-r50", &["model.backbone=resnet18", "views.patches.grid.patch=32"], Libtorch),
+        ("jigsaw-r50", &["train.accumulate=2"], Libtorch),
         ("swav-r50", &[], Libtorch),
         ("swav-r50", &["method.prototypes=3000"], Libtorch),
         ("swav-cifar", &["train.accumulate=2"], Libtorch),
@@ -108,7 +110,7 @@ fn needs_are_what_libtorch_counts() {
     let mut faults = Vec::new();
     for (recipe, more, norms) in cases {
         let own: &[&str] = match recipe.split('-').next() {
-            Some("simclr" | "rotation") => &[],
+            Some("simclr" | "rotation" | "jigsaw") => &[],
             Some("byol") => &byol,
             Some("swav") => &swav,
             _ => &moco,

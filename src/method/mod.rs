@@ -13,6 +13,7 @@ mod densecl;
 pub mod design;
 #[cfg(feature = "train")]
 pub mod error;
+mod jigsaw;
 mod moco;
 #[cfg(feature = "train")]
 pub mod parts;
@@ -44,6 +45,7 @@ pub use design::{
 };
 #[cfg(feature = "train")]
 pub use error::StepError;
+pub use jigsaw::Jigsaw;
 pub use moco::{CROPS, GLOBAL, Head, LOCAL, LocalHead, Moco, PATCHES};
 #[cfg(feature = "train")]
 pub use parts::queue::Queues;
@@ -56,6 +58,7 @@ const METHODS: &[(&str, Read)] = &[
     ("moco", read::<Moco>),
     ("byol", read::<Byol>),
     ("densecl", read::<Densecl>),
+    ("jigsaw", read::<Jigsaw>),
     ("rotation", read::<Rotation>),
     ("simclr", read::<Simclr>),
     ("swav", read::<Swav>),
@@ -63,8 +66,15 @@ const METHODS: &[(&str, Read)] = &[
 
 /// The same, as training sees them. Apart, so that a program that does not train links no libtorch.
 #[cfg(feature = "train")]
-const TRAINED: &[Cast] =
-    &[cast::<Moco>, cast::<Byol>, cast::<Densecl>, cast::<Rotation>, cast::<Simclr>, cast::<Swav>];
+const TRAINED: &[Cast] = &[
+    cast::<Moco>,
+    cast::<Byol>,
+    cast::<Densecl>,
+    cast::<Jigsaw>,
+    cast::<Rotation>,
+    cast::<Simclr>,
+    cast::<Swav>,
+];
 
 /// What a method of pre-training declares: its keys of the configuration, and what they come to.
 pub trait Declare: Any + fmt::Debug + Send + Sync {

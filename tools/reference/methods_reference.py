@@ -1,4 +1,4 @@
-"""DenseCL, BYOL and SwAV in PyTorch, as short as the papers allow: what the trainer is compared with.
+"""DenseCL, BYOL, SwAV and Jigsaw in PyTorch, as short as the papers allow: what the trainer is compared with.
 
     python methods_reference.py
 
@@ -7,7 +7,7 @@ then the views (`<step>.<group>.<view>`). After each step everything that can be
 output.
 
 DenseCL: Wang et al., CVPR 2021, equations 1 to 4. BYOL: Grill et al., NeurIPS 2020, equations 1 to 3. SwAV: Caron et
-al., NeurIPS 2020, equations 1 to 5 and listing 1. Losses are loops over samples, cells and views, gradients autograd's.
+al., NeurIPS 2020, equations 1 to 5 and listing 1. Jigsaw: Goyal et al., ICCV 2019, appendix. Losses are loops over samples, cells and views, gradients autograd's.
 """
 
 import copy
@@ -241,6 +241,30 @@ class SwAV(Method):
             self.enqueue(self.keys)
 
 
+class Jigsaw(Method):
+    def make(self):
+        net, c = backbone(self.case)
+        hidden = self.case["hidden"]
+        student = nn.Module()
+        student.add_module("backbone", net)
+        patch = nn.Sequential(nn.Linear(c, hidden), PerDeviceBatchNorm(hidden), nn.ReLU())
+        join = nn.Linear(9 * hidden, self.case["permutations"])
+        student.add_module("jigsaw", at_5(nn.ModuleDict({"patch": patch, "join": join})))
+        return student
+
+    def loss(self, views, step):
+        patches = views["patches"][0]
+        head = self.student.jigsaw["5"]
+        each = head["patch"](self.student.backbone(patches.flatten(0, 1)))
+        orders = torch.tensor(self.case["orders"][step])
+        log_p = F.log_softmax(head["join"](each.reshape(len(patches), -1)), 1)
+        loss = -sum(row[order] for row, order in zip(log_p, orders)) / len(orders)
+        return loss, {"res5/jigsaw": loss}
+
+    def after(self):
+        pass
+
+
 class Updates(Optimizer):
     """Those of the parameters that have gradients."""
 
@@ -256,7 +280,7 @@ def main():
     torch.set_num_threads(case["threads"])
     torch.set_default_dtype(getattr(torch, case["dtype"]))
     PerDeviceBatchNorm.devices = case["bn_splits"]
-    method = {"densecl": DenseCL, "byol": Byol, "swav": SwAV}[case["method"]](case, receive())
+    method = {"densecl": DenseCL, "byol": Byol, "swav": SwAV, "jigsaw": Jigsaw}[case["method"]](case, receive())
     views = receive()
     optimizer = Updates(case, method.student.named_parameters())
 
