@@ -215,7 +215,7 @@ fn layouts_and_parts_change_nothing_but_rounding() {
                 if taken && ["byol-r50", "swav-r50"].contains(&recipe) {
                     let matrix = largest(&other, &name.replace("bias", "weight"));
                     let offset = largest(&other, name);
-                    assert!(offset < 1e-10 * matrix, "{recipe}: {name} {offset:e} of {matrix:e}");
+                    assert!(offset < 1e-8 * matrix, "{recipe}: {name} {offset:e} of {matrix:e}");
                     continue;
                 }
                 let off = error(b, a);
@@ -271,6 +271,8 @@ const JIGSAW: &[&str] = &[
     "views.patches.size=54",
     "views.patches.grid.patch=16",
     "views.patches.grid.shuffle=12",
+    // As for BYOL.
+    "optim.lr=0.005",
 ];
 
 const RECIPES: [(&str, &[&str]); 8] = [

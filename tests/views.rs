@@ -48,7 +48,7 @@ fn every_recipe_draws_the_same_numbers_for_ever() {
     assert!(faults.is_empty(), "drawn otherwise:\n{}", faults.join("\n"));
 }
 
-const DRAWN: [(&str, &str); 21] = [
+const DRAWN: [(&str, &str); 23] = [
     ("detco-r50", "025e68aae9e39971f9012dbb1a24cd112df943c9effa6840f3fd0f15517d38a2"),
     ("detco-aa-r50", "f6147f88c995e2a5c92b718d6b96f6698f9366b6540520e08db273046cc5b24c"),
     ("moco-v2-r50", "15e85c8df80de0f7171741535141157a857ec17fb655685e4f33ddc3b80210cd"),
@@ -58,6 +58,7 @@ const DRAWN: [(&str, &str); 21] = [
     ("byol-r50", "97fd6d534840af6413d6d28e3f3d20f21d6581c1f3fceca8492cd3cb5999f332"),
     ("swav-r50", "3121105e56e47ece719dfa34c5475a2c1a51c8f364c0c7d4b49483248dcdb012"),
     ("rotation-r50", "de08cbaf7a44410e190bc84ff4a1d38e603a679accc98bfd7201ec75f2bda950"),
+    ("jigsaw-r50", "e3c9dc53b6fc892e2f83f5976d5c17beb18246e50429730753528570872477ba"),
     ("detco-cifar", "8a2d901e27eebb0a603953b41525c46094608db67ef4ba8e9906085b1262bc4c"),
     ("moco-v2-cifar", "c134667f61f91436b087a9d8df699617fb2404e5c1cf94b37e7b406443b7dd5d"),
     ("densecl-cifar", "c134667f61f91436b087a9d8df699617fb2404e5c1cf94b37e7b406443b7dd5d"),
@@ -65,6 +66,7 @@ const DRAWN: [(&str, &str); 21] = [
     ("byol-cifar", "e52f382388ac3347f1e96f1884eea0fae4c5892aa9349848a6997b4f6de1d3e2"),
     ("swav-cifar", "f32889e8fc5e26676c7fbbbba7c51bf694da14f7d947c57f3cf47ca975105f13"),
     ("rotation-cifar", "7817a92d0188f42b763aa3d29bc4167a091a776de9749443eb7370be1b59085a"),
+    ("jigsaw-cifar", "7fe550504ddeb9c9e34fe748313973c77d794f1ab6272afbd7a76396ad7b7724"),
     ("detco-small", "f519a66a19f4255f8ada3b28f75bdccab777e68e48bc3aeedb3608b014b2338b"),
     ("moco-v2-small", "cb5c3974286ae0d190eb25d1535a5db931757d4339decc795ec5f618342ba980"),
     ("densecl-small", "cb5c3974286ae0d190eb25d1535a5db931757d4339decc795ec5f618342ba980"),
