@@ -135,6 +135,15 @@ fn a_measurement_is_repeatable_and_finite() {
     let third: Value = serde_json::from_str(&detco_ok(&strings(&args))).unwrap();
     assert_eq!(first, third);
     assert_eq!(kept("b"), files);
+    // Statistics computed anew come beside what was measured before.
+    let args = fixture.args("b", &["--json", "--each-level", "--recompute-bn"]);
+    let both: Value = serde_json::from_str(&detco_ok(&strings(&args))).unwrap();
+    let all = both["readings"].as_array().unwrap();
+    assert_eq!((all[..readings.len()].to_vec(), all.len()), (readings.clone(), 2 * readings.len()));
+    let again = &all[readings.len()];
+    assert_eq!(again["name"], format!("recomputed-bn/{}", readings[0]["name"].as_str().unwrap()));
+    assert_eq!((&both["recomputed_bn_scenes"], &both["sha256"]), (&40.into(), &first["sha256"]));
+    assert_eq!(kept("b").len(), 5 * (2 + 5 + 2));
     let text = detco_ok(&strings(&fixture.args("b", &["--each-level"])));
     assert!(text.contains("AP50") && text.contains("5 random inits"), "{text}");
 
@@ -142,7 +151,7 @@ fn a_measurement_is_repeatable_and_finite() {
     let args = fixture.args("b", &["--json", "--shuffled-boxes"]);
     let control: Value = serde_json::from_str(&detco_ok(&strings(&args))).unwrap();
     assert_eq!(control["settings"]["shuffled_boxes"], true);
-    assert_eq!(kept("b").len(), 5 * (2 + 5) + 2 + 5);
+    assert_eq!(kept("b").len(), 5 * (2 + 5 + 2) + 2 + 5);
 }
 
 /// Fine-tuned, a copy of the backbone is trained, of each seed anew; the file stays as it is.

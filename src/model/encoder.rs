@@ -232,13 +232,7 @@ impl Encoder {
         images: &Tensor,
         moments: &mut Moments,
     ) -> Result<Vec<Tensor>, ShimError> {
-        let groups = 1;
-        let mut norm = match (self.channels_last, self.norms) {
-            (false, _) => Norm::Dealt { groups, moments },
-            (true, Norms::Libtorch) => Norm::Blocks { groups, moments },
-            (true, Norms::Kernels) => Norm::Fused { groups, moments },
-        };
-        self.backbone.forward(images, &mut norm, 5)
+        self.backbone.forward(images, &mut self.norm(1, moments), 5)
     }
 
     /// Res5, average-pooled, `[n, c]`: what kNN and linear classifiers read. As [`Encoder::maps`].
@@ -315,6 +309,35 @@ impl Encoder {
         applied: &Tensor,
     ) -> Result<(), ShimError> {
         self.move_statistics(moments, seen, Some(applied))
+    }
+
+    /// Puts the statistics of batches of images `[n, 3, h, w]` in the place of the backbone's running ones: the
+    /// averages over the batches of their means and unbiased variances, as torch's `update_bn` has them. Every batch
+    /// is normalised by its own. Returns the number of batches; without any, nothing changes.
+    ///
+    /// # Errors
+    /// What a batch comes with; when libtorch fails, as where memory ends.
+    pub fn recompute_statistics<E: From<ShimError>>(
+        &mut self,
+        batches: impl Iterator<Item = Result<Tensor, E>>,
+    ) -> Result<i64, E> {
+        let (mut sum, mut last, mut count) = (None, Vec::new(), 0);
+        for images in batches {
+            let (images, mut moments) = (images?, Moments::default());
+            tch::no_grad(|| self.maps_of_batch(&images, &mut moments))?;
+            last = self.backbone.settling(&moments);
+            let seen = tch::no_grad(|| norm::mean_of(&last)).map(|seen| seen.to_kind(Kind::Double));
+            sum = match (sum, seen) {
+                (Some(sum), Some(seen)) => Some(sum + seen),
+                (sum, seen) => sum.or(seen),
+            };
+            count += 1;
+        }
+        if let Some(sum) = sum {
+            let means = (sum / count as f64).to_kind(Kind::Float);
+            tch::no_grad(|| norm::replace_all(&last, &means, count))?;
+        }
+        Ok(count)
     }
 
     fn move_statistics(

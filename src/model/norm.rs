@@ -78,6 +78,18 @@ pub(super) fn settle_all(
     shim::add(&tracked, &one)
 }
 
+/// Puts statistics in the place of running ones: means over `batches` passes of what [`mean_of`] gives, side by side
+/// `[2 c of each layer]`.
+pub(super) fn replace_all(all: &[Settling], means: &Tensor, batches: i64) -> Result<(), ShimError> {
+    let running: Vec<Tensor> =
+        all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
+    let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
+    shim::copy(&running, &means.split_with_sizes(lengths, 0))?;
+    let tracked: Vec<Tensor> = all.iter().map(|one| one.tracked.shallow_clone()).collect();
+    let counts: Vec<Tensor> = tracked.iter().map(|one| one.full_like(batches)).collect();
+    shim::copy(&tracked, &counts)
+}
+
 impl Moments {
     fn push(&mut self, slot: usize, mean: Tensor, variance: Tensor) {
         if self.0.len() <= slot {

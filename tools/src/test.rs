@@ -237,6 +237,12 @@ fn cargo_test(root: &Path) -> Command {
     for name in ["NO_PROXY", "no_proxy"] {
         command.env(name, "127.0.0.1,localhost,::1");
     }
+    // Threads of libtorch that wait for each other spin, by default so long that a second program on these cores
+    // makes small operations twenty times slower.
+    if std::env::var_os("OMP_WAIT_POLICY").is_none() && std::env::var_os("GOMP_SPINCOUNT").is_none()
+    {
+        command.env("GOMP_SPINCOUNT", "3000");
+    }
     command.args(["test", "--workspace"]);
     command
 }

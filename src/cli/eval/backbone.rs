@@ -64,6 +64,14 @@ mod opened {
             }
         }
 
+        /// The same, to change its statistics.
+        pub(in crate::cli::eval) fn encoder_mut(&mut self) -> &mut Encoder {
+            match &mut self.model.key {
+                Some(key) if self.key => key,
+                _ => &mut self.model.query,
+            }
+        }
+
         /// SHA-256 of the backbone's tensors, in hexadecimal: what it is, whatever file it came from.
         pub(in crate::cli::eval) fn digest(&self) -> anyhow::Result<String> {
             Ok(eval::digest(&self.encoder().backbone_tensors())?)

@@ -121,6 +121,11 @@ pub struct DetectArgs {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = workers)]
     pub workers: usize,
 
+    /// Also measure it with statistics of batch normalisation that are computed anew, of at most 10,000
+    /// training scenes: those of a DetCo backbone mix crops and patches.
+    #[arg(long)]
+    pub recompute_bn: bool,
+
     /// Print the result as JSON, for `detco eval compare`.
     #[arg(long)]
     pub json: bool,
@@ -176,7 +181,7 @@ mod measured {
         if let (false, Some(flag)) = (args.composites, args.material.given()) {
             anyhow::bail!("{flag} is for --composites");
         }
-        let backbone = args.backbone.open()?;
+        let mut backbone = args.backbone.open()?;
         let options = options(args);
         let source = source(args, options.workers)?;
         let folder = || cache_folder().join("detect");
@@ -198,27 +203,41 @@ mod measured {
             }
             bar.set_position(progress.done);
         };
-        let measured = || -> anyhow::Result<_> {
-            let bench = Bench::new(source.as_ref(), &options, &keep, &watch)?;
-            let sha256 = backbone.digest()?;
-            let encoder = backbone.encoder();
-            let device = device_of(encoder);
-            let subject = Subject { what: "backbone", encoder, config: &backbone.config };
-            let found = bench.measure(subject, &options.seeds)?;
-            let random = bench.random(&backbone.config, device)?;
-            let written = match &args.detections {
-                Some(file) => Some(write_detections(file, &bench.detections(subject)?)?),
-                None => None,
+        let mut measured =
+            || -> anyhow::Result<_> {
+                let bench = Bench::new(source.as_ref(), &options, &keep, &watch)?;
+                let sha256 = backbone.digest()?;
+                let encoder = backbone.encoder();
+                let device = device_of(encoder);
+                let subject = Subject { what: "backbone", encoder, config: &backbone.config };
+                let mut found = bench.measure(subject, &options.seeds)?;
+                let random = bench.random(&backbone.config, device)?;
+                let written = match &args.detections {
+                    Some(file) => Some(write_detections(file, &bench.detections(subject)?)?),
+                    None => None,
+                };
+                let mut scenes = None;
+                if args.recompute_bn {
+                    scenes = Some(bench.recompute_bn(backbone.encoder_mut())?);
+                    let (encoder, config) = (backbone.encoder(), &backbone.config);
+                    let subject = Subject { what: "recomputed statistics", encoder, config };
+                    let again = bench.measure(subject, &options.seeds)?.into_iter();
+                    found.extend(again.map(|found| Found {
+                        name: format!("recomputed-bn/{}", found.name),
+                        ..found
+                    }));
+                }
+                Ok((found, random, bench.data().clone(), sha256, written, scenes))
             };
-            Ok((found, random, bench.data().clone(), sha256, written))
-        };
         let measured = measured();
         bar.finish_and_clear();
-        let (found, random, data, sha256, written) = measured?;
+        let (found, random, data, sha256, written, scenes) = measured?;
         if let (Some(file), Some(truth)) = (&args.detections, written) {
             note!("{}: detections; {}: what there is", file.display(), truth.display());
         }
         let above = distances(&found, &random);
+        let mut more = Map::from_iter([("random_inits".to_owned(), json!(above))]);
+        more.extend(scenes.map(|scenes| ("recomputed_bn_scenes".to_owned(), json!(scenes))));
         let reading = if args.fine_tune { "fine-tuned" } else { "frozen" };
         let report = Report {
             protocol: format!("detect-{}-{reading}", source.name()),
@@ -227,7 +246,7 @@ mod measured {
             settings: settings(&options),
             data,
             readings: readings(&found),
-            more: Map::from_iter([("random_inits".to_owned(), json!(above))]),
+            more,
         };
         if args.json {
             writeln!(crate::console::stdout(), "{}", serde_json::to_value(&report)?)?;

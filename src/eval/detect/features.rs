@@ -6,7 +6,7 @@ use super::DetectError;
 use super::head::{STRIDE, reduced};
 use super::sources::Scenes;
 use crate::batch;
-use crate::eval::features::device_of;
+use crate::eval::features::{BN_BATCHES, device_of};
 use crate::model::Encoder;
 
 /// Scenes that go through the backbone together.
@@ -49,6 +49,23 @@ fn maps(
     let edge = scenes.size as usize;
     let images = batch::images(scenes.bytes(first, count), count, edge, device)?;
     on_grid(&encoder.maps(&images)?, grid(scenes))
+}
+
+/// Puts statistics of training scenes in the place of an encoder's running ones, of at most
+/// [`BN_BATCHES`](crate::eval::features::BN_BATCHES) batches. Returns the number of scenes.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn recompute_bn(encoder: &mut Encoder, scenes: &Scenes) -> Result<u64, DetectError> {
+    let (device, edge) = (device_of(encoder), scenes.size as usize);
+    let mut seen = 0;
+    let images = batches(scenes.len()).take(BN_BATCHES).map(|(first, count)| {
+        seen += count as u64;
+        let images = batch::images(scenes.bytes(first, count), count, edge, device);
+        images.map_err(DetectError::from)
+    });
+    encoder.recompute_statistics(images)?;
+    Ok(seen)
 }
 
 /// Edge of the grid for scenes of this size, in cells.

@@ -246,6 +246,14 @@ impl<'a> Bench<'a> {
         Ok(all)
     }
 
+    /// Puts statistics of the training scenes in the place of an encoder's own. Returns the number of scenes.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn recompute_bn(&self, encoder: &mut Encoder) -> Result<u64, DetectError> {
+        super::features::recompute_bn(encoder, &self.train)
+    }
+
     /// Measures random initialisations of a backbone's architecture, each with the first seed alone.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use detco_shards::format::ShardError;
 use detco_shards::order::Order;
-use detco_shards::pipeline::{Loader, LoaderOptions, OnBadSample, PipelineError};
+use detco_shards::pipeline::{Filled, Loader, LoaderOptions, OnBadSample, PipelineError};
 use detco_shards::stream::ShardSet;
 use detco_shards::views::{IMAGE, Recipe};
 use tch::{Device, TchError, Tensor};
@@ -90,6 +90,14 @@ pub enum FeaturesError {
         /// The sample's key in it.
         key: String,
     },
+    /// A set of one sample, which has no variance.
+    #[error("the {which} set has {samples} samples: statistics of batch normalisation take 2")]
+    Few {
+        /// Which set: `train`.
+        which: &'static str,
+        /// How many it has.
+        samples: u64,
+    },
     /// A sample cannot be read.
     #[error(transparent)]
     Shards(#[from] ShardError),
@@ -169,6 +177,18 @@ pub fn pass<E: From<FeaturesError>>(
     top: u8,
     take: &mut dyn FnMut(Passed) -> Result<(), E>,
 ) -> Result<(), E> {
+    let device = device_of(encoder);
+    for filled in load(set, order, look)? {
+        let filled = filled.map_err(pipeline)?;
+        let classes = filled.labels().map_err(FeaturesError::from)?;
+        let images = images(&filled, look, device)?;
+        let maps = encoder.maps_up_to(&images, top).map_err(FeaturesError::from)?;
+        take(Passed { ids: filled.samples.to_vec(), classes: classes.to_vec(), maps })?;
+    }
+    Ok(())
+}
+
+fn load(set: &Arc<ShardSet>, order: Order, look: &Look) -> Result<Loader, FeaturesError> {
     let recipe = Recipe::center(look.size, look.share().into());
     let loading = LoaderOptions {
         workers: look.workers,
@@ -177,18 +197,48 @@ pub fn pass<E: From<FeaturesError>>(
         bad_run_max: look.bad_run_max,
         ..LoaderOptions::evaluate(recipe, order)
     };
-    let pipeline = |error| FeaturesError::Pipeline(Box::new(error));
-    let device = device_of(encoder);
-    let edge = look.size as usize;
-    for filled in Loader::start(Arc::clone(set), loading).map_err(pipeline)? {
-        let filled = filled.map_err(pipeline)?;
-        let classes = filled.labels().map_err(FeaturesError::from)?;
-        let images = batch::images(filled.view(IMAGE, 0), filled.len(), edge, device);
-        let maps = images.map_err(FeaturesError::from)?;
-        let maps = encoder.maps_up_to(&maps, top).map_err(FeaturesError::from)?;
-        take(Passed { ids: filled.samples.to_vec(), classes: classes.to_vec(), maps })?;
+    Loader::start(Arc::clone(set), loading).map_err(pipeline)
+}
+
+fn pipeline(error: PipelineError) -> FeaturesError {
+    FeaturesError::Pipeline(Box::new(error))
+}
+
+fn images(filled: &Filled, look: &Look, device: Device) -> Result<Tensor, FeaturesError> {
+    let bytes = filled.view(IMAGE, 0);
+    Ok(batch::images(bytes, filled.len(), look.size as usize, device)?)
+}
+
+/// Images of a batch whose statistics [`recompute_bn`] takes.
+pub const BN_BATCH: u64 = 64;
+/// Batches of which it takes them, at most.
+pub const BN_BATCHES: usize = 200;
+
+/// Puts statistics of a set's images, as evaluation sees them, in the place of an encoder's running ones: of 200
+/// batches of 64 drawn without replacement, or of as many whole ones as there are. Returns the number of images.
+///
+/// # Errors
+/// [`FeaturesError::Few`], and as [`pass`].
+pub fn recompute_bn(
+    encoder: &mut Encoder,
+    (which, set): (&'static str, &Arc<ShardSet>),
+    look: &Look,
+) -> Result<u64, FeaturesError> {
+    let samples = set.len();
+    let few = || FeaturesError::Few { which, samples };
+    let order = Order::shuffled(samples, BN_BATCH.min(samples), 0).map_err(|_| few())?;
+    if samples < 2 {
+        return Err(few());
     }
-    Ok(())
+    let device = device_of(encoder);
+    let mut count = 0;
+    let batches = load(set, order, look)?.take(BN_BATCHES).map(|filled| {
+        let filled = filled.map_err(pipeline)?;
+        count += filled.len() as u64;
+        images(&filled, look, device)
+    });
+    encoder.recompute_statistics(batches)?;
+    Ok(count)
 }
 
 /// Where an encoder's tensors live.
