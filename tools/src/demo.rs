@@ -20,7 +20,7 @@ use crate::{objects, setup, shell};
 /// Written into the demo's folder first: says that the folder is the demo's, and of what images.
 const STATE: &str = "demo.txt";
 /// Everything the demo makes in its folder.
-const PRODUCTS: [&str; 8] = [
+const PRODUCTS: [&str; 10] = [
     "images",
     "images.part",
     "shards",
@@ -28,6 +28,8 @@ const PRODUCTS: [&str; 8] = [
     "run",
     "backbone.safetensors",
     "backbone.pth",
+    "attention.png",
+    "detect",
     STATE,
 ];
 const SEED: u64 = 1;
@@ -39,6 +41,11 @@ const IMAGES_MAX: usize = 1500;
 const RECIPE: &str = "detco-small";
 /// Samples seen in training; the number of epochs follows from the size of the data set.
 const SAMPLES_SEEN: usize = 20_000;
+/// A detection probe of seconds: its figures tell trained from random weights on average, and no more.
+const PROBE: [&str; 10] =
+    ["--scenes", "400", "--test-scenes", "150", "--steps", "200", "--seeds", "2", "--inits", "3"];
+/// Images of the attention grid.
+const SHOWN: usize = 4;
 /// Share of the epochs after which the run is killed.
 const KILL_AT: f64 = 0.4;
 /// A trained backbone must beat the untrained one by this many percentage points.
@@ -202,6 +209,7 @@ impl Demo<'_> {
         let answers = self.knn(&images)?;
         self.export(&answers)?;
         self.judge(&answers)?;
+        self.measure(&images)?;
         self.end(started.elapsed())
     }
 
@@ -399,6 +407,41 @@ impl Demo<'_> {
         Ok(())
     }
 
+    /// Three more of what `detco eval` measures, each in seconds.
+    fn measure(&self, images: &Images) -> Result<()> {
+        let run = self.path("run");
+        let (train, test) = (self.path("shards/train"), self.path("shards/test"));
+        if images.labelled {
+            self.say("A linear classifier on the frozen features");
+            self.detco(&["eval", "linear", &run, "--train", &train, "--test", &test])?;
+            self.say(
+                "A small detector on the frozen maps, beside random initialisations: the images are pasted \
+                 on each other and have to be found",
+            );
+            let words = ["eval", "detect", &run, "--composites", "--objects", &train];
+            let keep = self.path("detect");
+            let of = ["--test-objects", &test, "--photos", &train, "--keep", &keep];
+            self.detco(&[&words[..], &of, &PROBE].concat())?;
+        }
+        self.say("Where the maps of Res4 and Res5 are large, before and after training");
+        let shown = self.some_images()?;
+        let grid = self.path("attention.png");
+        let words = ["eval", "attention", &run, "--init", "--with", &run, "--levels", "4,5"];
+        let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
+        self.detco(&[&words[..], &["--size", "96", "-o", &grid, "--"], &shown].concat()).map(drop)
+    }
+
+    /// An image of each of the first classes.
+    fn some_images(&self) -> Result<Vec<String>> {
+        let mut shown = Vec::new();
+        for folder in classes(&self.options.out.join("images/train"))?.into_iter().take(SHOWN) {
+            let mut all = files(&folder)?;
+            all.sort();
+            shown.extend(all.first().map(|image| self::shown(self.root, image)));
+        }
+        Ok(shown)
+    }
+
     fn end(&self, time: Duration) -> Result<()> {
         let state = self.options.out.join(STATE);
         fs::write(&state, format!("{}finished\n", self.source()))?;
@@ -411,6 +454,7 @@ impl Demo<'_> {
             ("run/checkpoints", "where `detco train --resume` goes on"),
             ("backbone.safetensors", "the backbone, in torchvision's names"),
             ("backbone.pth", "the same for torch.load"),
+            ("attention.png", "where maps of random and of trained weights are large"),
         ];
         for (product, note) in notes {
             if self.options.out.join(product).exists() {
