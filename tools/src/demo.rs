@@ -43,7 +43,7 @@ const RECIPE: &str = "detco-small";
 const SAMPLES_SEEN: usize = 20_000;
 /// A detection probe of seconds: its figures tell trained from random weights on average, and no more.
 const PROBE: [&str; 10] =
-    ["--scenes", "400", "--test-scenes", "150", "--steps", "200", "--seeds", "2", "--inits", "3"];
+    ["--scenes", "300", "--test-scenes", "100", "--steps", "150", "--width", "32", "--seeds", "2"];
 /// Images of the attention grid.
 const SHOWN: usize = 4;
 /// Share of the epochs after which the run is killed.
