@@ -76,7 +76,12 @@ impl Needs {
             }
             let of_heads: i64 = design.heads_of(&pass.scope).map(HeadDesign::parameters).sum();
             let (kept, gradients) = (rows * wide(heads) * number, wide(of_heads) * 4);
-            layers.push(Layer { kept, gradients, ..Layer::default() });
+            // A gradient that is added to one that is there already is a tensor of its own for a moment.
+            let matrices = design.heads_of(&pass.scope).flat_map(HeadDesign::layers);
+            let largest = matrices.map(method::Layer::parameters).max().unwrap_or(0);
+            let adds = config.train.accumulate > 1 || ranks > 1;
+            let workspace = if adds { wide(largest) * 4 } else { 0 };
+            layers.push(Layer { kept, gradients, workspace, ..Layer::default() });
             passes.push(layers);
             // Images that the method makes of the views. Those that are shuffled for a teacher are gone before the
             // student's activations come.

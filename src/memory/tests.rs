@@ -7,6 +7,7 @@ use crate::model::{Draws, Model};
 use crate::optim::Sgd;
 use crate::shim::step::Meter;
 use crate::step::{At, update};
+use detco_shards::views::{Note, Rect};
 use tch::{Kind, Tensor};
 
 /// The most that two steps hold, counted by libtorch's allocator.
@@ -32,7 +33,18 @@ fn measured(config: &Config, norms: Norms) -> i64 {
             let view = |v: u32| view(&v.to_string(), images as i64, edge.into());
             (group.name.clone(), (0..group.count).map(view).collect())
         });
-        let batch = Batch::new(groups.collect());
+        let note = |sample: i64| Note {
+            picture: [64, 64],
+            crop: Rect { left: 0, top: 0, width: 64, height: 64 },
+            flip: false,
+            rotation: 0,
+            permutation: Some(sample as u32),
+        };
+        let notes = config.training_views().groups.into_iter().map(|group| {
+            let of_view = |_| (0..n).map(note).collect();
+            (group.name, (0..group.count).map(of_view).collect())
+        });
+        let batch = Batch::new(groups.collect()).with_notes(notes.collect());
         let at = At { step, learning_rate: 0.01 };
         let report = update(&mut model, &mut sgd, &Local, config, &batch, at).unwrap();
         assert!(report.applied);
