@@ -52,7 +52,7 @@ fn maps(
 }
 
 /// Puts statistics of training scenes in the place of an encoder's running ones, of at most
-/// [`BN_BATCHES`](crate::eval::features::BN_BATCHES) batches. Returns the number of scenes.
+/// [`BN_BATCHES`] batches. Returns the number of scenes.
 ///
 /// # Errors
 /// When libtorch fails.
