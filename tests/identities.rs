@@ -1,4 +1,4 @@
-//! What DenseCL, BYOL and SwAV have to be besides their formulas: identities between methods, values at the start, and
+//! What DenseCL, BYOL, SwAV and Jigsaw have to be besides their formulas: identities between methods, values at the start, and
 //! the mistakes that other implementations made, of which each is a test that ours has not got it.
 #![cfg(feature = "train")]
 

@@ -411,7 +411,7 @@ fn the_monitor_reads_the_map_that_the_method_declares() {
     }
 }
 
-/// What a run will take is said by arithmetic, without a key encoder and queues.
+/// What a run will take is said by arithmetic: a key encoder and queues where the method has them.
 #[test]
 fn a_dry_run_says_what_a_method_takes() {
     let (folder, data) = shards(12);

@@ -334,8 +334,7 @@ impl Encoder {
             count += 1;
         }
         if let Some(sum) = sum {
-            let means = (sum / count as f64).to_kind(Kind::Float);
-            tch::no_grad(|| norm::replace_all(&last, &means, count))?;
+            tch::no_grad(|| norm::replace_all(&last, &(sum / count as f64), count))?;
         }
         Ok(count)
     }

@@ -84,6 +84,8 @@ pub(super) fn replace_all(all: &[Settling], means: &Tensor, batches: i64) -> Res
     let running: Vec<Tensor> =
         all.iter().flat_map(|one| one.running.iter().map(Tensor::shallow_clone)).collect();
     let lengths: Vec<i64> = running.iter().map(|tensor| tensor.size()[0]).collect();
+    let means =
+        running.first().map_or_else(|| means.shallow_clone(), |one| means.to_kind(one.kind()));
     shim::copy(&running, &means.split_with_sizes(lengths, 0))?;
     let tracked: Vec<Tensor> = all.iter().map(|one| one.tracked.shallow_clone()).collect();
     let counts: Vec<Tensor> = tracked.iter().map(|one| one.full_like(batches)).collect();

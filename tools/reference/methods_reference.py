@@ -7,7 +7,8 @@ then the views (`<step>.<group>.<view>`). After each step everything that can be
 output.
 
 DenseCL: Wang et al., CVPR 2021, equations 1 to 4. BYOL: Grill et al., NeurIPS 2020, equations 1 to 3. SwAV: Caron et
-al., NeurIPS 2020, equations 1 to 5 and listing 1. Jigsaw: Goyal et al., ICCV 2019, appendix. Losses are loops over samples, cells and views, gradients autograd's.
+al., NeurIPS 2020, equations 1 to 5 and listing 1. Jigsaw: Goyal et al., ICCV 2019, appendix. Losses are loops over
+samples, cells and views, gradients autograd's.
 """
 
 import copy
@@ -40,7 +41,7 @@ def at_5(module):
 
 
 class Method:
-    """What all three share: a student, perhaps a teacher that follows it, perhaps queues."""
+    """What all four share: a student, perhaps a teacher that follows it, perhaps queues."""
 
     def __init__(self, case, initial):
         self.case = case

@@ -52,14 +52,16 @@ fn maps(
 }
 
 /// Puts statistics of training scenes in the place of an encoder's running ones, of at most
-/// [`BN_BATCHES`] batches. Returns the number of scenes.
+/// [`BN_BATCHES`] whole batches, or of all where they are fewer than a batch. Returns the number of scenes.
 ///
 /// # Errors
 /// When libtorch fails.
 pub fn recompute_bn(encoder: &mut Encoder, scenes: &Scenes) -> Result<u64, DetectError> {
     let (device, edge) = (device_of(encoder), scenes.size as usize);
     let mut seen = 0;
-    let images = batches(scenes.len()).take(BN_BATCHES).map(|(first, count)| {
+    // A last batch of a few scenes would count as much as others, and of one a small map has no variance.
+    let whole = batches(scenes.len()).filter(|(first, count)| *first == 0 || *count == BATCH);
+    let images = whole.take(BN_BATCHES).map(|(first, count)| {
         seen += count as u64;
         let images = batch::images(scenes.bytes(first, count), count, edge, device);
         images.map_err(DetectError::from)

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use detco_shards::format::ShardError;
-use detco_shards::order::Order;
+use detco_shards::order::{Order, OrderError};
 use detco_shards::pipeline::{Filled, Loader, LoaderOptions, OnBadSample, PipelineError};
 use detco_shards::stream::ShardSet;
 use detco_shards::views::{IMAGE, Recipe};
@@ -91,13 +91,18 @@ pub enum FeaturesError {
         key: String,
     },
     /// A set of one sample, which has no variance.
-    #[error("the {which} set has {samples} samples: statistics of batch normalisation take 2")]
+    #[error(
+        "statistics of batch normalisation need at least 2 samples, the {which} set has {samples}"
+    )]
     Few {
         /// Which set: `train`.
         which: &'static str,
         /// How many it has.
         samples: u64,
     },
+    /// A set has no order.
+    #[error(transparent)]
+    Order(#[from] OrderError),
     /// A sample cannot be read.
     #[error(transparent)]
     Shards(#[from] ShardError),
@@ -225,11 +230,10 @@ pub fn recompute_bn(
     look: &Look,
 ) -> Result<u64, FeaturesError> {
     let samples = set.len();
-    let few = || FeaturesError::Few { which, samples };
-    let order = Order::shuffled(samples, BN_BATCH.min(samples), 0).map_err(|_| few())?;
     if samples < 2 {
-        return Err(few());
+        return Err(FeaturesError::Few { which, samples });
     }
+    let order = Order::shuffled(samples, BN_BATCH.min(samples), 0)?;
     let device = device_of(encoder);
     let mut count = 0;
     let batches = load(set, order, look)?.take(BN_BATCHES).map(|filled| {
